@@ -1,0 +1,1 @@
+"""Penstock: the fault-tolerant data plane for asynchronous RL post-training."""
