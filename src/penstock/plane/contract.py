@@ -31,8 +31,8 @@ OnFailed: TypeAlias = Literal["raise", "drop"]
 class DataPlaneClient(ABC):
     """A client of a plane: one session, safe to use from several threads, closed once.
 
-    Every method takes ``timeout_s``: seconds until the call must have ended, None = the client's default (30 s); 0 = do not
-    wait for anything. ``claim_meta`` alone has its own default. Every method may raise, besides what it names:
+    Every method takes ``timeout_s``: seconds until the call must have ended, None = the client's default (30 s); 0 = wait
+    for nothing. ``claim_meta`` alone has its own default. Every method may raise, besides what it names:
     ``BadArgument`` (also ``ValueError``), ``UnknownName`` (also ``KeyError``), ``DataPlaneTimeout`` (also
     ``TimeoutError``) and ``DataPlaneUnavailable``, the latter always once the client is closed.
     """
@@ -109,8 +109,8 @@ class DataPlaneClient(ABC):
             lease_s: the lease ends after this many seconds; None = with the session.
 
         Returns:
-            A meta with the rows' tags, ``sequence_lengths`` (tag ``input_lengths``, else lengths of the first ragged field,
-            else None) and ``lease``, a 1-tuple with the token (empty meta: ``()``).
+            A meta with the rows' tags, ``sequence_lengths`` (tag ``input_lengths``, else lengths of the first ragged
+            field, else None) and ``lease``, a 1-tuple with the token (empty meta: ``()``).
 
         Raises:
             UnknownName: the partition, the task or one of ``keys`` is unknown; the message says which.
