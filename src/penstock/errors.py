@@ -19,7 +19,8 @@
     │   ├── LeaseLost                   the lease was superseded or never existed
     │   └── RowRemoved                  a late write to a row that was removed
     ├── BatchError                      per-key failures, as the field ``failures``
-    └── JournalCorrupt                  the journal is damaged before its tail
+    ├── JournalCorrupt                  the journal is damaged before its tail
+    └── IllegalTransition               a machine has no entry for this event in its state: our own bug
 
 Invariant: an error names what is missing (fields ``partition``, ``keys``, ``missing``) and carries
 ``attempts``, ``elapsed_s`` and the plane's ``incarnation`` where they are known. ``code_of``/``error_of`` carry errors
@@ -44,6 +45,7 @@ __all__ = [
     "DataPlaneUnavailable",
     "DataPlaneWriteError",
     "FieldNotProduced",
+    "IllegalTransition",
     "JournalCorrupt",
     "LeaseLost",
     "MissingExtra",
@@ -186,7 +188,21 @@ class JournalCorrupt(DataPlaneError):
     """The journal is damaged before its tail; the plane does not start on it."""
 
 
-# What may cross a wire, by name. BatchError is built by clients and MissingExtra is local: neither travels.
+class IllegalTransition(DataPlaneError):
+    """A machine has no entry for an event in the state it is in: our own bug.
+
+    Args:
+        subject: the object concerned, its state and the event, in words.
+        history: the object's last events, oldest first.
+    """
+
+    def __init__(self, subject: str, *, history: Sequence[str] = ()) -> None:
+        super().__init__(f"{subject}; last events: {'; '.join(history) or 'none'}")
+        self.history = list(history)
+
+
+# What may cross a wire, by name. BatchError is built by clients, MissingExtra and
+# IllegalTransition are local: none of them travels.
 _ON_WIRE: dict[str, type[DataPlaneError]] = {
     cls.__name__: cls
     for cls in (
