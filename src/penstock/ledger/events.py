@@ -1,6 +1,6 @@
 """What happens to a ledger, and what it wants done: frozen records in the domain's words.
 
-``now`` is monotonic seconds, ``wall`` seconds since the epoch; both come from the shell. ``deadline`` is on ``now``'s clock.
+``now`` is monotonic seconds, ``wall`` seconds since the epoch; both come from the shell. ``deadline`` is ``now``'s.
 Effects are carried out in order; what follows a ``Persist`` is carried out only once its entry is as durable as the
 plane's level says.
 """

@@ -118,7 +118,7 @@ class Consumed(Fact, frozen=True):
 
 
 class Removed(Fact, frozen=True):
-    """Rows are gone. ``reason``: trained, evicted, cleared, quarantined or lost; ``detail``: evicted or lost by what."""
+    """Rows are gone. ``reason``: trained, evicted, cleared, quarantined, lost; ``detail``: evicted or lost by what."""
 
     partition: str
     ids: list[int]
@@ -151,7 +151,7 @@ class Moved(Fact, frozen=True):
     kept: list[int] | None
 
 
-# -- a checkpoint restates what is alive; it follows ``LifeBegan`` and is absolute ---------------------------------------
+# -- a checkpoint restates what is alive; it follows ``LifeBegan`` and is absolute --------------------------------
 
 
 class WriteIs(Fact, frozen=True):
