@@ -31,8 +31,8 @@ OnFailed: TypeAlias = Literal["raise", "drop"]
 class DataPlaneClient(ABC):
     """A client of a plane: one session, safe to use from several threads, closed once.
 
-    Every method takes ``timeout_s``: seconds until the call must have ended, None = the client's default (30 s); 0 = wait
-    for nothing. ``claim_meta`` alone has its own default. Every method may raise, besides what it names:
+    Every method takes ``timeout_s``: seconds until the call must have ended, None = the client's default (30 s); 0 =
+    wait for nothing. ``claim_meta`` alone has its own default. Every method may raise, besides what it names:
     ``BadArgument`` (also ``ValueError``), ``UnknownName`` (also ``KeyError``), ``DataPlaneTimeout`` (also
     ``TimeoutError``) and ``DataPlaneUnavailable``, the latter always once the client is closed.
     """
@@ -194,7 +194,7 @@ class DataPlaneClient(ABC):
     def check_consumption_status(
         self, partition_id: str, task_names: Sequence[str], *, timeout_s: float | None = None
     ) -> bool:
-        """Whether every row of the partition is claimed or consumed by every named task. No rows at all: False.
+        """Whether every row of the partition is claimed or consumed by every named task; true when no row is left.
 
         Raises:
             UnknownName: the partition or a task is unknown.
