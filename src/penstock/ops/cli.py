@@ -1,0 +1,277 @@
+"""The ``penstock`` command: one function a command, each thin; what is longer lives beside it.
+
+Invariants: ``PENSTOCK_DATA_DIR`` is the only thing read from the environment, here, and ``--data-dir`` wins over it;
+exit codes are those of ``report.ExitCode``; a command that inspects never starts a plane.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from penstock.ops import tables
+from penstock.ops.connecting import plane_at
+from penstock.ops.report import ExitCode, plain, reporting
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="penstock",
+    help="Penstock: the fault-tolerant data plane for asynchronous RL post-training.",
+    epilog="Exit codes: 0 fine, 1 a finding, 2 wrong usage, 69 no plane answered, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+explore = typer.Typer(no_args_is_help=True, help="Explore every reachable state of a machine.")
+app.add_typer(explore, name="explore")
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", envvar="PENSTOCK_DATA_DIR", help="Directory of the plane.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.0, metavar="SECONDS", help="Give up after this long.")]
+Partition = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Only this partition.")]
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C before a command's own frame is still an exit code, not a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Print the version of Penstock and of what it runs on."""
+    from penstock.ops.machine import versions
+
+    with reporting(as_json) as report:
+        found = versions()
+        report.answer(found, tables.table("", ("package", "version"), found.items()))
+
+
+# -- a plane's life ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    data_dir: DataDir = None,
+    durability: Annotated[
+        Literal["memory", "process"], typer.Option(help="What an acknowledged put survives: see the guarantees.")
+    ] = "process",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another option of PlaneConfig, e.g. --set max_bytes=1e9."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a plane in the foreground until Ctrl-C or SIGTERM.
+
+    Example: penstock serve --data-dir /data/run7 --durability process
+    """
+    from penstock.ops.serve import serve_plane
+
+    with reporting(as_json) as report:
+        serve_plane(report, data_dir, durability, option or [])
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(data_dir: DataDir = None, timeout: Timeout = 10.0, as_json: Json = False) -> None:
+    """Show a plane at a glance: its partitions, sessions and counters.
+
+    Example: penstock status --data-dir /data/run7
+    """
+    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
+        found = plane.status()
+        report.answer(found, *tables.status_tables(found))
+
+
+@app.command()
+def metrics(data_dir: DataDir = None, timeout: Timeout = 10.0, as_json: Json = False) -> None:
+    """Print a plane's metrics in Prometheus' text format (for the node exporter's textfile collector).
+
+    Example: penstock metrics --data-dir /data/run7 > /var/lib/node_exporter/penstock.prom
+    """
+    from penstock.ops.metrics import exposition
+
+    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
+        found, books = plane.status(), plane.audit()
+        if as_json:
+            report.answer({"status": found, "audit": books})
+        else:
+            sys.stdout.write(exposition(found, books))
+
+
+@app.command("ls")
+def list_groups(
+    partition: Partition = None,
+    ready_for: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Only groups this task has not touched.")
+    ] = None,
+    committed: Annotated[bool | None, typer.Option("--committed/--uncommitted", help="Only groups that are.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many groups of each partition.")] = 50,
+    after: Annotated[str | None, typer.Option(metavar="GROUP", help="Continue after this group.")] = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
+    """List the groups of every partition, or of one, a page at a time.
+
+    Example: penstock ls --data-dir /data/run7 --partition train --ready-for train
+    """
+    from penstock.ops.listing import Page, list_partitions
+
+    page = Page(limit=limit, after=after, ready_for=ready_for, committed=committed)
+    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
+        list_partitions(report, plane, partition, page)
+
+
+@app.command()
+def audit(
+    partition: Partition = None, data_dir: DataDir = None, timeout: Timeout = 10.0, as_json: Json = False
+) -> None:
+    """Balance the books: put = in flight + leased + trained + evicted + cleared + quarantined + lost.
+
+    Exit code 1 when a residue is not 0, a row's state contradicts the counts, or rows are lost.
+
+    Example: penstock audit --data-dir /data/run7 --partition train
+    """
+    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
+        found = plane.audit(partition)
+        lost = sum(sum(p.lost.values()) for p in found.partitions)
+        value = {
+            "incarnation": found.incarnation,
+            "residue": found.residue,
+            "lost": lost,
+            "partitions": [{"equation": tables.equation(p), **plain(p)} for p in found.partitions],
+        }
+        report.answer(value, tables.audit_table(found))
+        if found.residue or lost:
+            raise typer.Exit(ExitCode.FINDING)
+
+
+@app.command()
+def why(
+    partition: Annotated[str, typer.Option("--partition", metavar="NAME", help="The partition concerned.")],
+    task: Annotated[str | None, typer.Option(help="Why does this task wait?")] = None,
+    key: Annotated[str | None, typer.Option(help="What holds this row?")] = None,
+    group: Annotated[str | None, typer.Option(help="What does this group wait for?")] = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Say what a task, a row or a group waits for, since when, by whom, and what happened to it last.
+
+    Example: penstock why --data-dir /data/run7 --partition train --task train
+    """
+    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
+        found = plane.why(partition, task=task, key=key, group=group)
+        report.answer(found, *tables.why_tables(found))
+
+
+@app.command()
+def doctor(
+    data_dir: DataDir = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Remove what dead planes left behind.")] = False,
+    discard_rows: Annotated[
+        bool, typer.Option("--discard-rows", help="With --fix: also segments whose rows a restart would recover.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: shared memory, limits, leftovers of dead planes, optional packages, the kernel.
+
+    Exit code 1 when something would keep a plane from working.
+
+    Example: penstock doctor --data-dir /data/run7
+    """
+    from penstock.ops.doctor import examine
+
+    with reporting(as_json) as report:
+        examine(report, data_dir, fix=fix, discard_rows=discard_rows)
+
+
+# -- trying and proving -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    workers: Annotated[int, typer.Option(min=1, help="Rollout workers.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 20,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run a small GRPO job on a plane of its own, on this machine, with processes being killed on the way.
+
+    Example: penstock demo --steps 50
+    """
+    from penstock.ops.rehearse import run_demo
+
+    with reporting(as_json) as report:
+        run_demo(report, workers=workers, steps=steps, data_dir=data_dir)
+
+
+@app.command()
+def sim(
+    seed: Annotated[int, typer.Option(help="The first world's seed; a failing seed replays exactly.")] = 0,
+    worlds: Annotated[int, typer.Option(min=1, help="How many worlds to run.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Run simulated worlds full of faults; exit code 1 when one breaks a promise, naming its seed.
+
+    Example: penstock sim --worlds 1000; penstock sim --seed 417 --worlds 1
+    """
+    from penstock.ops.rehearse import run_sim
+
+    with reporting(as_json) as report:
+        run_sim(report, seed=seed, worlds=worlds)
+
+
+@explore.command("ledger")
+def explore_ledger(
+    budget_s: Annotated[float, typer.Option("--budget", min=0.0, metavar="SECONDS", help="Stop after this long.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Explore the ledger's states exhaustively within bounds; exit code 1 when an invariant breaks.
+
+    Example: penstock explore ledger --budget 30
+    """
+    from penstock.ops.rehearse import run_explore_ledger
+
+    with reporting(as_json) as report:
+        run_explore_ledger(report, budget_s)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Few repeats and the small batch only: a smoke test.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Also the ledger at a million rows.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only these peers or parts; repeatable.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Timed repeats of each operation.")] = None,
+    peer_python: Annotated[
+        Path | None, typer.Option(metavar="PYTHON", help="Interpreter for Ray and TransferQueue (with penstock in it).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure Penstock beside memcpy and the peers that are installed, interleaved in one run.
+
+    Example: penstock bench --only redis --repeats 9
+    """
+    from penstock.ops.bench.run import BenchOptions, run_bench
+
+    options = BenchOptions(
+        quick=quick, full=full, only=tuple(only or ()), repeats=repeats, peer_python=peer_python, output=output
+    )
+    with reporting(as_json) as report:
+        run_bench(report, options)

@@ -1,0 +1,126 @@
+"""Shared memory that dead planes left: found by name, removed only under the flock of the plane's directory.
+
+Invariants: a segment that any process maps is not a leftover; one that holds rows which a restart of its plane would
+recover is removed only when the operator says so; removal holds the directory's lock, so that a plane that starts
+meanwhile keeps what it is about to recover.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.wire.paths import SHM_DIR, journal_dir, lock_path, plane_id
+
+__all__ = ["Segment", "find", "remove"]
+
+_PREFIX = "penstock-"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file that no process maps.
+
+    Attributes:
+        data_dir: the directory of its plane, None when that is not known.
+    """
+
+    path: Path
+    nbytes: int
+    data_dir: Path | None
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether a restart might need it: its plane kept a journal, or nobody knows."""
+        return self.data_dir is None or journal_dir(self.data_dir).is_dir()
+
+    @property
+    def story(self) -> str:
+        if self.data_dir is None:
+            return "no process maps it; the directory of its plane is not known"
+        return f"the plane of {self.data_dir} is dead"
+
+    @property
+    def remedy(self) -> str:
+        if self.data_dir is None:
+            return "name its directory with --data-dir, or drop its rows with --fix --discard-rows"
+        if self.recoverable:
+            return f"recover its rows: penstock serve --data-dir {self.data_dir}; or drop them: --fix --discard-rows"
+        return "remove it: --fix"
+
+
+def find(data_dir: Path | None, folder: Path = SHM_DIR) -> list[Segment]:
+    """Return the segments of this user's dead planes. ``data_dir`` and private planes' directories are known ones."""
+    files = [p for p in sorted(folder.glob(f"{_PREFIX}*-*")) if p.is_file() and p.stat().st_uid == os.getuid()]
+    if not files:
+        return []
+    mapped = mapped_files()
+    known = {plane_id(directory): directory for directory in _directories(data_dir)}
+    found = [Segment(p, p.stat().st_size, known.get(_plane_of(p))) for p in files if str(p) not in mapped]
+    return [segment for segment in found if segment.data_dir is None or not _is_locked(segment.data_dir)]
+
+
+def remove(segment: Segment, *, discard_rows: bool) -> bool:
+    """Unlink ``segment``, unless its plane lives, a process maps it, or it holds rows that nobody said to drop."""
+    if segment.recoverable and not discard_rows:
+        return False
+    lock = _try_lock(segment.data_dir) if segment.data_dir is not None else os.open(SHM_DIR, os.O_RDONLY | os.O_CLOEXEC)
+    if lock is None:
+        return False
+    try:
+        if str(segment.path) in mapped_files():
+            return False
+        segment.path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+    return True
+
+
+def mapped_files() -> set[str]:
+    """Return the plane segments that some process maps; processes that end meanwhile are passed over."""
+    found: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            lines = (process / "maps").read_text().splitlines()
+        except OSError:
+            continue
+        found.update(line[line.index("/") :] for line in lines if f"/{_PREFIX}" in line)
+    return found
+
+
+def _directories(data_dir: Path | None) -> Iterator[Path]:
+    """Directories whose planes might own a segment: the one that was named, and those of private planes."""
+    if data_dir is not None and data_dir.is_dir():
+        yield data_dir
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if folder.is_dir() and lock_path(folder).exists():
+            yield folder
+
+
+def _plane_of(segment: Path) -> str:
+    return segment.name.removeprefix(_PREFIX).rpartition("-")[0]
+
+
+def _is_locked(data_dir: Path) -> bool:
+    lock = _try_lock(data_dir)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def _try_lock(data_dir: Path) -> int | None:
+    """Return a descriptor that holds the directory's flock, None when a plane holds it."""
+    try:
+        descriptor = os.open(lock_path(data_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
