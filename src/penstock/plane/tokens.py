@@ -1,0 +1,120 @@
+"""Which lease tokens a client holds its rows under, so that every pop, ack, release and renewal names them.
+
+Invariants: the token of a key is the one of its latest claim by this client; a lease that the client ended is
+remembered for a while, so that a repeat names it too; memory is bounded: of each (partition, task) at least
+``MAX_LIVE`` live and ``MAX_ENDED`` ended keys are remembered, and at most twice as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.requests import ANY_TOKEN, NO_TOKEN, Tokens
+
+__all__ = ["LeaseBook"]
+
+MAX_LIVE = 1_000_000  # keys; a lease that somebody else's pop ended stays until the client claims this many more
+MAX_ENDED = 65_536  # keys; a repeat follows its original closely
+
+
+class _Recent:
+    """Key -> token, the most recent ones: two generations, of which the older is dropped when the younger is full."""
+
+    __slots__ = ("_limit", "_old", "_young")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: dict[str, str] = {}
+        self._old: dict[str, str] = {}
+
+    def add(self, tokens: dict[str, str]) -> None:
+        self._young.update(tokens)
+        if len(self._young) >= self._limit:
+            self._old, self._young = self._young, {}
+
+    def take(self, keys: Sequence[str]) -> dict[str, str]:
+        """Forget ``keys``; return the tokens that were known."""
+        taken = {}
+        for key in keys:
+            older, newer = self._old.pop(key, None), self._young.pop(key, None)
+            token = newer or older
+            if token is not None:
+                taken[key] = token
+        return taken
+
+    def get(self, key: str) -> str | None:
+        return self._young.get(key) or self._old.get(key)
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+
+class _Leases:
+    """The leases of one task in one partition."""
+
+    __slots__ = ("ended", "live")
+
+    def __init__(self, max_live: int, max_ended: int) -> None:
+        self.live = _Recent(max_live)
+        self.ended = _Recent(max_ended)
+
+    def token_of(self, key: str) -> str | None:
+        return self.live.get(key) or self.ended.get(key)
+
+
+class LeaseBook:
+    """What one client remembers, across its sessions."""
+
+    def __init__(self, max_live: int = MAX_LIVE, max_ended: int = MAX_ENDED) -> None:
+        self._limits = (max_live, max_ended)
+        self._of: dict[str, dict[str, _Leases]] = {}  # partition -> task
+
+    def hold(self, partition: str, task: str, token: str, keys: Sequence[str]) -> None:
+        """The client got ``keys`` under ``token``."""
+        tasks = self._of.setdefault(partition, {})
+        leases = tasks.get(task) or tasks.setdefault(task, _Leases(*self._limits))
+        leases.live.add(dict.fromkeys(keys, token))
+
+    def end(self, partition: str, task: str | None, keys: Sequence[str]) -> None:
+        """The client ended its leases of ``keys`` for ``task``; None = for every task."""
+        for leases in self._leases(partition, task):
+            leases.ended.add(leases.live.take(keys))
+
+    def forget(self, partition: str, keys: Sequence[str] | None) -> None:
+        """The rows were cleared or evicted: later rows of these keys are other rows. None = the whole partition."""
+        if keys is None:
+            self._of.pop(partition, None)
+            return
+        for leases in self._leases(partition, None):
+            leases.live.take(keys)
+            leases.ended.take(keys)
+
+    def tokens(self, partition: str, task: str | None, keys: Sequence[str], lease: Sequence[str] | None) -> Tokens:
+        """Return what to send with a request about ``keys``: ``lease`` if the caller named it, else what is known.
+
+        ``task`` None = of whichever task: a pop concerns the final one, and only the plane knows which that is.
+        """
+        if lease is not None:
+            return Tokens(list(dict.fromkeys(lease)), [])
+        known = self._leases(partition, task)
+        held = [list(dict.fromkeys(t for leases in known if (t := leases.token_of(key)))) for key in keys]
+        distinct = {token: at for at, token in enumerate(dict.fromkeys(t for tokens in held for t in tokens))}
+        if len(distinct) <= 1 and all(len(tokens) == len(distinct) for tokens in held):
+            return Tokens(list(distinct), [])
+        return Tokens(list(distinct), [_index(tokens, distinct) for tokens in held])
+
+    def _leases(self, partition: str, task: str | None) -> list[_Leases]:
+        tasks = self._of.get(partition, {})
+        if task is None:
+            return list(tasks.values())
+        return [tasks[task]] if task in tasks else []
+
+    def __repr__(self) -> str:
+        held = sum(len(leases.live) for tasks in self._of.values() for leases in tasks.values())
+        return f"LeaseBook({held} keys held in {len(self._of)} partitions)"
+
+
+def _index(tokens: Sequence[str], distinct: dict[str, int]) -> int:
+    if not tokens:
+        return NO_TOKEN
+    return distinct[tokens[0]] if len(tokens) == 1 else ANY_TOKEN
