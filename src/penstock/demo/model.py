@@ -6,22 +6,13 @@ those that the trainer would compute with the same weights; weights travel as sa
 
 from __future__ import annotations
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ModelSpec", "Policy", "answer_logprobs", "generate"]
+from penstock.demo.spec import ModelSpec
 
-
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of the policy."""
-
-    vocab: int
-    context: int
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
+__all__ = ["Policy", "answer_logprobs", "generate"]
 
 
 class Block(nn.Module):

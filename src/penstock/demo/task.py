@@ -6,34 +6,12 @@ and skips none; the reward is the fraction of right digits, computed by rule, in
 
 from __future__ import annotations
 
-import msgspec
 import torch
 from torch import Tensor
 
-__all__ = ["TaskSpec", "prompt_digits", "prompt_tokens", "rewards"]
+from penstock.demo.spec import TaskSpec
 
-
-class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked: ``length`` digits out of ``digits``; one more token, the last, says "now answer"."""
-
-    length: int = 5
-    digits: int = 10
-    seed: int = 0
-
-    @property
-    def vocab(self) -> int:
-        """Tokens the model knows: the digits and the separator."""
-        return self.digits + 1
-
-    @property
-    def separator(self) -> int:
-        """The token between question and answer."""
-        return self.digits
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of a question, separator included."""
-        return self.length + 1
+__all__ = ["prompt_digits", "prompt_tokens", "rewards"]
 
 
 def prompt_digits(spec: TaskSpec, index: int) -> Tensor:

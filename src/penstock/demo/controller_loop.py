@@ -1,0 +1,153 @@
+"""The controller: steers the run from metadata alone. It never sees a tensor, and importing it never imports torch.
+
+Invariants: rows are popped only after their step is durable, under the tokens of its record; a step that is out is
+settled before the next is chosen; the version grows after the pop; what became of a worker's rows is read from the
+plane's listing, never assumed. A plane that is away stops the loop and nothing else: every part may be repeated.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter
+from collections.abc import Callable, Sequence
+from threading import Event
+
+from penstock.demo import messages as m
+from penstock.demo.patience import await_plane, patiently
+from penstock.demo.prompts import Prompts
+from penstock.demo.spec import PARTITION, TRAIN_FIELDS, TRAIN_TASK, RunSpec
+from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, RowRemoved, UnknownName
+from penstock.plane.contract import DataPlaneClient
+from penstock.records import DataPlaneGroupMeta
+from penstock.testing.checker import EventLog, Evicted
+
+TICK_S = 0.02  # how often the plane is listed when nobody says anything
+
+
+class Controller:
+    """Steers workers and a trainer, its peers, who are told by ``send`` and heard through ``inbox``."""
+
+    def __init__(
+        self, spec: RunSpec, client: DataPlaneClient, send: Callable[[str, m.Order], None], log: EventLog
+    ) -> None:
+        self.spec, self.client, self.send, self.log = spec, client, send, log
+        self.inbox: queue.SimpleQueue[m.Heard | m.Left] = queue.SimpleQueue()
+        self.prompts = Prompts(spec.prompts_open)
+        self.idle: list[str] = []  # workers
+        self.trainer: str | None = None
+        self.version = -1  # of the policy; -1 = no trainer has told yet
+        self.ordered: m.Train | None = None  # the step that is out; this session leases its rows
+        self.outcome: m.StepRecord | m.Unreadable | None = None  # of that step
+        self.rewards: list[float] = []  # per step
+        self.counts: Counter[str] = Counter()  # what went otherwise than straight to training
+        self.depth = 0  # groups in the plane, at the last look
+
+    def run(self, stop: Event) -> None:
+        """Steer until ``stop``."""
+        while not stop.is_set():
+            try:
+                self.turn()
+            except (DataPlaneUnavailable, DataPlaneTimeout):
+                self.counts["plane away"] += 1
+                await_plane(self.client, self.spec.plane_patience_s, stop)
+
+    def turn(self) -> None:
+        """Hear the news, then bring the plane and the roles to where the news say they should be."""
+        self._listen()
+        self._settle()
+        groups = self._weed(self.client.list_metadata(PARTITION))
+        self._order_step([g for g in groups if g.committed and g.is_complete and "prev_version" in g.tags])
+        self._dispatch()
+
+    def finish(self, last: m.StepRecord | None) -> None:
+        """The roles have ended: settle the step that was out (``last`` is durable), evict what nobody trained."""
+        if last is not None:
+            self._step_ended(last)
+        patience = self.spec.plane_patience_s
+        patiently(self._settle, patience)
+        left = patiently(lambda: self.client.list_metadata(PARTITION), patience)
+        patiently(lambda: self._evict([key for group in left for key in group.keys], "run over"), patience)
+
+    def _listen(self) -> None:
+        try:
+            self._hear(self.inbox.get(timeout=TICK_S))
+            while True:
+                self._hear(self.inbox.get_nowait())
+        except queue.Empty:
+            return
+
+    def _hear(self, news: m.Heard | m.Left) -> None:
+        match news:
+            case m.Left(peer):
+                self.prompts.put_down(peer)
+                self.idle = [worker for worker in self.idle if worker != peer]
+                self.trainer = None if self.trainer == peer else self.trainer
+            case m.Heard(peer, m.Ready(record=None)):
+                self.idle.append(peer)
+            case m.Heard(peer, m.RolledOut()):
+                self.prompts.put_down(peer)
+                self.idle.append(peer)
+            case m.Heard(peer, m.Ready(record=m.StepRecord() as record)):
+                self.trainer, self.version = peer, max(self.version, 0)
+                self._step_ended(record)
+                if self.ordered is not None and self.outcome is None:
+                    self.send(peer, self.ordered)  # the trainer before died in it: the same step, the same lease
+            case m.Heard(_, m.Trained(record=outcome) | (m.Unreadable() as outcome)):
+                self._step_ended(outcome)
+
+    def _step_ended(self, outcome: m.StepRecord | m.Unreadable) -> None:
+        if self.ordered is not None and outcome.step == self.ordered.step:
+            self.outcome = outcome
+
+    def _settle(self) -> None:
+        if self.ordered is None or self.outcome is None:
+            return
+        if isinstance(self.outcome, m.StepRecord):
+            self.client.pop(self.outcome.keys, PARTITION, lease=self.outcome.lease)
+            self.version = self.outcome.step
+            self.rewards.append(self.outcome.reward)
+        else:
+            self._evict(self.outcome.keys, "unreadable")
+            rows = self.ordered.meta.sample_ids
+            rest = self.ordered.meta.drop([i for i, key in enumerate(rows) if key in self.outcome.keys])
+            if rest is not None:
+                self.client.release(rest)
+        self.prompts.end_training(trained=isinstance(self.outcome, m.StepRecord))
+        self.ordered = self.outcome = None
+
+    def _weed(self, groups: Sequence[DataPlaneGroupMeta]) -> list[DataPlaneGroupMeta]:
+        """Evict what nobody will train, let prompts whose rows are gone go again; return what may be trained."""
+        reasons = [self.prompts.reason_to_evict(group, self.version - self.spec.max_staleness) for group in groups]
+        for group, reason in zip(groups, reasons, strict=True):
+            if reason is not None:
+                self._evict(group.keys, reason)
+        kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
+        self.counts["prompts again"] += self.prompts.go_again({group.group_id for group in kept})
+        self.depth = len(kept)
+        return [group for group in kept if not self.prompts.is_training(group)]
+
+    def _order_step(self, groups: list[DataPlaneGroupMeta]) -> None:
+        if self.ordered is not None or self.trainer is None or len(groups) < self.spec.groups_per_step:
+            return
+        oldest = sorted(groups, key=lambda g: (g.weight_version or 0, g.created_at or 0))[: self.spec.groups_per_step]
+        keys = [key for group in oldest for key in group.keys]
+        try:
+            meta = self.client.claim_meta(PARTITION, TRAIN_TASK, TRAIN_FIELDS, len(keys), blocking=False, keys=keys)
+        except (RowRemoved, UnknownName):
+            return  # gone since the listing; the next one tells
+        if meta.size:
+            self.prompts.begin_training(oldest)
+            self.ordered = m.Train(self.version + 1, meta)
+            self.send(self.trainer, self.ordered)
+
+    def _dispatch(self) -> None:
+        while (
+            self.idle and self.version >= 0 and (batch := self.prompts.take(self.idle[0], self.spec.prompts_per_order))
+        ):
+            self.send(self.idle.pop(0), m.Rollout(self.version, batch))
+
+    def _evict(self, keys: Sequence[str], reason: str) -> None:
+        self.log.write([Evicted("before", key, reason) for key in keys])
+        self.client.evict(keys, PARTITION, reason)
+        self.log.write([Evicted("after", key, reason) for key in keys])
+        self.counts[f"rows evicted: {reason}"] += len(keys)

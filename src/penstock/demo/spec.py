@@ -1,0 +1,206 @@
+"""What a run is: its options, its fixed description that every process reads, its files, and its result.
+
+Invariants: importing this never imports torch; unknown keys are errors; a run directory holds everything a killed
+process needs to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from penstock.errors import BadArgument
+
+__all__ = [
+    "GENERATION_FIELDS",
+    "PARTITION",
+    "SCORE_TASK",
+    "TRAIN_FIELDS",
+    "TRAIN_TASK",
+    "DemoOptions",
+    "DemoResult",
+    "ModelSpec",
+    "RunFiles",
+    "RunSpec",
+    "TaskSpec",
+]
+
+PARTITION = "rollouts"
+SCORE_TASK = "prev_lp"
+TRAIN_TASK = "train"
+GENERATION_FIELDS = ("prompt", "answer", "generation_logprobs", "reward")
+TRAIN_FIELDS = (*GENERATION_FIELDS, "prev_logprobs")
+
+
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked: ``length`` digits out of ``digits``; one more token, the last, says "now answer"."""
+
+    length: int = 8
+    digits: int = 10
+    seed: int = 0
+
+    @property
+    def separator(self) -> int:
+        """The token between question and answer; the only one that is not a digit."""
+        return self.digits
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of the policy."""
+
+    vocab: int
+    context: int
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run's fixed description, written once into its directory.
+
+    Attributes:
+        group_size: generations of one prompt, rows of one group.
+        groups_per_step: groups of one training step.
+        prompts_per_order: prompts a worker answers at once.
+        max_staleness: how many versions behind the policy a group may be when it is trained.
+        learning_rate: Adam's.
+        plane_patience_s: how long a role waits for its plane to come back before it gives up.
+    """
+
+    task: TaskSpec
+    group_size: int = 8
+    groups_per_step: int = 8
+    prompts_per_order: int = 4
+    max_staleness: int = 3
+    learning_rate: float = 1e-3
+    plane_patience_s: float = 60.0
+
+    @property
+    def model(self) -> ModelSpec:
+        """The policy that fits the task: question, separator, answer."""
+        return ModelSpec(vocab=self.task.digits + 1, context=2 * self.task.length + 1)
+
+    @property
+    def prompts_open(self) -> int:
+        """How many prompts may be open at once: each is trained within the bound even if all are of one version."""
+        return (self.max_staleness + 1) * self.groups_per_step
+
+
+class RunFiles(msgspec.Struct, frozen=True):
+    """Where a run's files lie, below ``root``."""
+
+    root: Path
+
+    @property
+    def plane(self) -> Path:
+        return self.root / "plane"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def journals(self) -> Path:
+        """What producers, consumers, controller and chaos wrote down for the checker."""
+        return self.root / "journals"
+
+    @property
+    def logs(self) -> Path:
+        """What the processes said on stderr."""
+        return self.root / "logs"
+
+    def create(self, spec: RunSpec) -> None:
+        """Make the folders and write ``spec``."""
+        for folder in (self.plane, self.checkpoints, self.journals, self.logs):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.root / "spec.json").write_bytes(msgspec.json.encode(spec))
+
+    def spec(self) -> RunSpec:
+        """Read the run's description."""
+        return msgspec.json.decode((self.root / "spec.json").read_bytes(), type=RunSpec)
+
+
+class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the user asks for.
+
+    Attributes:
+        steps: train exactly this many steps; None = until the reward exceeds ``goal``. With ``chaos`` the run also
+            goes on until ``goal`` is exceeded and ``min_faults`` have fired.
+        rollout_workers: processes that generate.
+        chaos: kill -9 a random one of worker, trainer and plane, every ``chaos_period_s`` or so.
+        min_faults: with ``chaos``, how many faults must have fired before the run may end.
+        goal: mean reward over the last ``REWARD_WINDOW`` steps.
+        seed: of the task, the weights and the chaos.
+        time_limit_s: the run fails, and says where it stood, when it is not done by then.
+        json: one object on stdout, nothing else.
+        out: keep the run's logs, checkpoints, curve and result here; None = a temporary folder that is removed.
+        curve: where the reward curve goes; None = ``out``/reward.png, or ./penstock-demo.png.
+    """
+
+    steps: int | None = None
+    rollout_workers: int = 2
+    chaos: bool = False
+    chaos_period_s: float = 5.0
+    min_faults: int = 10
+    goal: float = 0.85
+    seed: int = 0
+    time_limit_s: float = 175.0
+    json: bool = False
+    out: Path | None = None
+    curve: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rollout_workers", "chaos_period_s", "time_limit_s", "min_faults"):
+            if getattr(self, name) <= 0:
+                raise BadArgument(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.steps is not None and self.steps < 1:
+            raise BadArgument(f"steps must be at least 1, got {self.steps!r}")
+        if not 0 < self.goal < 1:
+            raise BadArgument(f"goal must lie between 0 and 1, got {self.goal!r}")
+
+
+REWARD_WINDOW = 10  # steps that first_reward and final_reward are means of
+
+
+def window_mean(rewards: Sequence[float]) -> float:
+    """Mean of some steps' rewards, 0 for none."""
+    return sum(rewards) / len(rewards) if rewards else 0.0
+
+
+class RecoveryTimes(msgspec.Struct, frozen=True):
+    """Seconds from a kill to the next progress of the killed role's kind, over the faults that fired."""
+
+    p50: float
+    max: float
+
+
+class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How the run ended; ``--json`` prints exactly this.
+
+    Attributes:
+        audit_residue: of the plane's books, summed over partitions; 0 or a bug of ours.
+        lost, duplicated, corrupted: rows, by the checker.
+        faults_fired, faults: processes seen to have died by our SIGKILL, and how many of each kind.
+        first_reward, final_reward: mean reward over the first and the last ten steps.
+        rows_trained: rows in committed steps.
+        recovery_s: None when no fault fired.
+        ok: the books balance, the checker passes and what was asked for was reached.
+        why: if not ``ok``, the reason in words.
+    """
+
+    audit_residue: int
+    lost: int
+    duplicated: int
+    corrupted: int
+    faults_fired: int
+    faults: dict[str, int]
+    first_reward: float
+    final_reward: float
+    steps: int
+    seconds: float
+    rows_trained: int
+    recovery_s: RecoveryTimes | None
+    ok: bool
+    why: str = ""

@@ -1,0 +1,79 @@
+"""A rollout worker: answers prompts with the current weights and puts each prompt's answers as a group.
+
+Invariants: rows go in uncommitted, one tag-only put then commits them, so a worker killed in between leaves nothing
+that anybody trains on; every put is written down before and after; what is generated depends on seed, prompt, attempt
+and weights alone.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from penstock.demo.checkpoint import load_policy
+from penstock.demo.messages import PromptRef, RolledOut, Rollout
+from penstock.demo.model import Policy, generate
+from penstock.demo.patience import patiently
+from penstock.demo.rows import group_keys, group_tags, put_entries, row_hashes
+from penstock.demo.spec import PARTITION, RunFiles, RunSpec
+from penstock.demo.task import prompt_tokens, rewards
+from penstock.errors import RowRemoved, UnknownName
+from penstock.plane.contract import DataPlaneClient
+from penstock.testing.checker import EventLog
+
+__all__ = ["Worker"]
+
+
+class Worker:
+    """Carries out ``Rollout`` orders.
+
+    Args:
+        files: the run's directory: weights come from its checkpoints.
+        client: of the plane.
+        log: what the checker will read.
+    """
+
+    def __init__(self, files: RunFiles, client: DataPlaneClient, log: EventLog) -> None:
+        self.spec: RunSpec = files.spec()
+        self._checkpoints = files.checkpoints
+        self._client = client
+        self._log = log
+        self._policy = Policy(self.spec.model)
+        self._version = -1
+
+    def roll_out(self, order: Rollout) -> RolledOut:
+        """Generate, put and commit the groups of ``order``."""
+        if order.version != self._version:
+            load_policy(self._checkpoints, order.version, self._policy)
+            self._version = order.version
+        columns = self._generate(order.prompts)
+        with suppress(RowRemoved, UnknownName):  # the controller gave this attempt up: it will not count it
+            self._deliver(order.prompts, columns)
+        return RolledOut(order.prompts, columns["reward"].mean().item(), time.monotonic())
+
+    def _generate(self, prompts: list[PromptRef]) -> dict[str, Tensor]:
+        task = self.spec.task
+        questions = torch.stack([prompt_tokens(task, ref.index) for ref in prompts])
+        questions = questions.repeat_interleave(self.spec.group_size, dim=0)
+        answers, logprobs = generate(self._policy, questions, task.length, self._source(prompts[0]))
+        reward = rewards(task, questions, answers)
+        return {"prompt": questions, "answer": answers, "generation_logprobs": logprobs, "reward": reward}
+
+    def _source(self, ref: PromptRef) -> torch.Generator:
+        seed = (self.spec.task.seed & 0xFFFF) << 44 | (ref.index & 0xFFFFFFFF) << 12 | (ref.attempt & 0xFFF)
+        return torch.Generator().manual_seed(seed)
+
+    def _deliver(self, prompts: list[PromptRef], columns: dict[str, Tensor]) -> None:
+        size, now = self.spec.group_size, time.time()
+        keys = [key for ref in prompts for key in group_keys(ref, size)]
+        tags = [tag for ref in prompts for tag in group_tags(ref, size, self._version, now)]
+        hashes = row_hashes(columns)
+        patience = self.spec.plane_patience_s
+        self._log.write(put_entries("before", keys, hashes, self._version))
+        patiently(lambda: self._client.put_samples(keys, PARTITION, columns, tags), patience)
+        self._log.write(put_entries("after", keys, hashes, self._version))
+        commit = [{"committed": True}] * len(keys)
+        patiently(lambda: self._client.put_samples(keys, PARTITION, tags=commit), patience)
