@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from penstock.errors import CorruptPayload
 from penstock.payload.block import Bytes, ColumnPlace, Shapes
+from penstock.payload.buffers import SHARED, Buffers
 from penstock.payload.dtypes import ITEM_BYTES
 from penstock.payload.mapping import BlockReader
 from penstock.requests import Source
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 Ints: TypeAlias = npt.NDArray[np.int64]
+Rows: TypeAlias = npt.NDArray[np.uint8]  # (rows, bytes of a row)
 Values: TypeAlias = Any  # a dense or nested tensor, or a list of values (of tensors, where torch cannot nest the dtype)
 
 _LOOP_BYTES = 512  # mean length of a run from which one copy per run beats one computed index per element
@@ -66,13 +69,17 @@ class Offsets:
         return self._known[key]
 
 
-def gather(readers: Sequence[BlockReader], sources: Sequence[Source], n: int) -> dict[str, Values]:
+def gather(
+    readers: Sequence[BlockReader], sources: Sequence[Source], n: int, *, buffers: Buffers = SHARED
+) -> dict[str, Values]:
     """Build the columns of ``n`` rows.
 
     Args:
         readers: the open blocks, aligned with ``Located.blocks``. They are the caller's to close.
         sources: which fields lie where, as in ``Located.sources``.
         n: the rows asked for; none of them is no column, whatever the fields.
+
+        buffers: where the memory of gathered columns comes from and returns to.
 
     Raises:
         CorruptPayload: a reference or a field does not exist in its block.
@@ -84,7 +91,7 @@ def gather(readers: Sequence[BlockReader], sources: Sequence[Source], n: int) ->
         whole = _whole(readers, source, n)
         groups = [] if whole else _groups(readers, source, n)
         for name in source.fields:
-            columns[name] = _view(whole, name, offsets) if whole else _gathered(groups, name, n, offsets)
+            columns[name] = _view(whole, name, offsets) if whole else _gathered(groups, name, n, offsets, buffers)
         for group in groups:
             group.reader.check_still()
     return columns
@@ -117,7 +124,12 @@ def _whole(readers: Sequence[BlockReader], source: Source, n: int) -> BlockReade
         return None
     reader = readers[source.block[0]]
     one = reader.header.rows == n and source.block.count(source.block[0]) == n
-    return reader if one and source.index == list(range(n)) else None
+    return reader if one and source.index == _in_order(n) else None
+
+
+@lru_cache(maxsize=8)
+def _in_order(n: int) -> list[int]:
+    return list(range(n))
 
 
 def _groups(readers: Sequence[BlockReader], source: Source, n: int) -> list[_Group]:
@@ -225,7 +237,7 @@ def _strided(flat: torch.Tensor, shapes: Shapes) -> Values:
 # -- selections -----------------------------------------------------------------------------------------------------
 
 
-def _gathered(groups: Sequence[_Group], name: str, n: int, offsets: Offsets) -> Values:
+def _gathered(groups: Sequence[_Group], name: str, n: int, offsets: Offsets, buffers: Buffers) -> Values:
     places = [_place(group.reader, name) for group in groups]
     dtypes = {(place.header.dtype, place.header.rank) for place in places}
     if len(dtypes) > 1:
@@ -234,12 +246,13 @@ def _gathered(groups: Sequence[_Group], name: str, n: int, offsets: Offsets) -> 
     if header.kind == _OBJECT:
         return _gathered_objects(groups, places, n)
     if all(place.header.kind == "dense" and place.header.row_shape == header.row_shape for place in places):
-        out = _gather_dense(groups, places, n, math.prod(header.row_shape) * ITEM_BYTES[header.dtype])
+        out = buffers.take(n * math.prod(header.row_shape) * ITEM_BYTES[header.dtype])
+        _gather_dense(groups, places, out, n)
         return _tensor(out, header.dtype, (n, *header.row_shape))
     shapes = np.empty((n, header.rank), np.int64)
     for group, place in zip(groups, places, strict=True):
         shapes[group.at] = place.header.row_shape if place.shapes is None else place.shapes[group.rows]
-    return _from_shapes(_gather_ragged(groups, places, shapes), header.dtype, shapes, offsets)
+    return _from_shapes(_gather_ragged(groups, places, shapes, buffers), header.dtype, shapes, offsets)
 
 
 def _gathered_objects(groups: Sequence[_Group], places: Sequence[ColumnPlace], n: int) -> list[Any]:
@@ -251,40 +264,32 @@ def _gathered_objects(groups: Sequence[_Group], places: Sequence[ColumnPlace], n
     return values
 
 
-def _gather_dense(groups: Sequence[_Group], places: Sequence[ColumnPlace], n: int, row_bytes: int) -> Bytes:
-    """Copy rows of one size. numpy allocates: its large arrays come on huge pages, torch's do not (2-3 x slower)."""
-    out = np.empty(n * row_bytes, np.uint8)
-    if not row_bytes:
-        return out
-    width = math.gcd(row_bytes, 8)  # move the widest words that rows and alignment allow
-    unit = np.dtype(f"u{width}")
-    target = out.view(unit).reshape(n, -1)
+def _gather_dense(groups: Sequence[_Group], places: Sequence[ColumnPlace], out: Bytes, n: int) -> None:
+    """Copy rows of one size: ``take`` copies each row as one."""
+    if not len(out):
+        return
+    target = out.reshape(n, -1)
     for group, place in zip(groups, places, strict=True):
-        source = _data(group.reader.shared, place).view(unit).reshape(group.reader.header.rows, -1)
+        source = _data(group.reader.shared, place).reshape(group.reader.header.rows, -1)
         _take_rows(source, group.rows, target, group.at)
-    return out
 
 
-def _take_rows(source: npt.NDArray[Any], rows: Ints, target: npt.NDArray[Any], at: Ints) -> None:
-    """Copy ``target[at] = source[rows]`` by slices where they are slices; else by torch, which uses all threads."""
-    import torch
-
+def _take_rows(source: Rows, rows: Ints, target: Rows, at: Ints) -> None:
     first, last = int(at[0]), int(at[-1]) + 1
     if last - first != len(at):
-        target[at] = source[rows]
-    elif int(rows[-1]) - int(rows[0]) == len(rows) - 1 and (np.diff(rows) == 1).all():
+        item = np.dtype(f"V{source.shape[1]}")
+        target.view(item)[at] = source.view(item)[rows]
+    elif (np.diff(rows) == 1).all():
         target[first:last] = source[rows[0] : rows[-1] + 1]
     else:
-        signed = f"i{source.itemsize}"
-        moved = torch.from_numpy(target[first:last].view(signed))
-        torch.index_select(torch.from_numpy(source.view(signed)), 0, torch.from_numpy(rows), out=moved)
+        np.take(source, rows, axis=0, out=target[first:last], mode="clip")  # "raise" would go through a buffer
 
 
-def _gather_ragged(groups: Sequence[_Group], places: Sequence[ColumnPlace], shapes: Shapes) -> Bytes:
+def _gather_ragged(groups: Sequence[_Group], places: Sequence[ColumnPlace], shapes: Shapes, buffers: Buffers) -> Bytes:
     item = ITEM_BYTES[places[0].header.dtype]
     sizes = np.prod(shapes, axis=1) * item
     ends = np.cumsum(sizes)
-    out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+    out = buffers.take(int(ends[-1]))
     for group, place in zip(groups, places, strict=True):
         source = _data(group.reader.shared, place)
         starts = _row_starts(place, group.reader.header.rows, item)[group.rows]

@@ -137,6 +137,11 @@ class ArenaMap:
             pin()
             raise
 
+    def forget_verified(self) -> None:
+        """Verify every block again at its next reading."""
+        with self._lock:
+            self._verified.clear()
+
     def privatise(self) -> int:
         """Make every live view independent of the file and release its pin; return how many there were.
 
