@@ -53,7 +53,7 @@ def main() -> None:
 def _answer(worker: _Worker, line: str) -> dict[str, Any]:
     try:
         return worker.carry_out(json.loads(line))
-    except Exception as error:  # noqa: BLE001 - the top frame of a foreign library's process: its failure is the answer
+    except Exception as error:  # noqa: BLE001  # top frame of a foreign library's process: its failure is the answer
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
 

@@ -1,0 +1,117 @@
+"""Real processes, kill -9 and SIGSTOP: no row is lost, trained twice or damaged, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
+
+import pytest
+
+from penstock.requests import PartitionAudit
+from penstock.testing.checker import Report, check, read_log
+from penstock.testing.crew import Crew
+from penstock.testing.faults import Sentence, kill, stop
+from penstock.wire.paths import arena_files, socket_path
+from tests.faults.actors import GROUP, PARTITION, client_of, consume, produce
+
+get_temp_dir()  # before the session moves TMPDIR: multiprocessing keeps this folder until the interpreter ends
+
+GROUPS = 12  # of each producer
+PRODUCERS = ("alice", "bob")
+CONSUMERS = ("carol", "dave")
+ROWS = len(PRODUCERS) * GROUPS * GROUP
+LIMIT_S = 60.0
+END_S = 15.0  # for a plane without clients to end
+
+PLAYS: dict[str, list[Sentence]] = {
+    "producer": [kill("alice", at="after_put", nth=2), kill("alice", at="before_put", nth=5, later_s=0.001)],
+    "consumer": [
+        kill("carol", at="after_claim"),
+        kill("carol", at="before_pop", nth=1),
+        kill("carol", at="after_pop", nth=1),
+        kill("dave", at="before_pop", nth=2, later_s=0.0005),
+    ],
+    "plane": [
+        kill("plane", at="alice:before_put", nth=2, later_s=0.001),
+        kill("plane", at="alice:after_put", nth=4),
+        kill("plane", at="carol:after_claim", nth=2),
+        kill("plane", at="carol:before_pop", nth=3, later_s=0.0005),
+    ],
+    "stopped consumer": [stop("carol", at="before_pop", for_s=0.3), stop("dave", at="before_pop", for_s=2.5)],
+    "stopped producer": [stop("alice", at="before_put", nth=3, later_s=0.001, for_s=2.5)],
+    "stopped plane": [
+        stop("plane", at="alice:before_put", nth=2, for_s=0.1),
+        stop("plane", at="carol:after_claim", nth=2, for_s=3.0),
+    ],
+    "producer and consumer": [kill("alice", at="after_put", nth=3), kill("carol", at="alice:after_put", nth=3)],
+    "producer and plane": [kill("alice", at="before_put", nth=4), kill("plane", at="alice:before_put", nth=4)],
+    "consumer and plane": [kill("plane", at="carol:before_pop", nth=2), kill("carol", at="before_pop", nth=2)],
+    "all": [kill(victim, at="carol:after_claim", nth=2) for victim in ("plane", "alice", "bob", "dave", "carol")],
+}
+
+
+@pytest.mark.parametrize("play", PLAYS)
+def test_promises_hold(play: str, tmp_path: Path) -> None:
+    """Whoever is killed or stopped: lost, duplicated and corrupted are 0, the books balance, nothing is left."""
+    sentences = PLAYS[play]
+    plane_pid = _run(tmp_path, sentences)
+    report, books, residue = _judge(tmp_path)
+    assert report.ok, report.verdict()
+    assert report.unanswered == 0
+    assert residue == 0
+    assert (books.put, books.trained, books.lost) == (ROWS, ROWS, {})
+    _assert_nothing_left(tmp_path / "plane", plane_pid)
+
+
+def _run(folder: Path, sentences: list[Sentence]) -> list[int]:
+    """Play it; every fault must have fired. Returns the planes' process ids."""
+    (folder / "plane").mkdir()
+    pids: list[int] = []
+
+    def plane() -> int:
+        pids.append(watcher.status().pid)
+        return pids[-1]
+
+    with (
+        client_of(folder) as watcher,
+        Crew(sentences, folder, limit_s=LIMIT_S, others={"plane": plane}, preload=["tests.faults.actors"]) as crew,
+    ):
+        for name in PRODUCERS:
+            crew.start(name, produce, str(folder), name, GROUPS)
+        for name in CONSUMERS:
+            crew.start(name, consume, str(folder), name, ROWS)
+        crew.play()
+        assert crew.unfired == []
+        assert len(crew.fired) == len(sentences)
+        plane()
+    return pids
+
+
+def _judge(folder: Path) -> tuple[Report, PartitionAudit, int]:
+    entries = [entry for path in folder.glob("log-*") for entry in read_log(path)]
+    with client_of(folder) as client:
+        books = client.audit()
+    (partition,) = (p for p in books.partitions if p.partition == PARTITION)
+    return check(entries), partition, books.residue
+
+
+def _assert_nothing_left(plane: Path, pids: list[int]) -> None:
+    assert _in_time(lambda: not any(_is_alive(pid) for pid in pids)), f"a plane of {pids} still runs"
+    assert _in_time(lambda: not socket_path(plane).exists()), "the socket is still there"
+    assert [str(path) for path, arena in arena_files(plane) if arena.in_shm] == []
+
+
+def _is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and pid != os.getpid()
+
+
+def _in_time(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + END_S
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
