@@ -58,7 +58,7 @@ class QueueOpened(Fact, frozen=True):
 class Put(Fact, frozen=True):
     """A put became visible. ``place`` None: tags only. ``fresh``: positions of rows that it made; None = all.
 
-    ``write_id`` is the block's id. ``ids`` are the rows' ids, aligned with ``keys``.
+    ``write_id`` is the block's id. ``ids`` are the rows' ids, aligned with ``keys``; 0: the put says nothing new of it.
     """
 
     write_id: int
@@ -86,7 +86,7 @@ class Leased(Fact, frozen=True):
     seq: int
     ids: list[int]
     lease_s: float | None
-    partial: bool = False
+    whole_groups: bool = False
 
 
 class Renewed(Fact, frozen=True):

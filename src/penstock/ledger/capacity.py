@@ -1,0 +1,183 @@
+"""Admission of puts by bytes and rows: backpressure for new groups, never for finishing what was admitted.
+
+A new group is charged whole at admission: its declared number of rows times the larger of its first row and the mean
+of the rows that were trained. Puts to rows or groups that exist draw on their own promise and on a reserve, and never
+queue behind new ones: a plane full of rows that lack their last column must not wait for itself.
+"""
+
+from __future__ import annotations
+
+from penstock.config import PlaneConfig
+from penstock.errors import DataPlaneFull
+from penstock.ledger.desk import Desk
+from penstock.ledger.events import Allot
+from penstock.ledger.state import Charge, Partition, PendingGrant, State, TagValues, Waiter
+from penstock.records import Tag, expected_of
+from penstock.requests import Grant
+
+
+def charge_of(state: State, partition: Partition, grant: Grant) -> Charge:
+    """Work out what ``grant`` would take. With ``groups`` empty it only finishes what was admitted."""
+    admitted = {gid for g in state.grants.values() if g.request.partition == grant.partition for gid in g.groups}
+    columns = [(c.name, TagValues(c, len(grant.keys))) for c in grant.tags if c.name in _GROUPING]
+    new: dict[str, list[int]] = {}
+    more_bytes = more_rows = 0
+    for index, key in enumerate(grant.keys):
+        size = grant.row_bytes[index]
+        if key in partition.rows:
+            more_bytes += size
+            continue
+        tags: dict[str, Tag] = {name: column.get(index) for name, column in columns}  # type: ignore[misc]
+        gid = key if tags.get("group_id") is None else str(tags["group_id"])
+        if gid in partition.groups or gid in admitted:
+            more_bytes += size
+            more_rows += 1
+            continue
+        expected = expected_of(tags, partition.request.group_size) or 1
+        entry = new.setdefault(gid, [expected, max(size, partition.mean_row_bytes), 0])
+        entry[2] += 1
+    group_bytes = sum(max(expected, count) * size for expected, size, count in new.values())
+    group_rows = sum(max(expected, count) for expected, _, count in new.values())
+    return Charge(more_bytes + group_bytes, more_rows + group_rows, list(new))
+
+
+_GROUPING = ("group_id", "expected_num_keys", "num_keys")
+
+
+def ask(desk: Desk, waiter: Waiter) -> None:
+    """Admit the grant now, or let it wait its turn; what can never fit is refused at once."""
+    grant = waiter.body
+    assert isinstance(grant, Grant)
+    partition = desk.registered(grant.partition)
+    charge = charge_of(desk.state, partition, grant)
+    if charge.groups:
+        _refuse_impossible(desk.config, partition, charge)
+    waiter.charge = charge
+    ahead = bool(charge.groups) and any(_holds_up(desk.config, w, partition) for w in desk.grants)
+    if not ahead and _fits(desk, partition, charge):
+        _admit(desk, waiter, partition, charge)
+    else:
+        desk.grants.append(waiter)
+
+
+def serve_waiting(desk: Desk) -> None:
+    """Admit what fits, in order; what waits for a limit holds up only what waits for the same limit."""
+    left: list[Waiter] = []
+    full: set[str] = set()  # partitions whose own limit holds up new groups; "" = the plane's
+    for waiter in desk.grants:
+        grant = waiter.body
+        assert isinstance(grant, Grant)
+        partition = desk.state.partitions.get(grant.partition)
+        if waiter.session_id not in desk.state.sessions or partition is None or not partition.registered:
+            continue  # the tick has answered it, or its session is gone
+        if waiter.deadline <= desk.now:
+            left.append(waiter)
+            continue
+        if waiter.charge.groups and ("" in full or partition.name in full):
+            left.append(waiter)
+            continue
+        charge = waiter.charge = charge_of(desk.state, partition, grant)
+        if _fits(desk, partition, charge):
+            _admit(desk, waiter, partition, charge)
+            continue
+        if charge.groups:
+            full.add(partition.name if _partition_full(desk.config, partition, charge) else "")
+        left.append(waiter)
+    desk.grants = left
+
+
+def expire_waiting(desk: Desk) -> None:
+    """Answer the grants whose deadline has passed."""
+    late = [w for w in desk.grants if w.deadline <= desk.now]
+    if late:
+        desk.grants = [w for w in desk.grants if w.deadline > desk.now]
+    for waiter in late:
+        grant = waiter.body
+        assert isinstance(grant, Grant)
+        waited = desk.now - waiter.since
+        state = desk.state
+        used, rows = used_bytes(state), used_rows(state)
+        config = desk.config
+        missing = [f"{used} of {config.max_bytes} bytes and {rows} of {config.max_rows} rows are taken or promised"]
+        desk.refuse(
+            waiter,
+            DataPlaneFull(
+                f"no room for {len(grant.keys)} rows in partition {grant.partition!r} after {waited:.1f} s: "
+                f"{missing[0]}; consumers must pop, or raise the capacity",
+                partition=grant.partition,
+                keys=grant.keys,
+                missing=missing,
+                elapsed_s=waited,
+            ),
+        )
+
+
+def release(partition: Partition, grant: PendingGrant) -> None:
+    """The grant no longer reserves anything."""
+    partition.granted_bytes -= grant.bytes
+    partition.granted_rows -= grant.rows
+    grant.bytes = grant.rows = 0
+
+
+def used_bytes(state: State) -> int:
+    """Bytes held, promised or granted, over all partitions."""
+    return sum(p.live_bytes + p.promised_bytes + p.granted_bytes for p in state.partitions.values())
+
+
+def used_rows(state: State) -> int:
+    """Rows held, promised or granted, over all partitions."""
+    return sum(len(p.rows) + p.promised_rows + p.granted_rows for p in state.partitions.values())
+
+
+def _admit(desk: Desk, waiter: Waiter, partition: Partition, charge: Charge) -> None:
+    grant = waiter.body
+    assert isinstance(grant, Grant)
+    session = desk.state.sessions[waiter.session_id]
+    pending = PendingGrant(desk.new_ids(1)[0], session, grant, desk.state.clears)
+    pending.bytes, pending.rows, pending.groups = charge.bytes, charge.rows, charge.groups
+    partition.granted_bytes += charge.bytes
+    partition.granted_rows += charge.rows
+    desk.state.grants[pending.id] = pending
+    desk.out.append(Allot(waiter.session_id, waiter.call_id, pending.id, grant.nbytes, waiter.deadline))
+
+
+def _holds_up(config: PlaneConfig, waiter: Waiter, partition: Partition) -> bool:
+    """Whether ``waiter`` is ahead of a new group of ``partition``: it waits for a new one too, at the same limit."""
+    grant = waiter.body
+    own_limit = config.partition_max_bytes is not None or config.partition_max_rows is not None
+    return bool(waiter.charge.groups) and (grant.partition == partition.name or not own_limit)
+
+
+def _fits(desk: Desk, partition: Partition, charge: Charge) -> bool:
+    config = desk.config
+    state = desk.state
+    if charge.groups:
+        return (
+            used_bytes(state) + charge.bytes <= config.max_bytes
+            and used_rows(state) + charge.rows <= config.max_rows
+            and not _partition_full(config, partition, charge)
+        )
+    reserve = 1.0 + config.reserve_fraction
+    held = sum(p.live_bytes + p.granted_bytes for p in state.partitions.values())
+    rows = sum(len(p.rows) + p.granted_rows for p in state.partitions.values())
+    return held + charge.bytes <= config.max_bytes * reserve and rows + charge.rows <= config.max_rows * reserve
+
+
+def _partition_full(config: PlaneConfig, partition: Partition, charge: Charge) -> bool:
+    used = partition.live_bytes + partition.promised_bytes + partition.granted_bytes
+    rows = len(partition.rows) + partition.promised_rows + partition.granted_rows
+    return (config.partition_max_bytes is not None and used + charge.bytes > config.partition_max_bytes) or (
+        config.partition_max_rows is not None and rows + charge.rows > config.partition_max_rows
+    )
+
+
+def _refuse_impossible(config: PlaneConfig, partition: Partition, charge: Charge) -> None:
+    max_bytes = min(config.max_bytes, config.partition_max_bytes or config.max_bytes)
+    max_rows = min(config.max_rows, config.partition_max_rows or config.max_rows)
+    if charge.bytes > max_bytes or charge.rows > max_rows:
+        raise DataPlaneFull(
+            f"{charge.rows} rows of {charge.bytes} bytes can never fit: "
+            f"the limits are {max_rows} rows and {max_bytes} bytes",
+            partition=partition.name,
+            missing=[f"{charge.bytes} bytes"],
+        )

@@ -1,0 +1,142 @@
+"""Where decisions are written down: facts are applied and journaled, effects collected, replies remembered.
+
+Invariant: a decision is one ``Persist`` followed by what depends on it; a reply to a mutation is remembered until the
+client says that it has it, so that a repeat gets the same reply and has no second effect.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from penstock.config import PlaneConfig
+from penstock.errors import DataPlaneError, UnknownName, code_of
+from penstock.ledger.apply import Books
+from penstock.ledger.events import Answer, AnyEffect, Asked, FreeBlock, Persist
+from penstock.ledger.facts import AnyFact, Entry
+from penstock.ledger.state import Lease, Partition, Session, State, Task, Waiter
+from penstock.records import as_int
+from penstock.requests import Claimed, Failed, ReplyBody
+
+
+class Desk:
+    """The working surface of one ledger: its books, the present moment, and what is to be done."""
+
+    def __init__(self, config: PlaneConfig) -> None:
+        self.config = config
+        self.books = Books(config)
+        self.now = 0.0  # the shell's clock
+        self.out: list[AnyEffect] = []
+        self.claims: dict[str, list[Waiter]] = {}  # waiting claims by partition, in order of arrival
+        self.grants: list[Waiter] = []  # waiting grants, in order of arrival
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def state(self) -> State:
+        return self.books.state
+
+    def record(self, facts: list[AnyFact], asked: Asked | Waiter | None = None, reply: ReplyBody | None = None) -> None:
+        """Apply ``facts`` and journal them with the reply (a claim's is rebuilt from its lease)."""
+        for fact in facts:
+            self.books.apply(fact)
+        session = self.state.sessions.get(asked.session_id) if asked is not None else None
+        self.out.append(
+            Persist(
+                Entry(
+                    facts=facts,
+                    session_id=session.id if session else 0,
+                    seq=asked.seq if asked is not None and session else 0,
+                    done_below=session.done_below if session else 0,
+                    reply=reply,
+                )
+            )
+        )
+        self.out.extend(FreeBlock(block_id) for block_id in self.books.freed)
+        self.books.freed.clear()
+
+    def conclude(self, facts: list[AnyFact], asked: Asked, reply: ReplyBody) -> None:
+        """Record a mutation that took effect, and answer it."""
+        self.record(facts, asked, reply)
+        self.answer(asked, reply)
+
+    def answer(self, asked: Asked | Waiter, reply: ReplyBody) -> None:
+        """Send ``reply``, and remember it if the call was a mutation."""
+        session = self.state.sessions.get(asked.session_id)
+        if session is not None and asked.seq:
+            session.waiting.pop(asked.seq, None)
+            session.replies.setdefault(asked.seq, reply)
+        self.out.append(Answer(asked.session_id, asked.call_id, reply))
+
+    def refuse(self, asked: Asked | Waiter, error: DataPlaneError) -> None:
+        """Answer with ``error``. Nothing has changed."""
+        self.counters[f"refused.{type(error).__name__}"] += 1
+        self.answer(asked, failed(error))
+
+    def registered(self, name: str) -> Partition:
+        """The partition, or ``UnknownName``."""
+        partition = self.state.partitions.get(name)
+        if partition is None or not partition.registered:
+            known = sorted(p.name for p in self.state.partitions.values() if p.registered)
+            raise UnknownName(f"unknown partition {name!r}; registered are {known}", partition=name, missing=[name])
+        return partition
+
+    def task_of(self, partition: Partition, name: str) -> Task:
+        """The task, or ``UnknownName``."""
+        task = partition.tasks.get(name)
+        if task is None:
+            raise UnknownName(
+                f"unknown task {name!r} of partition {partition.name!r}; declared are {list(partition.tasks)}",
+                partition=partition.name,
+                missing=[name],
+            )
+        return task
+
+    def new_ids(self, count: int) -> range:
+        """Take ``count`` fresh ids."""
+        first = self.state.next_id
+        self.state.next_id += count
+        return range(first, first + count)
+
+    def new_token(self) -> str:
+        """A fresh lease token: (incarnation, counter)."""
+        token = f"{self.state.incarnation}-{self.state.next_token}"
+        self.state.next_token += 1
+        return token
+
+    def session_reply(self, session: Session, seq: int) -> ReplyBody | None:
+        """The remembered reply to a mutation, a claim's rebuilt from its lease; None = not decided yet."""
+        reply = session.replies.get(seq)
+        return claimed(self.state, reply) if isinstance(reply, Lease) else reply
+
+
+def failed(error: DataPlaneError) -> Failed:
+    """Put ``error`` on the wire."""
+    return Failed(
+        code_of(error), error.message, error.partition, list(error.keys), list(error.missing), error.elapsed_s
+    )
+
+
+def claimed(state: State, lease: Lease) -> Claimed:
+    """What a claim got: the rows that its lease still holds, oldest first."""
+    partition = state.partitions.get(lease.partition)
+    rows = list(lease.rows.values())
+    if partition is None or not rows:
+        return Claimed("", [], [], None)
+    tags = []
+    lengths: list[int] = []
+    measured = False
+    for row in rows:
+        tag = row.tags()
+        if row.group is not None and row.group.partial:
+            tag["partial"] = True
+        length = as_int(tag.get("input_lengths"))
+        if length is None:
+            length = next((w.lengths[i] for w, i in reversed(list(row.pairs())) if w.lengths is not None), None)
+        measured |= length is not None
+        lengths.append(length or 0)
+        tags.append(tag)
+    return Claimed(lease.token, [row.key for row in rows], tags, lengths if measured else None)
+
+
+def unique(keys: Sequence[str]) -> bool:
+    return len(set(keys)) == len(keys)

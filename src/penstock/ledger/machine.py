@@ -1,0 +1,311 @@
+"""The ledger's machine: ``handle(event, now) -> effects``.
+
+Time: deadlines of leases, sessions and groups run on the ledger's own clock, which stands still while the plane itself
+is stopped (a gap between two events far beyond the expected tick): a plane that wakes does not bury the living.
+Deadlines of waiting calls run on the shell's clock, for their callers have gone on living. Nothing is judged but at a
+``Tick``, so that a shell can read its sockets first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from penstock.config import PlaneConfig
+from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneError, DataPlaneUnavailable
+from penstock.ledger import capacity, claims, events, holds, puts, reports, sessions, timers
+from penstock.ledger.checkpoint import checkpoint as restate
+from penstock.ledger.desk import Desk, failed
+from penstock.ledger.events import Answer, AnyEffect, AnyEvent, Asked
+from penstock.ledger.facts import Entry, LifeBegan, Moved, Registered, Removed
+from penstock.ledger.invariants import check_invariants
+from penstock.ledger.state import Session
+from penstock.requests import (
+    MUTATIONS,
+    Ack,
+    Audit,
+    BlockPlace,
+    Capabilities,
+    CheckConsumption,
+    Claim,
+    Clear,
+    Commit,
+    Depth,
+    Done,
+    Evict,
+    Grant,
+    ListMetadata,
+    Locate,
+    Pop,
+    PutTags,
+    RegisterPartition,
+    Release,
+    Renew,
+    ReplyBody,
+    Status,
+    Why,
+)
+
+TICK_S = 1.0  # the shell ticks at least this often
+STOPPED_S = 2 * TICK_S  # a longer silence means that the plane itself was stopped
+
+Handler = Callable[[Desk, Session, Asked], None]
+
+
+def register(desk: Desk, session: Session, asked: Asked) -> None:
+    """Register a partition, or register it again: fields merge, sizes are replaced, tasks and enums must agree."""
+    body = asked.body
+    assert isinstance(body, RegisterPartition)
+    if not 0 < len(body.partition) <= puts.MAX_NAME:
+        raise BadArgument(f"a partition's name must have 1 to {puts.MAX_NAME} characters")
+    if not body.tasks or len(set(body.tasks)) != len(body.tasks):
+        raise BadArgument(
+            f"consumer_tasks must name at least one task, each once: {body.tasks}", partition=body.partition
+        )
+    if body.group_size is not None and body.group_size < 1:
+        raise BadArgument(f"grpo_group_size must be positive, got {body.group_size}", partition=body.partition)
+    known = desk.state.partitions.get(body.partition)
+    if known is not None and known.registered:
+        for what, now, before in (("tasks", body.tasks, list(known.tasks)), ("enums", body.enums, known.request.enums)):
+            if now != before:
+                raise BadArgument(
+                    f"partition {body.partition!r} is registered with {what} {before}; refused {now}",
+                    partition=body.partition,
+                )
+    desk.conclude([Registered(body)], asked, Done())
+
+
+HANDLERS: dict[type[Any], Handler] = {
+    RegisterPartition: register,
+    Grant: puts.grant,
+    Commit: puts.commit,
+    PutTags: puts.put_tags,
+    Claim: claims.claim,
+    Ack: holds.ack,
+    Release: holds.release,
+    Renew: holds.renew,
+    Pop: holds.pop,
+    Evict: holds.evict,
+    Clear: holds.clear,
+    Locate: reports.locate,
+    ListMetadata: reports.list_metadata,
+    Depth: reports.depth,
+    CheckConsumption: reports.check_consumption,
+    Capabilities: reports.capabilities,
+    Audit: reports.audit,
+    Why: reports.why,
+    Status: reports.status,
+}
+
+
+class Ledger:
+    """See the module. ``now`` must not go backwards."""
+
+    def __init__(self, config: PlaneConfig) -> None:
+        self._desk = Desk(config)
+        self._last = 0.0  # the shell's clock at the last event
+        self._behind = 0.0  # how far the ledger's clock is behind the shell's
+        self._events: dict[type[Any], Callable[[Any], None]] = {
+            events.SessionOpens: lambda e: sessions.opens(self._desk, e),
+            events.SessionResumes: lambda e: sessions.resumes(self._desk, e),
+            events.Asked: self._asked,
+            events.Heard: self._heard,
+            events.Disconnected: self._disconnected,
+            events.SessionGone: self._session_gone,
+            events.Allotted: self._allotted,
+            events.NotAllotted: lambda e: puts.drop(self._desk, e.grant),
+            events.BlocksLost: self._blocks_lost,
+            events.BlockMoved: lambda e: self._desk.record([Moved(e.place, e.kept)]),
+            events.Tick: self._tick,
+        }
+
+    def __repr__(self) -> str:
+        state = self._desk.state
+        rows = sum(len(p.rows) for p in state.partitions.values())
+        return f"<Ledger incarnation={state.incarnation} rows={rows} sessions={len(state.sessions)}>"
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this life; 0 before ``begin_life``."""
+        return self._desk.state.incarnation
+
+    # -- recovery --
+
+    def replay(self, entry: Entry, now: float) -> None:
+        """Apply one journal entry of an earlier life. Entries come in order, before ``begin_life``."""
+        books = self._desk.books
+        books.clock = self._last = now
+        for fact in entry.facts:
+            books.apply(fact)
+        books.freed.clear()
+        books.touched.clear()
+        session = books.state.sessions.get(entry.session_id)
+        if session is not None:
+            if entry.seq and entry.reply is not None:
+                session.replies.setdefault(entry.seq, entry.reply)
+            books.forget_replies(session, entry.done_below)
+        books.state.checkpoints = max(books.state.checkpoints, entry.checkpoint)
+
+    def begin_life(self, incarnation: int, now: float, wall: float) -> list[AnyEffect]:
+        """Start serving. Sessions of the earlier life may resume within ``resume_grace_s``."""
+        desk = self._desk
+        self._last = now
+        desk.now = desk.books.clock = now
+        desk.books.wall = wall
+        if incarnation <= desk.state.incarnation:
+            raise BadArgument(f"incarnation {incarnation} is not beyond {desk.state.incarnation}")
+        for session in desk.state.sessions.values():
+            session.connected = False
+            session.heard = now
+            session.due = now + desk.config.resume_grace_s
+        desk.record([LifeBegan(incarnation, wall, desk.state.next_id)])
+        timers.restart_abandon(desk)
+        return self._take()
+
+    def live_blocks(self) -> list[BlockPlace]:
+        """Where the blocks lie that rows still need."""
+        return [w.place for w in self._desk.state.writes.values() if w.place is not None and w.live]
+
+    def sparse_blocks(self) -> list[tuple[BlockPlace, list[int]]]:
+        """Blocks of which less than half is alive, with the original indices of the rows to keep."""
+        return [
+            (w.place, w.alive())
+            for w in self._desk.state.writes.values()
+            if w.place is not None and 0 < 2 * w.live < (w.size if w.kept is None else len(w.kept))
+        ]
+
+    def checkpoint(self, rows_per_slice: int = 1000) -> Iterator[Entry]:
+        """Restate what is alive; see ``ledger.checkpoint``."""
+        return restate(self._desk, rows_per_slice)
+
+    # -- serving --
+
+    def handle(self, event: AnyEvent, now: float) -> list[AnyEffect]:
+        """Decide. The effects are to be carried out in order."""
+        self._advance(now)
+        self._events[type(event)](event)
+        self._serve()
+        return self._take()
+
+    def next_timer(self) -> float:
+        """The shell's time at which the next ``Tick`` has something to judge; within ``TICK_S`` of the last event."""
+        desk = self._desk
+        soonest = [self._last + TICK_S]
+        if desk.books.timers:
+            soonest.append(desk.books.timers[0][0] + self._behind)
+        soonest += [w.deadline for waiting in desk.claims.values() for w in waiting]
+        soonest += [w.deadline for w in desk.grants]
+        return min(soonest)
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start of this life."""
+        return dict(self._desk.counters)
+
+    def check_invariants(self) -> None:
+        """Recount everything that is kept up to date by events; for tests and the simulator."""
+        check_invariants(self._desk)
+
+    def _advance(self, now: float) -> None:
+        gap = now - self._last
+        if gap > STOPPED_S:
+            self._behind += gap - TICK_S
+            self._desk.counters["stopped"] += 1
+        self._last = max(now, self._last)
+        self._desk.now = self._last
+        self._desk.books.clock = self._last - self._behind
+
+    def _take(self) -> list[AnyEffect]:
+        out, self._desk.out = self._desk.out, []
+        return out
+
+    def _serve(self) -> None:
+        """Serve waiting calls, as long as serving one makes something ready for another."""
+        desk = self._desk
+        touched = desk.books.touched
+        while touched:
+            if desk.grants:
+                capacity.serve_waiting(desk)
+            name = touched.pop()
+            claims.serve_waiting(desk, name)
+
+    def _asked(self, event: Asked) -> None:
+        desk = self._desk
+        session = desk.state.sessions.get(event.session_id)
+        if session is None:
+            error = DataPlaneUnavailable(f"session {event.session_id} has ended")
+            desk.out.append(Answer(event.session_id, event.call_id, failed(error)))
+            return
+        desk.books.wall = event.wall
+        sessions.heard(desk, session)
+        sessions.settle(desk, session, event.done_below, event.abandoned)
+        is_mutation = isinstance(event.body, MUTATIONS)
+        try:
+            if is_mutation != (event.seq > 0):
+                raise BadArgument("mutations carry a sequence number, questions do not")
+            if is_mutation and self._seen(session, event):
+                return
+            handler = HANDLERS.get(type(event.body))
+            if handler is None:
+                raise DataPlaneBadRequest(f"{type(event.body).__name__} is not for the ledger")
+            handler(desk, session, event)
+        except DataPlaneError as error:
+            desk.refuse(event, error)
+
+    def _seen(self, session: Session, event: Asked) -> bool:
+        """A repeat gets the old reply, or takes the place of the call that still waits."""
+        desk = self._desk
+        if event.seq < session.done_below:
+            raise BadArgument(f"sequence {event.seq} is below {session.done_below}, which the client said is done")
+        waiter = session.waiting.get(event.seq)
+        if waiter is not None:
+            waiter.call_id = event.call_id
+            waiter.deadline = event.deadline
+            return True
+        reply: ReplyBody | None = desk.session_reply(session, event.seq)
+        if reply is None:
+            return False
+        desk.counters["calls.repeated"] += 1
+        desk.out.append(Answer(session.id, event.call_id, reply))
+        return True
+
+    def _heard(self, event: events.Heard) -> None:
+        session = self._desk.state.sessions.get(event.session_id)
+        if session is not None:
+            sessions.heard(self._desk, session)
+            sessions.settle(self._desk, session, event.done_below, event.abandoned)
+
+    def _disconnected(self, event: events.Disconnected) -> None:
+        session = self._desk.state.sessions.get(event.session_id)
+        if session is not None:
+            session.connected = False
+
+    def _session_gone(self, event: events.SessionGone) -> None:
+        session = self._desk.state.sessions.get(event.session_id)
+        if session is not None:
+            sessions.end(self._desk, session, event.why)
+
+    def _allotted(self, event: events.Allotted) -> None:
+        pending = self._desk.state.grants.get(event.grant)
+        if pending is not None:
+            pending.place = event.place
+
+    def _blocks_lost(self, event: events.BlocksLost) -> None:
+        """Every row that needs one of these blocks is lost."""
+        lost = set(event.block_ids)
+        for partition in list(self._desk.state.partitions.values()):
+            rows = [row for row in partition.rows.values() if any(w.id in lost for w, _ in row.pairs())]
+            if rows:
+                self._desk.record([Removed(partition.name, [row.id for row in rows], "lost", event.why)])
+                self._desk.counters["rows.lost"] += len(rows)
+
+    def _tick(self, event: events.Tick) -> None:
+        desk = self._desk
+        desk.books.wall = event.wall
+        for session in list(desk.state.sessions.values()):
+            if session.due <= desk.books.clock:
+                silent = desk.books.clock - session.heard
+                sessions.end(desk, session, f"silent for {silent:.1f} s")
+        timers.fire(desk)
+        desk.books.forget_expired()
+        claims.expire_waiting(desk)
+        capacity.expire_waiting(desk)

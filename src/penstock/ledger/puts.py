@@ -1,0 +1,195 @@
+"""Puts: a grant is checked and admitted, the block is copied by its writer, the commit makes it visible whole.
+
+Rules: everything that can be refused is refused before the copy; a commit applies all of its rows or none; a repeated
+put of the same bytes is a success without effect; a row that was removed does not come back.
+"""
+
+from __future__ import annotations
+
+from penstock.errors import BadArgument, DataPlaneBadRequest, RowRemoved, UnknownName, abbreviate
+from penstock.ledger import capacity
+from penstock.ledger.desk import Desk, unique
+from penstock.ledger.events import Asked, DropGrant, Fill
+from penstock.ledger.facts import Put
+from penstock.ledger.state import Partition, PendingGrant, Row, Session, TagValues, Tombstone, Waiter
+from penstock.requests import Commit, Done, FieldSpec, Grant, GrantAgain, PutTags, TagColumn
+
+MAX_NAME = 1024  # characters of a key, field, tag or partition name
+
+
+def grant(desk: Desk, session: Session, asked: Asked) -> None:
+    """Check a put and ask for room for it."""
+    body = asked.body
+    assert isinstance(body, Grant)
+    partition = desk.registered(body.partition)
+    _check_rows(body.partition, body.keys, body.tags)
+    if not body.keys or not body.fields:
+        raise BadArgument("a put needs rows and fields", partition=body.partition)
+    if len(body.row_bytes) != len(body.keys) or (body.lengths is not None and len(body.lengths) != len(body.keys)):
+        raise BadArgument("row_bytes and lengths must be aligned with the keys", partition=body.partition)
+    if body.nbytes < sum(body.row_bytes) or min(body.row_bytes, default=0) < 0 or min(body.lengths or [0]) < 0:
+        raise BadArgument("sizes do not add up", partition=body.partition)
+    _check_specs(partition, body.fields)
+    capacity.ask(desk, Waiter(session.id, asked.call_id, 0, body, asked.deadline, desk.now))
+
+
+def _check_rows(partition: str, keys: list[str], tags: list[TagColumn]) -> None:
+    if not unique(keys):
+        raise BadArgument("a put names a key twice", partition=partition, keys=_twice(keys))
+    if any(not 0 < len(key) <= MAX_NAME for key in keys):
+        raise BadArgument(f"keys must have 1 to {MAX_NAME} characters", partition=partition)
+    size = len(keys)
+    for column in tags:
+        rows = column.rows
+        aligned = len(column.values) in (1, size) if rows is None else len(column.values) == len(rows)
+        if not aligned or any(not 0 <= i < size for i in rows or ()):
+            raise BadArgument(f"tag {column.name!r} is not aligned with the keys", partition=partition)
+    if not unique([column.name for column in tags]):
+        raise BadArgument("a put names a tag twice", partition=partition)
+
+
+def _twice(keys: list[str]) -> list[str]:
+    seen: set[str] = set()
+    return [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+
+
+def _check_specs(partition: Partition, specs: list[FieldSpec]) -> None:
+    if not unique([spec.name for spec in specs]):
+        raise BadArgument("a put names a field twice", partition=partition.name)
+    for spec in specs:
+        first = partition.specs.get(spec.name)
+        if first is not None and (first.dtype, first.rank) != (spec.dtype, spec.rank):
+            raise BadArgument(
+                f"field {spec.name!r} of partition {partition.name!r} holds {first.dtype} of rank {first.rank}; "
+                f"refused {spec.dtype} of rank {spec.rank}",
+                partition=partition.name,
+                missing=[spec.name],
+            )
+
+
+def allotted(desk: Desk, pending: PendingGrant) -> None:
+    """A slot was found for the grant. Nothing waits on this in the ledger."""
+    desk.counters["grants.allotted"] += 1
+    assert pending.place is not None
+
+
+def drop(desk: Desk, grant_id: int) -> None:
+    """The grant will not be committed: it no longer reserves room."""
+    pending = desk.state.grants.pop(grant_id, None)
+    if pending is not None:
+        capacity.release(desk.books.partition(pending.request.partition), pending)
+        desk.books.touched.add(pending.request.partition)
+        desk.out.append(DropGrant(grant_id))
+        desk.counters["grants.dropped"] += 1
+
+
+def commit(desk: Desk, session: Session, asked: Asked) -> None:
+    """Make a granted put visible."""
+    body = asked.body
+    assert isinstance(body, Commit)
+    pending = desk.state.grants.get(body.grant)
+    if pending is None or pending.client_id != session.client_id:
+        desk.answer(asked, GrantAgain())
+        return
+    if pending.place is None:
+        raise DataPlaneBadRequest(f"grant {body.grant} has no slot yet")
+    try:
+        put = _decide(desk, pending, body.content, session.id, asked.wall)
+    except DataPlaneBadRequest:
+        drop(desk, body.grant)
+        raise
+    if put is None:  # repeated bytes: there already, or trained already
+        drop(desk, body.grant)
+        desk.answer(asked, Done())
+        return
+    del desk.state.grants[pending.id]
+    capacity.release(desk.books.partition(put.partition), pending)
+    desk.record([put], asked, Done())
+    desk.out.append(Fill(pending.id))
+    desk.answer(asked, Done())
+    desk.counters["rows.put"] += len(put.keys)
+    desk.counters["bytes.put"] += sum(put.row_bytes)
+
+
+def _decide(desk: Desk, pending: PendingGrant, content: int, session_id: int, wall: float) -> Put | None:
+    request = pending.request
+    partition = desk.books.partition(request.partition)
+    if not partition.registered or partition.cleared_at > pending.stamp:
+        raise _removed(partition, request.keys, "the partition was cleared")
+    _check_specs(partition, request.fields)
+    gids = next((TagValues(c, len(request.keys)) for c in request.tags if c.name == "group_id"), None)
+    ids: list[int] = []
+    fresh: list[int] = []
+    removed: list[str] = []
+    for index, key in enumerate(request.keys):
+        row = partition.rows.get(key)
+        if row is not None:
+            ids.append(0 if _says_nothing_new(row, partition, request, content, index) else row.id)
+            continue
+        stone = partition.tombstones.get(key)
+        gid = key if gids is None else gids.get(index)
+        if stone is not None and stone.reason != "cleared" and (content, index) in stone.contents:
+            ids.append(0)
+        elif key in pending.cleared or str(gid) in partition.closed_groups or _bars(stone, pending.stamp):
+            removed.append(key)
+        else:
+            ids.append(-1)
+            fresh.append(index)
+    if removed:
+        raise _removed(partition, removed, "a late put does not bring them back")
+    if not any(ids):
+        return None
+    for index, row_id in zip(fresh, desk.new_ids(len(fresh)), strict=True):
+        ids[index] = row_id
+    whole = len(fresh) == len(ids)
+    return Put(
+        pending.id, partition.name, session_id, request.keys, ids, None if whole else fresh, request.fields,
+        request.tags, pending.place, content, request.row_bytes, request.lengths, wall,
+    )  # fmt: skip
+
+
+def _bars(stone: Tombstone | None, stamp: int) -> bool:
+    """Whether a tombstone refuses a put granted at ``stamp``: a cleared row may be put anew, others may not."""
+    return stone is not None and (stone.reason != "cleared" or stone.at > stamp)
+
+
+def _says_nothing_new(row: Row, partition: Partition, request: Grant, content: int, index: int) -> bool:
+    """Whether the row's newest values of these fields and tags came from the same bytes at the same place."""
+    mask = partition.mask_of([spec.name for spec in request.fields])
+    for write, at in row.pairs():
+        if write.field_bits & mask or write.names & {c.name for c in request.tags}:
+            same = write.content == content and at == index and write.field_bits == mask
+            return same and write.tag_order == request.tags
+    return False
+
+
+def _removed(partition: Partition, keys: list[str], why: str) -> RowRemoved:
+    return RowRemoved(
+        f"rows of partition {partition.name!r} were removed, {why}: {abbreviate(keys)}",
+        partition=partition.name,
+        keys=keys,
+    )
+
+
+def put_tags(desk: Desk, session: Session, asked: Asked) -> None:
+    """Merge tags into existing rows."""
+    body = asked.body
+    assert isinstance(body, PutTags)
+    partition = desk.registered(body.partition)
+    _check_rows(body.partition, body.keys, body.tags)
+    absent = [key for key in body.keys if key not in partition.rows]
+    if absent:
+        stones = [key for key in absent if (s := partition.tombstones.get(key)) is not None and s.reason != "cleared"]
+        if stones:
+            raise _removed(partition, stones, "a late tag does not bring them back")
+        raise UnknownName(
+            f"unknown rows of partition {partition.name!r}: {abbreviate(absent)}", partition=partition.name, keys=absent
+        )
+    if not body.keys or not body.tags:
+        desk.answer(asked, Done())
+        return
+    ids = [partition.rows[key].id for key in body.keys]
+    put = Put(
+        desk.new_ids(1)[0], partition.name, session.id, body.keys, ids, [], [], body.tags, None, 0, [], None, asked.wall
+    )  # fmt: skip
+    desk.conclude([put], asked, Done())

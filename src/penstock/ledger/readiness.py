@@ -1,0 +1,107 @@
+"""Which units are ready for which queue, kept up to date by events, never by scanning.
+
+A row is ready for a queue when its required fields are produced, its task has not consumed it and nobody holds it. A
+group is ready for a whole-group queue when it is done (committed and complete) and all of its rows are ready; a group
+past its deadline under the policy ``partial`` is ready with those of its committed rows that are.
+"""
+
+from __future__ import annotations
+
+from penstock.ledger.state import Group, Partition, Queue, Row, Task
+from penstock.records import as_int, expected_of, is_true
+
+
+def row_ready(row: Row, task: Task, mask: int) -> bool:
+    """Whether a claim of ``task`` that needs the fields of ``mask`` may take the row."""
+    return row.produced & mask == mask and not row.consumed & task.bit and row.id not in task.held
+
+
+def ready_rows(group: Group, queue: Queue) -> list[Row]:
+    """The rows that a whole-group claim would get of this group now; [] = the group is not ready."""
+    rows = [row for row in group.rows.values() if row_ready(row, queue.task, queue.mask)]
+    if group.done:
+        return rows if len(rows) == len(group.rows) else []
+    return [row for row in rows if is_true(row.tag("committed"))] if group.partial else []
+
+
+def refresh_row(partition: Partition, row: Row) -> None:
+    """Bring the row's place in the queues of single rows up to date."""
+    for queue in partition.queues:
+        if queue.whole:
+            continue
+        queued = row.queued & queue.bit
+        if row_ready(row, queue.task, queue.mask):
+            if not queued:
+                queue.push(row, 1)
+        elif queued:
+            row.queued &= ~queue.bit
+            queue.count -= 1
+
+
+def refresh_group(partition: Partition, group: Group) -> None:
+    """Bring what follows from the group's rows and tags up to date: expected, done, promise, whole-group queues."""
+    rows = group.rows.values()
+    expected = [e for e in (expected_of_row(row, partition.request.group_size) for row in rows) if e is not None]
+    group.expected = max(expected) if expected else None
+    complete = group.expected is None or len(rows) == group.expected
+    done = bool(rows) and complete and all(is_true(row.tag("committed")) for row in rows)
+    partition.depth += done - group.done
+    group.done = done
+    refresh_promise(partition, group)
+    requeue_group(partition, group)
+
+
+def requeue_group(partition: Partition, group: Group) -> None:
+    """Bring the group's place in the whole-group queues up to date; its rows and tags are as they were."""
+    for queue in partition.queues:
+        if queue.whole:
+            _refresh_in(queue, group)
+
+
+def _refresh_in(queue: Queue, group: Group) -> None:
+    ready = len(ready_rows(group, queue))
+    counted = group.queued_rows.pop(queue.bit, 0)
+    queue.count += ready - counted
+    if ready:
+        group.queued_rows[queue.bit] = ready
+        if not group.queued & queue.bit:
+            queue.push(group, 0)
+    else:
+        group.queued &= ~queue.bit
+
+
+def expected_of_row(row: Row, default: int | None) -> int | None:
+    """``records.expected_of`` without building the row's tags."""
+    for name in ("expected_num_keys", "num_keys"):
+        number = as_int(row.tag(name))
+        if number is not None:
+            return number
+    return expected_of({"group_id": "g"} if row.tag("group_id") is not None else {}, default)
+
+
+def refresh_promise(partition: Partition, group: Group) -> None:
+    """A group is charged whole from its admission: what it may still grow by stays promised to it."""
+    size = max(group.first_bytes, partition.mean_row_bytes)
+    want = max(group.expected or 0, len(group.rows))
+    promised_bytes = max(0, want * size - sum(row.bytes() for row in group.rows.values())) if group.rows else 0
+    promised_rows = want - len(group.rows) if group.rows else 0
+    partition.promised_bytes += promised_bytes - group.promised_bytes
+    partition.promised_rows += promised_rows - group.promised_rows
+    group.promised_bytes, group.promised_rows = promised_bytes, promised_rows
+
+
+def open_queue(partition: Partition, task: Task, required: list[str], whole: bool) -> Queue:
+    """Return the queue of a task's claims with these required fields; made, in one pass over the rows, at first use."""
+    mask = partition.mask_of(required)
+    for queue in partition.queues:
+        if queue.task is task and queue.mask == mask and queue.whole == whole:
+            return queue
+    queue = Queue(task, required, mask, whole, 1 << len(partition.queues))
+    partition.queues.append(queue)
+    for unit in partition.units.values():
+        if isinstance(unit, Group):
+            if whole:
+                _refresh_in(queue, unit)
+        elif not whole and row_ready(unit, task, mask):
+            queue.push(unit, 1)
+    return queue

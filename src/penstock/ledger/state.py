@@ -1,0 +1,496 @@
+"""What a ledger remembers: plain slotted records, and the few rules that hold within one of them.
+
+Durable: partitions, rows, writes, groups, leases, tombstones, sessions with their replies, counters; only ``apply``
+changes them. Volatile: grants, waiting calls, queues' order, timers.
+Invariants: a row is in ``Partition.rows`` and ``Partition.units`` from its first put to its removal; a queue's bit is
+set in ``Unit.queued`` exactly while the unit is ready for it; ids grow and are never reused.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+from penstock.records import Tag
+from penstock.requests import BlockPlace, Claim, FieldSpec, Grant, RegisterPartition, ReplyBody, TagColumn
+
+HISTORY_EVENTS = 4096  # last events kept for ``why``, over all partitions
+GROUP_TAGS = frozenset({"group_id", "committed", "expected_num_keys", "num_keys"})
+
+
+class Write:
+    """One visible put: where its block lies, which columns and tags it brought, how many rows still need it."""
+
+    __slots__ = (
+        "columns",
+        "content",
+        "dead",
+        "field_bits",
+        "fields",
+        "id",
+        "kept",
+        "lengths",
+        "live",
+        "names",
+        "place",
+        "row_bytes",
+        "session_id",
+        "size",
+        "tag_order",
+        "wall",
+    )
+
+    def __init__(
+        self,
+        write_id: int,
+        fields: list[FieldSpec],
+        field_bits: int,
+        tags: list[TagColumn],
+        size: int,
+    ) -> None:
+        self.id = write_id
+        self.fields = fields
+        self.field_bits = field_bits
+        self.tag_order = tags
+        self.columns = {column.name: TagValues(column, size) for column in tags}
+        self.names = frozenset(self.columns)
+        self.size = size
+        self.live = 0
+        self.dead: bytearray | None = None  # 1 per row that no longer needs this write; None while all do
+        self.kept: list[int] | None = None  # original indices that the block still holds, after a compaction
+        self.place: BlockPlace | None = None
+        self.content = 0
+        self.row_bytes: array[int] = array("Q")
+        self.lengths: array[int] | None = None
+        self.session_id = 0
+        self.wall = 0.0
+
+    def bury(self, index: int) -> bool:
+        """Row ``index`` no longer needs this write. Return whether none does any more."""
+        if self.dead is None:
+            self.dead = bytearray(self.size)
+        if not self.dead[index]:
+            self.dead[index] = 1
+            self.live -= 1
+        return self.live == 0
+
+    def alive(self) -> list[int]:
+        """Original indices of the rows that need this write, in order."""
+        dead = self.dead
+        return list(range(self.size)) if dead is None else [i for i in range(self.size) if not dead[i]]
+
+
+class TagValues:
+    """One tag column, readable by row index. ``get`` distinguishes "no such tag" (``default``) from the value None."""
+
+    __slots__ = ("by_row", "constant", "values")
+
+    def __init__(self, column: TagColumn, size: int) -> None:
+        self.by_row = None if column.rows is None else dict(zip(column.rows, column.values, strict=True))
+        self.constant = self.by_row is None and len(column.values) == 1 and size != 1
+        self.values = column.values
+
+    def get(self, index: int, default: object = None) -> object:
+        if self.by_row is not None:
+            return self.by_row.get(index, default)
+        return self.values[0] if self.constant else self.values[index]
+
+
+_ABSENT = object()
+
+
+class Row:
+    """A row. ``writes`` is (write, index, write, index, ...), oldest first, only those still needed."""
+
+    __slots__ = ("consumed", "group", "id", "key", "produced", "queued", "wall", "writes")
+
+    def __init__(self, row_id: int, key: str, wall: float) -> None:
+        self.id = row_id
+        self.key = key
+        self.wall = wall
+        self.group: Group | None = None
+        self.writes: tuple[Write | int, ...] = ()
+        self.produced = 0  # field bits
+        self.consumed = 0  # task bits
+        self.queued = 0  # queue bits
+
+    def pairs(self) -> Iterator[tuple[Write, int]]:
+        """(write, index) pairs, newest first."""
+        writes = self.writes
+        for i in range(len(writes) - 2, -1, -2):
+            yield writes[i], writes[i + 1]  # type: ignore[misc]
+
+    def tag(self, name: str) -> object:
+        """The tag's newest value; None when the row does not have it."""
+        for write, index in self.pairs():
+            column = write.columns.get(name)
+            if column is not None:
+                value = column.get(index, _ABSENT)
+                if value is not _ABSENT:
+                    return value
+        return None
+
+    def tags(self) -> dict[str, Tag]:
+        """All tags, the newest value of each."""
+        merged: dict[str, Tag] = {}
+        writes = self.writes
+        for i in range(0, len(writes), 2):
+            write: Write = writes[i]  # type: ignore[assignment]
+            for name, column in write.columns.items():
+                value = column.get(writes[i + 1], _ABSENT)  # type: ignore[arg-type]
+                if value is not _ABSENT:
+                    merged[name] = value  # type: ignore[assignment]
+        return merged
+
+    def bytes(self) -> int:
+        """Payload bytes of the row."""
+        return sum(write.row_bytes[index] for write, index in self.pairs() if write.place is not None)
+
+
+class Group:
+    """The rows of one ``group_id``. ``done``: committed and complete. ``partial``: may be handed out as it is."""
+
+    __slots__ = (
+        "done",
+        "expected",
+        "first_bytes",
+        "gid",
+        "id",
+        "partial",
+        "promised_bytes",
+        "promised_rows",
+        "putters",
+        "queued",
+        "queued_rows",
+        "rows",
+        "wall",
+    )
+
+    def __init__(self, group_id: int, gid: str, wall: float) -> None:
+        self.id = group_id
+        self.gid = gid
+        self.wall = wall
+        self.rows: dict[int, Row] = {}
+        self.expected: int | None = None
+        self.done = False
+        self.partial = False
+        self.queued = 0
+        self.queued_rows: dict[int, int] = {}  # queue bit -> rows counted there
+        self.putters: set[int] = set()
+        self.first_bytes = 0
+        self.promised_bytes = 0
+        self.promised_rows = 0
+
+
+Unit: TypeAlias = Row | Group
+
+
+class Lease:
+    """Rows claimed by a task for a session under one token. ``until``: ledger seconds, None = with the session."""
+
+    __slots__ = ("lease_s", "partition", "rows", "seq", "session_id", "task", "token", "until", "whole_groups")
+
+    def __init__(self, token: str, partition: str, task: str, session_id: int, seq: int) -> None:
+        self.token = token
+        self.partition = partition
+        self.task = task
+        self.session_id = session_id
+        self.seq = seq
+        self.rows: dict[int, Row] = {}
+        self.lease_s: float | None = None
+        self.until: float | None = None
+        self.whole_groups = False
+
+
+class Task:
+    """A consumer's cursor.
+
+    ``held``: row id -> its lease. ``lapsed``: row id -> (token, released) of a lease that ended without a successor.
+    ``ended``: row id -> token under which it was consumed (tasks that are not final). ``deliveries``: failed ones.
+    """
+
+    __slots__ = ("bit", "consumed", "deliveries", "ended", "held", "index", "lapsed", "name")
+
+    def __init__(self, name: str, index: int) -> None:
+        self.name = name
+        self.index = index
+        self.bit = 1 << index
+        self.consumed = 0  # live rows with this task's bit
+        self.held: dict[int, Lease] = {}
+        self.lapsed: dict[int, tuple[str, bool]] = {}
+        self.ended: dict[int, str] = {}
+        self.deliveries: dict[int, int] = {}
+
+    def forget(self, row_id: int) -> None:
+        """The row is gone."""
+        lease = self.held.pop(row_id, None)
+        if lease is not None:
+            lease.rows.pop(row_id, None)
+        self.lapsed.pop(row_id, None)
+        self.ended.pop(row_id, None)
+        self.deliveries.pop(row_id, None)
+
+    def token_of(self, row_id: int) -> str:
+        """The newest token under which the row was leased and not yet consumed; "" = never."""
+        lease = self.held.get(row_id)
+        return lease.token if lease is not None else self.lapsed.get(row_id, ("", False))[0]
+
+
+class Queue:
+    """Units that are ready for (task, required fields), oldest first. Stale heap entries are skipped when met."""
+
+    __slots__ = ("bit", "count", "heap", "mask", "required", "task", "whole")
+
+    def __init__(self, task: Task, required: list[str], mask: int, whole: bool, bit: int) -> None:
+        self.task = task
+        self.required = required
+        self.mask = mask
+        self.whole = whole
+        self.bit = bit
+        self.heap: list[int] = []
+        self.count = 0  # ready rows (also for whole groups)
+
+    def push(self, unit: Unit, rows: int) -> None:
+        unit.queued |= self.bit
+        self.count += rows
+        heapq.heappush(self.heap, unit.id)
+
+    def trim(self, units: dict[int, Unit]) -> None:
+        """Rebuild the heap when most of it is stale; O(1) amortised."""
+        if len(self.heap) > 2 * self.count + 1024:
+            self.heap = sorted({i for i in self.heap if (u := units.get(i)) is not None and u.queued & self.bit})
+
+
+class Tombstone:
+    """A removed row, remembered against late writes.
+
+    ``contents``: (content, index) of its puts. ``at``: the ledger's count of clears when it was cleared, else 0.
+    """
+
+    __slots__ = ("at", "contents", "reason", "token", "until")
+
+    def __init__(self, reason: str, token: str, contents: tuple[tuple[int, int], ...], at: int, until: float) -> None:
+        self.reason = reason
+        self.token = token
+        self.contents = contents
+        self.at = at
+        self.until = until
+
+
+class Partition:
+    """A named flow. After a clear of everything it stays, unregistered, for its counters."""
+
+    __slots__ = (
+        "cleared",
+        "cleared_at",
+        "closed_groups",
+        "depth",
+        "evicted",
+        "field_bits",
+        "fields",
+        "finished_bytes",
+        "finished_rows",
+        "granted_bytes",
+        "granted_rows",
+        "graves",
+        "groups",
+        "live_bytes",
+        "lost",
+        "name",
+        "promised_bytes",
+        "promised_rows",
+        "put",
+        "quarantined",
+        "queues",
+        "registered",
+        "request",
+        "rows",
+        "specs",
+        "tasks",
+        "tombstones",
+        "trained",
+        "units",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.put = self.trained = self.cleared = self.quarantined = 0
+        self.evicted: dict[str, int] = {}
+        self.lost: dict[str, int] = {}
+        self.finished_bytes = self.finished_rows = 0
+        self.cleared_at = 0  # the ledger's count of clears when all of it was cleared last
+        self.tombstones: dict[str, Tombstone] = {}
+        self.graves: deque[tuple[float, str]] = deque()  # tombstones in the order of their expiry
+        self.granted_bytes = 0  # grants in flight
+        self.granted_rows = 0
+        self.unregister()
+
+    def unregister(self) -> None:
+        """Start afresh but for the counters, the tombstones and the grants in flight. The rows must be gone."""
+        self.request = RegisterPartition(self.name, [], 0, [])
+        self.registered = False
+        self.fields: list[str] = []
+        self.field_bits: dict[str, int] = {}
+        self.specs: dict[str, FieldSpec] = {}
+        self.tasks: dict[str, Task] = {}
+        self.rows: dict[str, Row] = {}
+        self.units: dict[int, Unit] = {}
+        self.groups: dict[str, Group] = {}
+        self.queues: list[Queue] = []
+        self.closed_groups: dict[str, float] = {}
+        self.depth = 0
+        self.live_bytes = 0
+        self.promised_bytes = 0  # what admitted groups may still grow by
+        self.promised_rows = 0
+
+    @property
+    def final_task(self) -> Task:
+        return next(reversed(self.tasks.values()))
+
+    def bit_of(self, field: str) -> int:
+        """The field's bit, given out at first sight."""
+        bit = self.field_bits.get(field)
+        if bit is None:
+            bit = self.field_bits[field] = 1 << len(self.field_bits)
+        return bit
+
+    def mask_of(self, fields: list[str]) -> int:
+        mask = 0
+        for field in fields:
+            mask |= self.bit_of(field)
+        return mask
+
+    def names_of(self, mask: int) -> list[str]:
+        return [name for name, bit in self.field_bits.items() if bit & mask]
+
+    @property
+    def mean_row_bytes(self) -> int:
+        """Mean payload bytes of the rows that were trained; 0 before the first."""
+        return self.finished_bytes // self.finished_rows if self.finished_rows else 0
+
+
+class Session:
+    """One client's life. ``replies``: sequence -> reply, until the client has taken it; a claim's is its lease."""
+
+    __slots__ = (
+        "client_id",
+        "connected",
+        "done_below",
+        "due",
+        "heard",
+        "host",
+        "id",
+        "leases",
+        "owner",
+        "pid",
+        "replies",
+        "role",
+        "secret",
+        "unfinished",
+        "waiting",
+    )
+
+    def __init__(
+        self, session_id: int, secret: str, client_id: int, owner: str, role: str, host: str, pid: int
+    ) -> None:
+        self.id = session_id
+        self.secret = secret
+        self.client_id = client_id
+        self.owner = owner
+        self.role = role
+        self.host = host
+        self.pid = pid
+        self.connected = True
+        self.heard = 0.0
+        self.due = 0.0  # ledger seconds by which it must be heard of
+        self.done_below = 0
+        self.replies: dict[int, ReplyBody | Lease] = {}
+        self.leases: dict[str, Lease] = {}
+        self.waiting: dict[int, Waiter] = {}  # mutations that wait, by sequence
+        self.unfinished: set[tuple[str, str]] = set()  # (partition, group) it has put to and that is not done
+
+    def who(self) -> str:
+        return f"{self.owner or self.role} (pid {self.pid} on {self.host})"
+
+
+class PendingGrant:
+    """A put between its grant and its commit. ``stamp``: the ledger's count of clears when it was granted."""
+
+    __slots__ = ("bytes", "cleared", "client_id", "groups", "id", "place", "request", "rows", "session_id", "stamp")
+
+    def __init__(self, grant_id: int, session: Session, request: Grant, stamp: int) -> None:
+        self.id = grant_id
+        self.session_id = session.id
+        self.client_id = session.client_id
+        self.request = request
+        self.stamp = stamp
+        self.place: BlockPlace | None = None
+        self.bytes = 0  # reserved for it
+        self.rows = 0
+        self.cleared: set[str] = set()  # keys that were cleared, before they existed, after this grant
+        self.groups: list[str] = []  # groups that do not exist yet and that it was the first to be admitted for
+
+
+class Charge:
+    """What a put asks for: bytes and rows reserved until its commit, and the groups that it would begin."""
+
+    __slots__ = ("bytes", "groups", "rows")
+
+    def __init__(self, size: int = 0, rows: int = 0, groups: Sequence[str] = ()) -> None:
+        self.bytes = size
+        self.rows = rows
+        self.groups = list(groups)
+
+
+class Waiter:
+    """A call that waits: a claim for rows, or a grant for capacity. ``deadline`` is on the shell's clock."""
+
+    __slots__ = ("blocker", "body", "call_id", "charge", "deadline", "seq", "session_id", "since")
+
+    def __init__(
+        self, session_id: int, call_id: int, seq: int, body: Claim | Grant, deadline: float, since: float
+    ) -> None:
+        self.session_id = session_id
+        self.call_id = call_id
+        self.seq = seq
+        self.body = body
+        self.deadline = deadline
+        self.since = since
+        self.charge = Charge()  # a grant: what it asked for when last tried
+        self.blocker = ""  # a claim by key: the row that was not ready when last tried
+
+
+class State:
+    """All of it."""
+
+    __slots__ = (
+        "checkpoints",
+        "clears",
+        "grants",
+        "history",
+        "incarnation",
+        "leases",
+        "next_id",
+        "next_token",
+        "partitions",
+        "sessions",
+        "unseen",
+        "writes",
+    )
+
+    def __init__(self) -> None:
+        self.incarnation = 0
+        self.next_id = 1
+        self.next_token = 1
+        self.clears = 1
+        self.checkpoints = 0
+        self.partitions: dict[str, Partition] = {}
+        self.sessions: dict[int, Session] = {}
+        self.writes: dict[int, Write] = {}
+        self.leases: dict[str, Lease] = {}
+        self.grants: dict[int, PendingGrant] = {}
+        self.history: deque[tuple[float, str, str, tuple[str, ...]]] = deque(maxlen=HISTORY_EVENTS)
+        self.unseen = 0  # rows that replayed facts named and that no replayed put or checkpoint had made

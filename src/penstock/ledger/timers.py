@@ -1,0 +1,90 @@
+"""What the passing of time does: leases expire, unfinished groups reach their deadline or are given up as abandoned."""
+
+from __future__ import annotations
+
+import heapq
+
+from penstock.ledger.desk import Desk
+from penstock.ledger.facts import AnyFact, PartialAllowed, Removed
+from penstock.ledger.holds import closing
+from penstock.ledger.sessions import give_back
+from penstock.ledger.state import Group, Partition
+from penstock.records import is_true
+
+
+def fire(desk: Desk) -> None:
+    """Carry out every timer that is due."""
+    timers = desk.books.timers
+    while timers and timers[0][0] <= desk.books.clock:
+        _, _, kind, what = heapq.heappop(timers)
+        if kind == "lease":
+            _lease_expires(desk, what[0])
+        elif kind == "group":
+            _group_is_late(desk, *what)
+        else:
+            _group_abandoned(desk, *what)
+
+
+def _lease_expires(desk: Desk, token: str) -> None:
+    lease = desk.state.leases.get(token)
+    if lease is None or lease.until is None or lease.until > desk.books.clock:
+        return  # ended or renewed meanwhile
+    desk.record(give_back(desk, lease, f"lease {token} expired"))
+    desk.counters["leases.expired"] += 1
+
+
+def _group_of(desk: Desk, name: str, gid: str) -> tuple[Partition, Group] | None:
+    partition = desk.state.partitions.get(name)
+    group = partition.groups.get(gid) if partition is not None else None
+    return None if partition is None or group is None else (partition, group)
+
+
+def _group_is_late(desk: Desk, name: str, gid: str) -> None:
+    """The group's deadline under its partition's policy has passed."""
+    found = _group_of(desk, name, gid)
+    if found is None or found[1].done:
+        return
+    partition, group = found
+    policy = partition.request.policy
+    if policy is None or policy.on_deadline == "wait":
+        return
+    committed = [row for row in group.rows.values() if is_true(row.tag("committed"))]
+    if policy.on_deadline == "partial" and len(committed) >= policy.min_ready:
+        desk.record([PartialAllowed(name, gid)])
+    else:
+        _evict(desk, partition, group, "incomplete")
+
+
+def _group_abandoned(desk: Desk, name: str, gid: str) -> None:
+    found = _group_of(desk, name, gid)
+    if found is None:
+        return
+    partition, group = found
+    if unfinished(group) and not any(s in desk.state.sessions for s in group.putters):
+        _evict(desk, partition, group, "abandoned")
+
+
+def unfinished(group: Group) -> bool:
+    """Whether the group says that more is to come: a tag ``committed`` that is false, or fewer rows than declared."""
+    if group.done or group.partial:
+        return False
+    for row in group.rows.values():
+        if any("committed" in write.names for write, _ in row.pairs()) and not is_true(row.tag("committed")):
+            return True
+    return group.expected is not None and len(group.rows) < group.expected
+
+
+def _evict(desk: Desk, partition: Partition, group: Group, reason: str) -> None:
+    rows = list(group.rows.values())
+    facts: list[AnyFact] = [Removed(partition.name, [row.id for row in rows], "evicted", reason)]
+    facts += closing(partition, rows)
+    desk.record(facts)
+    desk.counters[f"groups.{reason}"] += 1
+
+
+def restart_abandon(desk: Desk) -> None:
+    """After a restart: groups whose putters had all ended before it wait their grace again."""
+    for partition in desk.state.partitions.values():
+        for group in partition.groups.values():
+            if not group.done and not any(s in desk.state.sessions for s in group.putters):
+                desk.books.start_timer(desk.config.abandon_grace_s, "abandon", partition.name, group.gid)

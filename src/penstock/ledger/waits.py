@@ -1,0 +1,209 @@
+"""Why something waits: what is missing, since when, and whose sign of life is old. Cheap: bounded looks, no scans."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from penstock.errors import BadArgument, UnknownName
+from penstock.ledger.desk import Desk
+from penstock.ledger.leasing import Hold, hold_of
+from penstock.ledger.readiness import row_ready
+from penstock.ledger.state import Group, Partition, Row, Task, Waiter
+from penstock.requests import Claim, Why, WhyReport
+
+LOOKED_AT = 2000  # rows or groups inspected for one answer
+SHOWN = 8
+HISTORY_SHOWN = 20
+
+
+def missing_for_claim(desk: Desk, body: Claim) -> list[str]:
+    """What a claim still lacks, in sentences; at least one."""
+    partition = desk.state.partitions.get(body.partition)
+    task = partition.tasks.get(body.task) if partition is not None else None
+    if partition is None or task is None:
+        return [f"partition {body.partition!r} is not registered any more"]
+    mask = partition.mask_of(body.required)
+    if body.keys is not None:
+        missing = _keys_missing(partition, task, mask, body.keys)
+    else:
+        queue = next(
+            (q for q in partition.queues if q.task is task and q.mask == mask and q.whole == body.whole_groups), None
+        )
+        ready = queue.count if queue is not None else 0
+        missing = [f"{ready} of {body.min_rows} rows are ready for task {task.name!r}"]
+        missing += _fields_missing(partition, task, body.required)
+        if body.whole_groups:
+            missing += _groups_missing(desk, partition)
+    return missing + silent_sessions(desk)
+
+
+def _keys_missing(partition: Partition, task: Task, mask: int, keys: list[str]) -> list[str]:
+    missing = []
+    for key in keys:
+        row = partition.rows.get(key)
+        if row is not None and not row_ready(row, task, mask):
+            missing.append(f"{key!r}: {_row_state(partition, row, task, mask)}")
+            if len(missing) == SHOWN:
+                break
+    return missing or ["no row is missing"]
+
+
+def _row_state(partition: Partition, row: Row, task: Task, mask: int) -> str:
+    absent = partition.names_of(mask & ~row.produced)
+    if absent:
+        return f"fields {absent} are not produced"
+    hold = hold_of(row, task)
+    if hold is Hold.LEASED:
+        return f"leased for task {task.name!r} under {task.held[row.id].token}"
+    return f"{hold.value} for task {task.name!r}"
+
+
+def _fields_missing(partition: Partition, task: Task, required: list[str]) -> list[str]:
+    looked = [u for u in islice(partition.units.values(), LOOKED_AT) if isinstance(u, Row)]
+    waiting = [row for row in looked if not row.consumed & task.bit and row.id not in task.held]
+    missing = []
+    for name in required:
+        bit = partition.field_bits.get(name, 0)
+        lacking = [row.key for row in waiting if not bit or not row.produced & bit]
+        if lacking:
+            missing.append(
+                f"field {name!r} is not produced for {len(lacking)} of {len(waiting)} rows, e.g. {lacking[0]!r}"
+            )
+    if not partition.rows:
+        missing.append("no row is there")
+    elif len(waiting) < len(looked):
+        missing.append(f"{len(looked) - len(waiting)} rows are leased or consumed for task {task.name!r}")
+    return missing
+
+
+def _groups_missing(desk: Desk, partition: Partition) -> list[str]:
+    undone = [u for u in islice(partition.units.values(), LOOKED_AT) if isinstance(u, Group) and not u.done]
+    return [_group_state(desk, group) for group in undone[:SHOWN]]
+
+
+def _group_state(desk: Desk, group: Group) -> str:
+    size = len(group.rows)
+    age = max(0.0, desk.books.wall - group.wall)
+    by = "; ".join(_putter(desk, session_id) for session_id in sorted(group.putters))
+    lacks = []
+    if group.expected is not None and size != group.expected:
+        lacks.append(f"has {size} of {group.expected} rows")
+    if not group.done and (group.expected is None or size == group.expected):
+        lacks.append("is not committed")
+    state = " and ".join(lacks) or "is committed and complete"
+    return f"group {group.gid!r} {state}, {age:.1f} s old; put by {by or 'nobody'}"
+
+
+def _putter(desk: Desk, session_id: int) -> str:
+    session = desk.state.sessions.get(session_id)
+    if session is None:
+        return "a session that has ended"
+    return f"{session.who()}, heard of {desk.books.clock - session.heard:.1f} s ago"
+
+
+def silent_sessions(desk: Desk) -> list[str]:
+    """Sessions whose heartbeat is late."""
+    limit = 2 * desk.config.heartbeat_s
+    clock = desk.books.clock
+    late = [s for s in desk.state.sessions.values() if clock - s.heard > limit]
+    return [f"the heartbeat of {s.who()} is {clock - s.heard:.1f} s old" for s in late[:SHOWN]]
+
+
+def why(desk: Desk, body: Why) -> WhyReport:
+    """Explain a partition, or one task, row or group of it."""
+    named = [name for name in ("task", "key", "group") if getattr(body, name) is not None]
+    if len(named) > 1:
+        raise BadArgument(f"why takes one of task, key and group, got {named}", partition=body.partition)
+    partition = desk.state.partitions.get(body.partition)
+    if partition is None:
+        desk.registered(body.partition)
+        raise AssertionError("unreachable")
+    if body.key is not None:
+        return _why_key(desk, partition, body.key)
+    if body.group is not None:
+        return _why_group(desk, partition, body.group)
+    tasks = [desk.task_of(partition, body.task)] if body.task is not None else list(partition.tasks.values())
+    waits = [line for task in tasks for line in _why_task(desk, partition, task)]
+    if body.task is None:
+        waits += _why_full(desk, partition) + _groups_missing(desk, partition)
+    subject = f"task {body.task!r} of partition {partition.name!r}" if body.task else f"partition {partition.name!r}"
+    return WhyReport(subject, waits + silent_sessions(desk), _history(desk, partition.name))
+
+
+def _why_task(desk: Desk, partition: Partition, task: Task) -> list[str]:
+    waits = []
+    for waiter in desk.claims.get(partition.name, ()):
+        body = waiter.body
+        if isinstance(body, Claim) and body.task == task.name:
+            rank = "" if body.dp_rank is None else f", dp_rank {body.dp_rank}"
+            lacks = "; ".join(missing_for_claim(desk, body))
+            waits.append(f"{_waiter(desk, waiter)}{rank} claims rows for {task.name!r}: {lacks}")
+    if not waits:
+        waits.append(f"nobody waits in task {task.name!r}; {len(task.held)} rows are leased, {task.consumed} consumed")
+    holders: dict[str, int] = {}
+    for lease in islice(desk.state.leases.values(), LOOKED_AT):
+        if lease.partition == partition.name and lease.task == task.name:
+            who = _putter(desk, lease.session_id)
+            holders[who] = holders.get(who, 0) + len(lease.rows)
+    return waits + [f"{count} rows of task {task.name!r} are leased to {who}" for who, count in holders.items()]
+
+
+def _waiter(desk: Desk, waiter: Waiter) -> str:
+    session = desk.state.sessions.get(waiter.session_id)
+    who = session.who() if session is not None else "a session that has ended"
+    return f"for {desk.now - waiter.since:.1f} s {who}"
+
+
+def _why_full(desk: Desk, partition: Partition) -> list[str]:
+    waiting = [w for w in desk.grants if w.body.partition == partition.name]
+    return [
+        f"{_waiter(desk, w)} waits for room for {w.charge.rows} rows, {w.charge.bytes} bytes" for w in waiting[:SHOWN]
+    ]
+
+
+def _why_key(desk: Desk, partition: Partition, key: str) -> WhyReport:
+    row = partition.rows.get(key)
+    stone = partition.tombstones.get(key)
+    subject = f"row {key!r} of partition {partition.name!r}"
+    history = _history(desk, partition.name, key)
+    if row is None:
+        if stone is None and not history:
+            raise UnknownName(f"unknown rows of partition {partition.name!r}: {key!r}", keys=[key])
+        state = f"removed: {stone.reason}" if stone is not None else "removed long ago"
+        return WhyReport(subject, [state], history)
+    mask = partition.mask_of(partition.fields)
+    waits = [f"task {t.name!r}: {_row_state(partition, row, t, mask)}" for t in partition.tasks.values()]
+    waits += [
+        f"task {t.name!r}: {t.deliveries[row.id]} failed deliveries of at most {desk.config.max_deliveries}"
+        for t in partition.tasks.values()
+        if row.id in t.deliveries
+    ]
+    if row.group is not None:
+        waits.append(_group_state(desk, row.group))
+    return WhyReport(subject, waits, history)
+
+
+def _why_group(desk: Desk, partition: Partition, gid: str) -> WhyReport:
+    group = partition.groups.get(gid)
+    if group is None:
+        if gid in partition.closed_groups:
+            return WhyReport(f"group {gid!r}", ["evicted unfinished; late puts to it are refused"], [])
+        raise UnknownName(f"unknown group {gid!r} of partition {partition.name!r}", missing=[gid])
+    mask = partition.mask_of(partition.fields)
+    waits = [_group_state(desk, group)]
+    for row in islice(group.rows.values(), SHOWN):
+        states = [f"{t.name}: {_row_state(partition, row, t, mask)}" for t in partition.tasks.values()]
+        waits.append(f"row {row.key!r}: " + "; ".join(states))
+    history = [line for row in islice(group.rows.values(), SHOWN) for line in _history(desk, partition.name, row.key)]
+    return WhyReport(f"group {gid!r} of partition {partition.name!r}", waits, history)
+
+
+def _history(desk: Desk, partition: str, key: str | None = None) -> list[str]:
+    """The last events of a partition (those of sessions included), or of one row."""
+    found = []
+    for wall, name, text, keys in reversed(desk.state.history):
+        if (key is None and name in ("", partition)) or (name == partition and key in keys):
+            found.append(f"{wall:.3f} {text}")
+            if len(found) == HISTORY_SHOWN:
+                break
+    return found[::-1]
