@@ -24,8 +24,8 @@ import torch
 from penstock.config import Integrity
 from penstock.payload import codec, decode
 from penstock.payload.arena import Arena
+from penstock.payload.files import SHM
 from penstock.payload.mapping import ArenaMap, BlockReader
-from penstock.payload.naming import SHM
 from penstock.requests import BlockPlace, Source
 
 MIB = 1 << 20

@@ -6,7 +6,8 @@
     slots              the pure machine that says when a piece of the arena may be reused
     extents, arena     the arena's one owner: space, slots, residency, and the files of earlier lives
     memory, mapping    the client's side: system calls, the shared mapping, private views and their pins
-    naming             what arena files are called, and which of them are nobody's
+    files, buffers     whether a file may be mapped; memory for gathers, used again
+    compact            a block rewritten without its dead rows
 
 Invariants: no pickle; torch is imported only inside functions of codec and decode; no byte is served whose header,
 bounds or (at level ``full``) checksum do not hold; a slot is reused only when no writer and no pin is out.

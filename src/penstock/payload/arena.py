@@ -25,9 +25,9 @@ from penstock.errors import BadArgument, CorruptPayload, StaleSlotError
 from penstock.payload import block, slots
 from penstock.payload.block import Bytes
 from penstock.payload.extents import Extents, Range
+from penstock.payload.files import checked_size
 from penstock.payload.memory import PAGE, Mapped, allocate, map_file, punch
-from penstock.payload.naming import checked_size, hold
-from penstock.payload.slots import Freed, Granted, Ignored, Slots
+from penstock.payload.slots import Freed, Granted, Ignored, Slots, State
 from penstock.requests import BlockPlace
 
 _log = logging.getLogger(__name__)
@@ -109,8 +109,6 @@ class Arena:
         capacity = -(-capacity_bytes // PAGE) * PAGE
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            if not hold(fd):
-                raise OSError(errno.EBUSY, f"{path} was taken by another process as it was made")
             os.ftruncate(fd, capacity)
             return cls(path, fd, arena_id, capacity, warm_bytes, clock)
         except BaseException:
@@ -161,11 +159,16 @@ class Arena:
         """The block's last row is gone: free its slot now, or with its last pin."""
         return self._apply(block_id, generation, lambda slot: slots.RowsGone(slot.extent.offset, slot.generation))
 
-    def write(self, place: BlockPlace, data: memoryview) -> None:
-        """Copy a block that the owner itself brings (moved, compacted) to the place granted for it."""
-        if self.place_of(place.block_id) != place or len(data) != place.nbytes:
-            raise StaleSlotError(f"block {place.block_id} was not granted {place}")
-        self._bytes[place.offset : place.offset + place.nbytes] = np.frombuffer(data, np.uint8)
+    def writer(self, place: BlockPlace) -> Bytes:
+        """Return a granted place for the owner itself to write (a block that it moves or compacts).
+
+        Raises:
+            StaleSlotError: it is not granted, or no longer.
+        """
+        slot = self._slot(place.block_id)
+        if place != self.place_of(place.block_id) or self._slots.state_of(slot.extent.offset) is not State.WRITING:
+            raise StaleSlotError(f"block {place.block_id} is not being written at {place}")
+        return self._bytes[place.offset : place.offset + place.nbytes]
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -374,7 +377,7 @@ class OldArena:
         place = arena.grant(block_id, len(data), owner)
         if place is None:
             return None
-        arena.write(place, data)
+        arena.writer(place)[:] = np.frombuffer(data, np.uint8)
         arena.fill(block_id)
         del self._places[block_id]
         return place

@@ -148,12 +148,11 @@ def _nested(name: str, tensor: torch.Tensor) -> Column:
     """A jagged tensor without holes is one copy of its values; any other nested tensor goes row by row."""
     import torch
 
-    tensor = tensor.detach()
     jagged = tensor.layout is torch.jagged and not isinstance(tensor.shape[1], int)
     if not jagged or tensor.lengths() is not None:  # type: ignore[attr-defined]
-        return _pieces(name, tensor.unbind(), tensor.dtype, tensor.dim() - 1)
+        return _pieces(name, tensor.detach().unbind(), tensor.dtype, tensor.dim() - 1)
     offsets = tensor.offsets().cpu().numpy()  # type: ignore[attr-defined]
-    values = tensor.values()[int(offsets[0]) : int(offsets[-1])]
+    values = tensor.values().detach()[int(offsets[0]) : int(offsets[-1])]
     dtype = _dtype_name(name, values.dtype)
     shapes = np.empty((len(offsets) - 1, values.dim()), np.int64)
     shapes[:, 0] = np.diff(offsets)

@@ -19,24 +19,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from penstock.errors import CorruptPayload
 from penstock.payload.block import Bytes, ColumnPlace, Shapes
 from penstock.payload.buffers import SHARED, Buffers
-from penstock.payload.dtypes import ITEM_BYTES
+from penstock.payload.dtypes import ITEM_BYTES, OBJECT
 from penstock.payload.mapping import BlockReader
+from penstock.payload.rows import Ints, copy_runs, row_starts, take_rows
 from penstock.requests import Source
 
 if TYPE_CHECKING:
     import torch
 
-Ints: TypeAlias = npt.NDArray[np.int64]
-Rows: TypeAlias = npt.NDArray[np.uint8]  # (rows, bytes of a row)
 Values: TypeAlias = Any  # a dense or nested tensor, or a list of values (of tensors, where torch cannot nest the dtype)
-
-_LOOP_BYTES = 512  # mean length of a run from which one copy per run beats one computed index per element
-_OBJECT = "object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +163,7 @@ def _data(data: Bytes, place: ColumnPlace) -> Bytes:
 
 def _view(reader: BlockReader, name: str, offsets: Offsets) -> Values:
     place = _place(reader, name)
-    if place.header.kind == _OBJECT:
+    if place.header.kind == OBJECT:
         return _objects(_data(reader.shared, place), place)
     data = _data(reader.private(), place)
     if place.shapes is None:
@@ -243,7 +238,7 @@ def _gathered(groups: Sequence[_Group], name: str, n: int, offsets: Offsets, buf
     if len(dtypes) > 1:
         raise CorruptPayload(f"field {name!r} has several types: {sorted(dtypes)}")
     header = places[0].header
-    if header.kind == _OBJECT:
+    if header.kind == OBJECT:
         return _gathered_objects(groups, places, n)
     if all(place.header.kind == "dense" and place.header.row_shape == header.row_shape for place in places):
         out = buffers.take(n * math.prod(header.row_shape) * ITEM_BYTES[header.dtype])
@@ -271,18 +266,7 @@ def _gather_dense(groups: Sequence[_Group], places: Sequence[ColumnPlace], out: 
     target = out.reshape(n, -1)
     for group, place in zip(groups, places, strict=True):
         source = _data(group.reader.shared, place).reshape(group.reader.header.rows, -1)
-        _take_rows(source, group.rows, target, group.at)
-
-
-def _take_rows(source: Rows, rows: Ints, target: Rows, at: Ints) -> None:
-    first, last = int(at[0]), int(at[-1]) + 1
-    if last - first != len(at):
-        item = np.dtype(f"V{source.shape[1]}")
-        target.view(item)[at] = source.view(item)[rows]
-    elif (np.diff(rows) == 1).all():
-        target[first:last] = source[rows[0] : rows[-1] + 1]
-    else:
-        np.take(source, rows, axis=0, out=target[first:last], mode="clip")  # "raise" would go through a buffer
+        take_rows(source, group.rows, target, group.at)
 
 
 def _gather_ragged(groups: Sequence[_Group], places: Sequence[ColumnPlace], shapes: Shapes, buffers: Buffers) -> Bytes:
@@ -292,40 +276,6 @@ def _gather_ragged(groups: Sequence[_Group], places: Sequence[ColumnPlace], shap
     out = buffers.take(int(ends[-1]))
     for group, place in zip(groups, places, strict=True):
         source = _data(group.reader.shared, place)
-        starts = _row_starts(place, group.reader.header.rows, item)[group.rows]
-        _copy_runs(source, starts, out, (ends - sizes)[group.at], sizes[group.at], item)
+        starts = row_starts(place, group.reader.header.rows)[group.rows]
+        copy_runs(source, starts, out, (ends - sizes)[group.at], sizes[group.at], item)
     return out
-
-
-def _row_starts(place: ColumnPlace, rows: int, item: int) -> Ints:
-    """Return where each row of a block's column begins, in bytes."""
-    if place.shapes is None:
-        return np.arange(rows, dtype=np.int64) * (math.prod(place.header.row_shape) * item)
-    sizes = np.prod(place.shapes, axis=1) * item
-    starts: Ints = np.cumsum(sizes) - sizes
-    return starts
-
-
-def _copy_runs(source: Bytes, starts: Ints, out: Bytes, at: Ints, sizes: Ints, item: int) -> None:
-    """Copy byte ranges; ranges that follow each other on both sides are one."""
-    if not len(starts):
-        return
-    breaks = np.flatnonzero((starts[1:] != starts[:-1] + sizes[:-1]) | (at[1:] != at[:-1] + sizes[:-1])) + 1
-    heads = np.concatenate(([0], breaks))
-    starts, at, sizes = starts[heads], at[heads], np.add.reduceat(sizes, heads)
-    if int(sizes.sum()) < _LOOP_BYTES * len(sizes):
-        _copy_elements(source, starts // item, out, at // item, sizes // item, item)
-        return
-    from_view, to_view = source.data, out.data
-    for start, to, size in zip(starts.tolist(), at.tolist(), sizes.tolist(), strict=True):
-        to_view[to : to + size] = from_view[start : start + size]
-
-
-def _copy_elements(source: Bytes, starts: Ints, out: Bytes, at: Ints, counts: Ints, item: int) -> None:
-    """The same in elements, by one index per element: for runs so short that a copy each would cost more."""
-    unit = np.dtype(f"V{item}") if item > 8 else np.dtype(f"u{item}")
-    within = np.arange(int(counts.sum()), dtype=np.int64)
-    firsts = np.cumsum(counts) - counts
-    out.view(unit)[np.repeat(at - firsts, counts) + within] = source.view(unit)[
-        np.repeat(starts - firsts, counts) + within
-    ]

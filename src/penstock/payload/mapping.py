@@ -25,8 +25,8 @@ from penstock.config import Integrity
 from penstock.errors import CorruptPayload, DataPlaneUnavailable, StaleSlotError
 from penstock.payload import block
 from penstock.payload.block import BlockHeader, Bytes
+from penstock.payload.files import checked_size
 from penstock.payload.memory import PAGE, Mapped, map_file, populate
-from penstock.payload.naming import checked_size
 from penstock.requests import BlockPlace
 
 _log = logging.getLogger(__name__)
