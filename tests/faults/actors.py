@@ -1,4 +1,4 @@
-"""A producer and a consumer that know the plane only by its public contract, and write down what they do for the checker.
+"""A producer and a consumer that know the plane by its public contract only, and log what they do for the checker.
 
 What a row holds follows from its key alone, so that any life of a producer can finish what an earlier one began, and a
 consumer's hash can be compared with what was meant rather than with what was stored.

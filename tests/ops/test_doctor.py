@@ -1,0 +1,54 @@
+"""What the doctor finds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from penstock.ops import doctor, kernel
+
+
+def test_small_shared_memory_is_a_warning_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB, a container's default, is too little, and the remedy says how to get more."""
+    usage = shutil.disk_usage(tmp_path)._replace(total=64 << 20, free=60 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    (finding,) = doctor.shared_memory(tmp_path)
+    assert finding.severity == "warning"
+    assert "--shm-size" in finding.remedy
+
+
+def test_missing_shared_memory_is_told(tmp_path: Path) -> None:
+    """No /dev/shm at all is a warning: payloads go to the data directory."""
+    (finding,) = doctor.shared_memory(tmp_path / "none")
+    assert finding.severity == "warning"
+
+
+def test_missing_kernel_feature_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pidfd_open a plane does not work."""
+    gone = kernel.Feature("pidfd_open", lambda: False, "problem", "newer kernel")
+    monkeypatch.setattr(kernel, "FEATURES", (gone,))
+    (finding,) = doctor.kernel_features()
+    assert (finding.severity, finding.remedy) == ("problem", "newer kernel")
+
+
+def test_kernel_features_are_tried_for_real() -> None:
+    """On the machines we support every feature works."""
+    assert [f.name for f in kernel.FEATURES if not f.works()] == []
+
+
+def test_long_directory_moves_the_socket(tmp_path: Path) -> None:
+    """A path too long for a socket is told, with where the socket lies instead."""
+    deep = tmp_path / ("d" * 100) / ("e" * 60)
+    deep.mkdir(parents=True)
+    found = {f.check: f for f in doctor.directory(deep)}
+    assert found["socket path"].severity == "note"
+    assert "too long" in found["socket path"].remedy
+
+
+def test_every_optional_package_is_listed() -> None:
+    """Each optional package has a finding, and one that is missing has a remedy."""
+    found = list(doctor.packages())
+    assert {"ray", "TransferQueue", "torch", "redis-server"} <= {f.check for f in found}
+    assert all(f.remedy for f in found if f.severity == "note")
