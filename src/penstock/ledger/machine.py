@@ -8,12 +8,14 @@ Deadlines of waiting calls run on the shell's clock, for their callers have gone
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneError, DataPlaneUnavailable
 from penstock.ledger import capacity, claims, events, holds, puts, reports, sessions, timers
+from penstock.ledger.apply import apply
 from penstock.ledger.checkpoint import checkpoint as restate
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, AnyEffect, AnyEvent, Asked
@@ -136,7 +138,7 @@ class Ledger:
         books = self._desk.books
         books.clock = self._last = now
         for fact in entry.facts:
-            books.apply(fact)
+            apply(books, fact)
         books.freed.clear()
         books.touched.clear()
         session = books.state.sessions.get(entry.session_id)
@@ -166,10 +168,15 @@ class Ledger:
         """Where the blocks lie that rows still need."""
         return [w.place for w in self._desk.state.writes.values() if w.place is not None and w.live]
 
-    def sparse_blocks(self) -> list[tuple[BlockPlace, list[int]]]:
-        """Blocks of which less than half is alive, with the original indices of the rows to keep."""
+    @property
+    def live_bytes(self) -> int:
+        """Payload bytes of all rows."""
+        return sum(partition.live_bytes for partition in self._desk.state.partitions.values())
+
+    def sparse_blocks(self) -> list[tuple[BlockPlace, list[int], list[int]]]:
+        """Blocks of which less than half is alive, with the rows to keep: as first put, and as they lie in it now."""
         return [
-            (w.place, w.alive())
+            (w.place, kept := w.alive(), kept if w.kept is None else [bisect_left(w.kept, i) for i in kept])
             for w in self._desk.state.writes.values()
             if w.place is not None and 0 < 2 * w.live < (w.size if w.kept is None else len(w.kept))
         ]
