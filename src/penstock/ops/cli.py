@@ -204,19 +204,52 @@ def doctor(
 
 @app.command()
 def demo(
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Train exactly so many steps; otherwise until the goal is reached.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Rollout workers.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 20,
-    data_dir: DataDir = None,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="kill -9 a worker, the trainer or the plane, again and again.")
+    ] = False,
+    chaos_period: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="With --chaos: mean time between kills.")
+    ] = 5,
+    min_faults: Annotated[int, typer.Option(min=1, help="With --chaos: so many must have fired.")] = 10,
+    goal: Annotated[float, typer.Option(help="Mean reward to reach, between 0 and 1.")] = 0.85,
+    seed: Annotated[int, typer.Option(help="Of the task, the weights and the chaos.")] = 0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1.0, metavar="SECONDS", help="Fail after this long.")
+    ] = 175,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep logs, checkpoints, curve and result here.")
+    ] = None,
+    curve: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the reward curve goes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a small GRPO job on a plane of its own, on this machine, with processes being killed on the way.
+    """Run a real GRPO job on this machine: rollout workers, a scorer, a trainer and a controller on one plane.
 
-    Example: penstock demo --steps 50
+    Exit code 1 when the books do not balance, a row is lost, trained twice or damaged, or the goal is not reached.
+
+    Example: penstock demo --chaos
     """
+    from penstock.demo.spec import DemoOptions
     from penstock.ops.rehearse import run_demo
 
     with reporting(as_json) as report:
-        run_demo(report, workers=workers, steps=steps, data_dir=data_dir)
+        options = DemoOptions(
+            steps=steps,
+            rollout_workers=workers,
+            chaos=chaos,
+            chaos_period_s=chaos_period,
+            min_faults=min_faults,
+            goal=goal,
+            seed=seed,
+            time_limit_s=timeout,
+            json=as_json,
+            out=out,
+            curve=curve,
+        )
+        run_demo(report, options)
 
 
 @app.command()

@@ -1,3 +1,72 @@
 """``penstock demo``, ``sim`` and ``explore``: run what others wrote, and turn what it found into an answer."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from penstock.ops.report import ExitCode, Report
+from penstock.ops.tables import table
+
+if TYPE_CHECKING:
+    from penstock.demo.spec import DemoOptions
+    from penstock.testing.sim.run import SimReport
+
+__all__ = ["run_demo", "run_explore_ledger", "run_sim"]
+
+_SHOWN_TRACE = 40  # last lines of a failing world's trace
+
+
+def run_demo(report: Report, options: DemoOptions) -> None:
+    """Run the demo; it shows itself, on stderr when a JSON object was asked for."""
+    from penstock.demo.launcher import run
+
+    result = run(options)
+    if report.as_json:
+        report.answer(result)
+    if not result.ok:
+        raise typer.Exit(ExitCode.FINDING)
+
+
+def run_sim(report: Report, *, seed: int, worlds: int) -> None:
+    """Run worlds; name the seeds of those that broke a promise."""
+    from penstock.testing.sim.run import run
+
+    found = run(worlds, seed)
+    report.answer(found, _sim_table(found), *(_failure(o.seed, o.violations, o.trace) for o in found.failures))
+    if not found.ok:
+        raise typer.Exit(ExitCode.FINDING)
+
+
+def _sim_table(found: SimReport) -> Table:
+    rows = [
+        ("worlds", f"{found.worlds} (seeds {found.seed} to {found.seed + found.worlds - 1})"),
+        ("failed", found.failed),
+        ("operations", found.operations),
+        ("rows acknowledged", found.acknowledged),
+        ("rows trained", found.trained),
+        ("rows evicted", found.evicted),
+        ("faults fired", ", ".join(f"{count} {kind}" for kind, count in sorted(found.faults.items())) or "none"),
+        ("worlds a second", f"{found.worlds_per_s:.0f}"),
+    ]
+    return table("simulation: " + ("every promise was kept" if found.ok else "BROKEN"), ("", ""), rows)
+
+
+def _failure(seed: int, violations: list[str], trace: list[str]) -> str:
+    lines = [f"seed {seed} (penstock sim --seed {seed} --worlds 1):", *violations, *trace[-_SHOWN_TRACE:]]
+    return escape("\n  ".join(lines))
+
+
+def run_explore_ledger(report: Report, budget_s: float) -> None:
+    """Explore the ledger's states."""
+    from penstock.testing.explore.ledger import run
+
+    found = run(budget_s=budget_s)
+    facts = [(name, value) for name, value in msgspec.structs.asdict(found).items() if value != []]
+    report.answer(found, table("exploration of the ledger", ("", ""), facts))
+    if not found.ok:
+        raise typer.Exit(ExitCode.FINDING)
