@@ -105,7 +105,7 @@ def _row(partition: Partition, row: Row) -> f.RowIs:
         row.id,
         row.key,
         row.wall,
-        [(write.id, index) for write, index in reversed(list(row.pairs()))],
+        [(write.id, index) for write, index in reversed(row.pairs())],
         [t.index for t in consumed],
         [t.ended.get(row.id, "") for t in consumed],
         [(t.index, t.deliveries[row.id]) for t in tasks if row.id in t.deliveries],

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneError, UnknownName, code_of
-from penstock.ledger.apply import Books
+from penstock.ledger.apply import apply
+from penstock.ledger.books import Books
 from penstock.ledger.events import Answer, AnyEffect, Asked, FreeBlock, Persist
 from penstock.ledger.facts import AnyFact, Entry
 from penstock.ledger.state import Lease, Partition, Session, State, Task, Waiter
@@ -38,7 +39,7 @@ class Desk:
     def record(self, facts: list[AnyFact], asked: Asked | Waiter | None = None, reply: ReplyBody | None = None) -> None:
         """Apply ``facts`` and journal them with the reply (a claim's is rebuilt from its lease)."""
         for fact in facts:
-            self.books.apply(fact)
+            apply(self.books, fact)
         session = self.state.sessions.get(asked.session_id) if asked is not None else None
         self.out.append(
             Persist(
@@ -129,9 +130,9 @@ def claimed(state: State, lease: Lease) -> Claimed:
         tag = row.tags()
         if row.group is not None and row.group.partial:
             tag["partial"] = True
-        length = as_int(tag.get("input_lengths"))
+        length = as_int(tag.get("input_lengths")) if "input_lengths" in tag else None
         if length is None:
-            length = next((w.lengths[i] for w, i in reversed(list(row.pairs())) if w.lengths is not None), None)
+            length = row.length()
         measured |= length is not None
         lengths.append(length or 0)
         tags.append(tag)

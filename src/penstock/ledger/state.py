@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from penstock.records import Tag
@@ -117,18 +117,20 @@ class Row:
         self.consumed = 0  # task bits
         self.queued = 0  # queue bits
 
-    def pairs(self) -> Iterator[tuple[Write, int]]:
+    def pairs(self) -> list[tuple[Write, int]]:
         """(write, index) pairs, newest first."""
         writes = self.writes
-        for i in range(len(writes) - 2, -1, -2):
-            yield writes[i], writes[i + 1]  # type: ignore[misc]
+        if len(writes) == 2:  # nearly always; the rest of this file's loops are written out for the same reason: speed
+            return [writes]  # type: ignore[list-item]
+        return [(writes[i], writes[i + 1]) for i in range(len(writes) - 2, -1, -2)]  # type: ignore[misc]
 
     def tag(self, name: str) -> object:
         """The tag's newest value; None when the row does not have it."""
-        for write, index in self.pairs():
-            column = write.columns.get(name)
+        writes = self.writes
+        for i in range(len(writes) - 2, -1, -2):
+            column = writes[i].columns.get(name)  # type: ignore[union-attr]
             if column is not None:
-                value = column.get(index, _ABSENT)
+                value = column.get(writes[i + 1], _ABSENT)  # type: ignore[arg-type]
                 if value is not _ABSENT:
                     return value
         return None
@@ -139,15 +141,32 @@ class Row:
         writes = self.writes
         for i in range(0, len(writes), 2):
             write: Write = writes[i]  # type: ignore[assignment]
+            index: int = writes[i + 1]  # type: ignore[assignment]
             for name, column in write.columns.items():
-                value = column.get(writes[i + 1], _ABSENT)  # type: ignore[arg-type]
-                if value is not _ABSENT:
-                    merged[name] = value  # type: ignore[assignment]
+                if column.constant:
+                    merged[name] = column.values[0]
+                else:
+                    value = column.get(index, _ABSENT)
+                    if value is not _ABSENT:
+                        merged[name] = value  # type: ignore[assignment]
         return merged
+
+    def length(self) -> int | None:
+        """Length of the row's first ragged field, as its oldest put had it; None = it has none."""
+        for write, index in reversed(self.pairs()):
+            if write.lengths is not None:
+                return write.lengths[index]
+        return None
 
     def bytes(self) -> int:
         """Payload bytes of the row."""
-        return sum(write.row_bytes[index] for write, index in self.pairs() if write.place is not None)
+        writes = self.writes
+        size = 0
+        for i in range(0, len(writes), 2):
+            write: Write = writes[i]  # type: ignore[assignment]
+            if write.place is not None:
+                size += write.row_bytes[writes[i + 1]]  # type: ignore[index]
+        return size
 
 
 class Group:
@@ -229,9 +248,9 @@ class Task:
         lease = self.held.pop(row_id, None)
         if lease is not None:
             lease.rows.pop(row_id, None)
-        self.lapsed.pop(row_id, None)
-        self.ended.pop(row_id, None)
-        self.deliveries.pop(row_id, None)
+        for memory in (self.lapsed, self.ended, self.deliveries):
+            if memory:
+                memory.pop(row_id, None)
 
     def token_of(self, row_id: int) -> str:
         """The newest token under which the row was leased and not yet consumed; "" = never."""

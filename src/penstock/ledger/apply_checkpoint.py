@@ -1,0 +1,105 @@
+"""What a checkpoint restates: whole objects, skipped where replay knows them already."""
+
+from __future__ import annotations
+
+from penstock.ledger import facts as f
+from penstock.ledger.books import Books
+from penstock.ledger.readiness import refresh_group, refresh_row
+from penstock.ledger.state import GROUP_TAGS, Group, Partition, Row, Tombstone, Write
+
+
+def write_is(books: Books, fact: f.WriteIs) -> None:
+    if fact.put.write_id in books.state.writes:
+        return
+    partition = books.partition(fact.put.partition)
+    write = books.write_of(fact.put, partition)
+    write.kept = fact.kept
+    write.dead = bytearray(b"\x01" * write.size)
+    write.live = 0
+    books.state.next_id = max(books.state.next_id, write.id + 1)
+
+
+def rows_are(books: Books, fact: f.RowsAre) -> None:
+    partition = books.partition(fact.partition)
+    rows = [row for row in (_row_is(books, partition, state) for state in fact.rows) if row is not None]
+    groups: dict[int, Group] = {}
+    for row in rows:
+        if row_is_tagged(row):
+            books.join(partition, row)
+        if row.group is not None:
+            row.group.putters.update(write.session_id for write, _ in row.pairs())
+            groups[row.group.id] = row.group
+        refresh_row(partition, row)
+    for group in groups.values():
+        refresh_group(partition, group)
+        books.note_unfinished(partition, group)
+
+
+def _row_is(books: Books, partition: Partition, state: f.RowIs) -> Row | None:
+    if state.id in partition.units:
+        return None  # known from a put that is still in the journal
+    row = Row(state.id, state.key, state.wall)
+    partition.rows[row.key] = row
+    partition.units[row.id] = row
+    pairs: list[Write | int] = []
+    for write_id, index in state.writes:
+        write = books.state.writes[write_id]
+        if write.dead is not None and write.dead[index]:
+            write.dead[index] = 0
+            write.live += 1
+            if write.place is not None:
+                partition.live_bytes += write.row_bytes[index]
+        pairs += (write, index)
+        row.produced |= write.field_bits
+    row.writes = tuple(pairs)
+    _task_state(partition, row, state)
+    books.state.next_id = max(books.state.next_id, row.id + 1)
+    return row
+
+
+def _task_state(partition: Partition, row: Row, state: f.RowIs) -> None:
+    tasks = list(partition.tasks.values())
+    for index, token in zip(state.consumed, state.ended, strict=True):
+        row.consumed |= tasks[index].bit
+        tasks[index].consumed += 1
+        tasks[index].ended[row.id] = token
+    for index, number in state.deliveries:
+        tasks[index].deliveries[row.id] = number
+    for index, token, released in state.lapsed:
+        tasks[index].lapsed[row.id] = (token, released)
+
+
+def tombstones_are(books: Books, fact: f.TombstonesAre) -> None:
+    partition = books.partition(fact.partition)
+    for stone in fact.rows:
+        if stone.key not in partition.tombstones and stone.key not in partition.rows:
+            contents = tuple((content, index) for content, index in stone.contents)
+            until = books.clock + stone.left_s
+            books.remember(partition, stone.key, Tombstone(stone.reason, stone.token, contents, stone.at, until))
+        books.state.clears = max(books.state.clears, stone.at)
+    for gid, left_s in fact.groups:
+        partition.closed_groups.setdefault(gid, books.clock + left_s)
+
+
+def counters_are(books: Books, fact: f.CountersAre) -> None:
+    partition = books.partition(fact.partition)
+    partition.registered = fact.registered
+    partition.put, partition.trained, partition.cleared = fact.put, fact.trained, fact.cleared
+    partition.quarantined = fact.quarantined
+    partition.evicted, partition.lost = dict(fact.evicted), dict(fact.lost)
+    partition.finished_bytes, partition.finished_rows = fact.finished_bytes, fact.finished_rows
+    partition.cleared_at = fact.cleared_at
+    books.state.clears = max(books.state.clears, fact.cleared_at)
+
+
+def replies_are(books: Books, fact: f.RepliesAre) -> None:
+    session = books.state.sessions.get(fact.session_id)
+    if session is not None:
+        for seq, reply in fact.replies:
+            session.replies.setdefault(seq, reply)
+        books.forget_replies(session, fact.done_below)
+
+
+def row_is_tagged(row: Row) -> bool:
+    """Whether the row belongs to a declared group (as opposed to a row nobody tagged)."""
+    return any(write.names & GROUP_TAGS for write, _ in row.pairs())

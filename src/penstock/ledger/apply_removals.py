@@ -1,0 +1,98 @@
+"""What the removal of rows, groups and partitions means."""
+
+from __future__ import annotations
+
+from penstock.ledger import facts as f
+from penstock.ledger.books import Books
+from penstock.ledger.readiness import refresh_group
+from penstock.ledger.state import Group, Partition, Row, Tombstone
+
+
+def removed(books: Books, fact: f.Removed) -> None:
+    partition = books.partition(fact.partition)
+    rows = books.rows_of(partition, fact.ids)
+    at = books.next_clear() if fact.reason == "cleared" else 0
+    groups: dict[int, Group] = {}
+    for row in rows:
+        if row.group is not None:
+            groups[row.group.id] = row.group
+        _remove_row(books, partition, row, fact.reason, at)
+    _count_removed(partition, fact.reason, fact.detail, len(rows))
+    for group in groups.values():
+        books.after_leaving(partition, group)
+    for queue in partition.queues:
+        queue.trim(partition.units)
+    books.forget_old_graves(partition)
+    books.touched.add(partition.name)
+    if fact.reason != "trained":
+        books.note(partition.name, f"{len(rows)} rows {fact.reason} {fact.detail}".rstrip(), [row.key for row in rows])
+
+
+def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: int) -> None:
+    token = partition.final_task.token_of(row.id) if partition.tasks else ""
+    if reason == "trained":
+        partition.finished_rows += 1
+        partition.finished_bytes += row.bytes()
+    contents = []
+    for write, index in row.pairs():
+        if write.place is not None:
+            contents.append((write.content, index))
+        books.bury(partition, write, index)
+    del partition.rows[row.key]
+    del partition.units[row.id]
+    if row.queued:
+        for queue in partition.queues:
+            if row.queued & queue.bit:
+                queue.count -= 1
+        row.queued = 0
+    for task in partition.tasks.values():
+        lease = task.held.get(row.id)
+        if row.consumed & task.bit:
+            task.consumed -= 1
+        task.forget(row.id)
+        if lease is not None:
+            books.drop_if_empty(lease)
+    if row.group is not None:
+        del row.group.rows[row.id]
+        row.group = None
+    books.remember(partition, row.key, Tombstone(reason, token, tuple(contents), at, books.grave_end()))
+
+
+def _count_removed(partition: Partition, reason: str, detail: str, number: int) -> None:
+    if reason == "trained":
+        partition.trained += number
+    elif reason == "cleared":
+        partition.cleared += number
+    elif reason == "quarantined":
+        partition.quarantined += number
+    else:
+        counts = partition.evicted if reason == "evicted" else partition.lost
+        counts[detail] = counts.get(detail, 0) + number
+
+
+def group_closed(books: Books, fact: f.GroupClosed) -> None:
+    partition = books.partition(fact.partition)
+    partition.closed_groups[fact.group] = books.grave_end()
+
+
+def partial_allowed(books: Books, fact: f.PartialAllowed) -> None:
+    partition = books.partition(fact.partition)
+    group = partition.groups.get(fact.group)
+    if group is not None:
+        group.partial = True
+        refresh_group(partition, group)
+        books.touched.add(partition.name)
+
+
+def partition_cleared(books: Books, fact: f.PartitionCleared) -> None:
+    partition = books.partition(fact.partition)
+    rows = list(partition.rows.values())
+    at = partition.cleared_at = books.next_clear()
+    for row in rows:
+        _remove_row(books, partition, row, "cleared", at)
+    for group in partition.groups.values():
+        books.note_unfinished(partition, group)
+    partition.cleared += len(rows)
+    partition.unregister()
+    books.touched.add(partition.name)
+    books.note(partition.name, f"cleared whole: {len(rows)} rows")

@@ -1,0 +1,194 @@
+"""What a ledger remembers, and the moves that several facts share. Only the ``apply`` modules call these.
+
+``clock`` is the ledger's own time in seconds (see ``machine``). ``freed`` collects blocks whose last row is gone;
+``touched`` the partitions in which something may have become ready, or room was made.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections.abc import Iterable
+
+from penstock.config import PlaneConfig
+from penstock.ledger import facts as f
+from penstock.ledger.readiness import refresh_group, refresh_row, requeue_group
+from penstock.ledger.state import Group, Lease, Partition, Row, Session, State, Tombstone, Write
+
+
+class Books:
+    """State, and the shared moves."""
+
+    def __init__(self, config: PlaneConfig) -> None:
+        self.config = config
+        self.state = State()
+        self.clock = 0.0
+        self.wall = 0.0
+        self.freed: list[int] = []
+        self.touched: set[str] = set()
+        self.timers: list[tuple[float, int, str, tuple[str, ...]]] = []  # (when, order, kind, of what)
+        self._timer_order = 0
+
+    def partition(self, name: str) -> Partition:
+        """The partition's record, made at first mention."""
+        found = self.state.partitions.get(name)
+        if found is None:
+            found = self.state.partitions[name] = Partition(name)
+        return found
+
+    def start_timer(self, after_s: float, kind: str, *what: str) -> None:
+        self._timer_order += 1
+        heapq.heappush(self.timers, (self.clock + after_s, self._timer_order, kind, what))
+
+    def note(self, partition: str, text: str, keys: Iterable[str] = ()) -> None:
+        """Remember an event for ``why``."""
+        self.state.history.append((self.wall, partition, text, tuple(keys)))
+
+    def rows_of(self, partition: Partition, ids: list[int]) -> list[Row]:
+        rows = []
+        for row_id in ids:
+            row = partition.units.get(row_id)
+            if isinstance(row, Row):
+                rows.append(row)
+            else:
+                self.state.unseen += 1
+        return rows
+
+    def write_of(self, fact: f.Put, partition: Partition) -> Write:
+        for spec in fact.fields:
+            partition.specs.setdefault(spec.name, spec)
+            if spec.name not in partition.fields:
+                partition.fields.append(spec.name)
+        bits = partition.mask_of([spec.name for spec in fact.fields])
+        write = Write(fact.write_id, fact.fields, bits, fact.tags, len(fact.keys))
+        write.live = len(fact.keys)
+        write.place = fact.place
+        write.content = fact.content
+        write.row_bytes = array("Q", fact.row_bytes)
+        write.lengths = None if fact.lengths is None else array("Q", fact.lengths)
+        write.session_id = fact.session_id
+        write.wall = fact.wall
+        self.state.writes[write.id] = write
+        return write
+
+    def bury(self, partition: Partition, write: Write, index: int) -> None:
+        if write.place is not None:
+            partition.live_bytes -= write.row_bytes[index]
+        if write.bury(index):
+            self.drop_write(write)
+
+    def drop_write(self, write: Write) -> None:
+        if self.state.writes.pop(write.id, None) is not None and write.place is not None:
+            self.freed.append(write.id)
+
+    def join(self, partition: Partition, row: Row) -> None:
+        tag = row.tag("group_id")
+        gid = row.key if tag is None else str(tag)
+        group = row.group
+        if group is not None:
+            if group.gid == gid:
+                return
+            self.leave(partition, row)
+        group = partition.groups.get(gid)
+        if group is None:
+            group = Group(self.state.next_id, gid, row.wall)
+            self.state.next_id += 1
+            group.first_bytes = row.bytes()
+            partition.groups[gid] = group
+            partition.units[group.id] = group
+            policy = partition.request.policy
+            if policy is not None and policy.deadline_s is not None and policy.on_deadline != "wait":
+                self.start_timer(policy.deadline_s, "group", partition.name, gid)
+        group.rows[row.id] = row
+        row.group = group
+
+    def leave(self, partition: Partition, row: Row) -> None:
+        group = row.group
+        if group is not None:
+            row.group = None
+            del group.rows[row.id]
+            self.after_leaving(partition, group)
+
+    def after_leaving(self, partition: Partition, group: Group) -> None:
+        refresh_group(partition, group)
+        self.note_unfinished(partition, group)
+        if not group.rows:
+            del partition.groups[group.gid]
+            del partition.units[group.id]
+
+    def note_unfinished(self, partition: Partition, group: Group) -> None:
+        """Sessions remember the groups that would be abandoned if they ended."""
+        name = (partition.name, group.gid)
+        for session_id in group.putters:
+            session = self.state.sessions.get(session_id)
+            if session is not None:
+                if group.done or not group.rows:
+                    session.unfinished.discard(name)
+                else:
+                    session.unfinished.add(name)
+
+    def requeue(self, partition: Partition, rows: list[Row]) -> None:
+        """The rows' holds have changed."""
+        self.touched.add(partition.name)
+        if not partition.queues:
+            return
+        groups: dict[int, Group] = {}
+        for row in rows:
+            refresh_row(partition, row)
+            if row.group is not None:
+                groups[row.group.id] = row.group
+        for group in groups.values():
+            requeue_group(partition, group)
+
+    def hold(self, lease: Lease, lease_s: float | None) -> None:
+        """Register the lease and start its expiry."""
+        lease.lease_s = lease_s
+        lease.until = None
+        self.state.leases[lease.token] = lease
+        session = self.state.sessions.get(lease.session_id)
+        if session is not None:
+            session.leases[lease.token] = lease
+        if lease_s is not None:
+            lease.until = self.clock + lease_s
+            self.start_timer(lease_s, "lease", lease.token)
+
+    def drop_if_empty(self, lease: Lease) -> None:
+        if not lease.rows:
+            self.state.leases.pop(lease.token, None)
+            session = self.state.sessions.get(lease.session_id)
+            if session is not None:
+                session.leases.pop(lease.token, None)
+
+    def next_clear(self) -> int:
+        self.state.clears += 1
+        return self.state.clears
+
+    def grave_end(self) -> float:
+        return self.clock + self.config.tombstone_s
+
+    def remember(self, partition: Partition, key: str, stone: Tombstone) -> None:
+        partition.tombstones[key] = stone
+        partition.graves.append((stone.until, key))
+
+    def forget_old_graves(self, partition: Partition) -> None:
+        graves = partition.graves
+        while graves and (graves[0][0] <= self.clock or len(graves) > self.config.max_tombstones):
+            until, key = graves.popleft()
+            stone = partition.tombstones.get(key)
+            if stone is not None and stone.until == until:
+                del partition.tombstones[key]
+
+    @staticmethod
+    def forget_replies(session: Session, done_below: int) -> None:
+        """The client has taken every reply to a sequence below ``done_below``."""
+        if done_below > session.done_below:
+            session.done_below = done_below
+            for seq in [seq for seq in session.replies if seq < done_below]:
+                del session.replies[seq]
+
+    def forget_expired(self) -> None:
+        """Drop tombstones, of rows and of groups, whose horizon has passed."""
+        for partition in self.state.partitions.values():
+            self.forget_old_graves(partition)
+            for gid in [g for g, until in partition.closed_groups.items() if until <= self.clock]:
+                del partition.closed_groups[gid]
