@@ -8,6 +8,7 @@ plane's listing, never assumed. A plane that is away stops the loop and nothing 
 from __future__ import annotations
 
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from threading import Event
@@ -40,7 +41,9 @@ class Controller:
         self.outcome: m.StepRecord | m.Unreadable | None = None  # of that step
         self.rewards: list[float] = []  # per step
         self.counts: Counter[str] = Counter()  # what went otherwise than straight to training
+        self.rows_trained = 0
         self.depth = 0  # groups in the plane, at the last look
+        self.turned_at = 0.0  # when the last turn began that went through, monotonic seconds
 
     def run(self, stop: Event) -> None:
         """Steer until ``stop``."""
@@ -54,19 +57,21 @@ class Controller:
     def turn(self) -> None:
         """Hear the news, then bring the plane and the roles to where the news say they should be."""
         self._listen()
+        began_at = time.monotonic()
         self._settle()
         groups = self._weed(self.client.list_metadata(PARTITION))
         self._order_step([g for g in groups if g.committed and g.is_complete and "prev_version" in g.tags])
         self._dispatch()
+        self.turned_at = began_at
 
-    def finish(self, last: m.StepRecord | None) -> None:
+    def finish(self, last: m.StepRecord | None, sleep: Callable[[float], object] = time.sleep) -> None:
         """The roles have ended: settle the step that was out (``last`` is durable), evict what nobody trained."""
         if last is not None:
             self._step_ended(last)
-        patience = self.spec.plane_patience_s
-        patiently(self._settle, patience)
-        left = patiently(lambda: self.client.list_metadata(PARTITION), patience)
-        patiently(lambda: self._evict([key for group in left for key in group.keys], "run over"), patience)
+        patience_s = self.spec.plane_patience_s
+        patiently(self._settle, patience_s, sleep)
+        left = patiently(lambda: self.client.list_metadata(PARTITION), patience_s, sleep)
+        patiently(lambda: self._evict([key for group in left for key in group.keys], "run over"), patience_s, sleep)
 
     def _listen(self) -> None:
         try:
@@ -106,6 +111,7 @@ class Controller:
             self.client.pop(self.outcome.keys, PARTITION, lease=self.outcome.lease)
             self.version = self.outcome.step
             self.rewards.append(self.outcome.reward)
+            self.rows_trained += len(self.outcome.keys)
         else:
             self._evict(self.outcome.keys, "unreadable")
             rows = self.ordered.meta.sample_ids
@@ -128,6 +134,8 @@ class Controller:
 
     def _order_step(self, groups: list[DataPlaneGroupMeta]) -> None:
         if self.ordered is not None or self.trainer is None or len(groups) < self.spec.groups_per_step:
+            return
+        if self.version == self.spec.max_steps:
             return
         oldest = sorted(groups, key=lambda g: (g.weight_version or 0, g.created_at or 0))[: self.spec.groups_per_step]
         keys = [key for group in oldest for key in group.keys]

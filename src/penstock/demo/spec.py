@@ -67,6 +67,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         max_staleness: how many versions behind the policy a group may be when it is trained.
         learning_rate: Adam's.
         plane_patience_s: how long a role waits for its plane to come back before it gives up.
+        max_steps: no step beyond this one is made; None = no limit.
     """
 
     task: TaskSpec
@@ -76,6 +77,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_staleness: int = 3
     learning_rate: float = 1e-3
     plane_patience_s: float = 60.0
+    max_steps: int | None = None
 
     @property
     def model(self) -> ModelSpec:
@@ -126,8 +128,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What the user asks for.
 
     Attributes:
-        steps: train exactly this many steps; None = until the reward exceeds ``goal``. With ``chaos`` the run also
-            goes on until ``goal`` is exceeded and ``min_faults`` have fired.
+        steps: train exactly this many steps; None = until the reward exceeds ``goal``. With ``chaos``: at least this
+            many, until ``goal`` is exceeded and ``min_faults`` have fired.
         rollout_workers: processes that generate.
         chaos: kill -9 a random one of worker, trainer and plane, every ``chaos_period_s`` or so.
         min_faults: with ``chaos``, how many faults must have fired before the run may end.

@@ -1,0 +1,62 @@
+"""The end of a run: the reward curve and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from penstock.demo.spec import REWARD_WINDOW, DemoResult, window_mean
+from penstock.ops.tables import audit_table
+from penstock.requests import AuditReport
+from penstock.testing.checker import Report
+
+__all__ = ["print_end", "write_curve"]
+
+
+def write_curve(path: Path, rewards: Sequence[float], faults: Sequence[tuple[int, str]]) -> None:
+    """Draw the reward per step, with a line at each fault.
+
+    Args:
+        path: a PNG; its folder must exist.
+        rewards: per step.
+        faults: (steps made when it fired, kind).
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # no display is needed
+    from matplotlib import pyplot as plt
+
+    steps = range(1, len(rewards) + 1)
+    smooth = [window_mean(rewards[max(0, step - REWARD_WINDOW) : step]) for step in steps]
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    axes.plot(steps, rewards, color="tab:blue", alpha=0.3, linewidth=1)
+    axes.plot(steps, smooth, color="tab:blue", label=f"reward, mean of {REWARD_WINDOW} steps")
+    colours = {"worker": "tab:orange", "trainer": "tab:red", "plane": "tab:purple"}
+    for kind in dict.fromkeys(kind for _, kind in faults):
+        at = [step for step, other in faults if other == kind]
+        axes.vlines(at, 0, 1, color=colours.get(kind, "black"), alpha=0.6, linewidth=1, label=f"kill -9 {kind}")
+    axes.set(xlabel="training step", ylabel="reward", ylim=(0, 1), title="GRPO on Penstock")
+    axes.legend(loc="upper left")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def print_end(console: Console, result: DemoResult, audit: AuditReport, report: Report, curve: Path | None) -> None:
+    """Print the books, the verdict and the figures."""
+    console.print(audit_table(audit))
+    style = "green" if report.ok else "bold red"
+    console.print(f"[{style}]checker: {report.verdict()}[/]", highlight=False)
+    recovery = result.recovery_s
+    recovered = f"; recovery p50 {recovery.p50:.2f} s, max {recovery.max:.2f} s" if recovery else ""
+    console.print(
+        f"reward {result.first_reward:.3f} -> {result.final_reward:.3f} in {result.steps} steps, "
+        f"{result.rows_trained} rows, {result.seconds:.1f} s{recovered}",
+        highlight=False,
+    )
+    if curve is not None:
+        console.print(f"curve: {curve}", highlight=False)
+    if not result.ok:
+        console.print(f"[bold red]not what was asked for: {result.why}", highlight=False)

@@ -1,0 +1,182 @@
+"""The run's processes: started, heard, told, killed and ended from here.
+
+Invariants: a slot ("worker-0") has one process at a time, each life of it its own peer name ("worker-0.3"); what a life
+said is heard in order and before the news that it left; processes are started and reaped by the launcher's main thread
+alone (a child asks the kernel to end it with the thread that made it); closing leaves no process and no thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from penstock.demo.messages import Heard, Left, Order, Said
+from penstock.demo.spec import RunFiles
+
+__all__ = ["Ended", "Life", "Processes", "kind_of", "slot_of"]
+
+_POLL_S = 0.02
+
+
+def kind_of(name: str) -> str:
+    """Return the role of a slot or peer: "worker" of "worker-0.3"."""
+    return slot_of(name).partition("-")[0]
+
+
+def slot_of(peer: str) -> str:
+    """Return the slot of a peer: "worker-0" of "worker-0.3"."""
+    return peer.partition(".")[0]
+
+
+@dataclass
+class Life:
+    """One process of a slot.
+
+    Attributes:
+        ready_at: when it first said something, monotonic seconds; None until then. A plane says nothing.
+    """
+
+    peer: str
+    process: subprocess.Popen[bytes]
+    started_at: float
+    ready_at: float | None = None
+    ear: threading.Thread | None = None
+    mouth: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A life that is over. ``status``: an exit code, or minus the signal that ended it."""
+
+    peer: str
+    pid: int
+    status: int
+
+
+class Processes:
+    """The lives of all slots.
+
+    Args:
+        files: the run's directory; stderr of a slot goes to its log there, life after life.
+        listen: called with what peers say, from one thread per peer; must not block.
+    """
+
+    def __init__(self, files: RunFiles, listen: Callable[[Heard | Left], None]) -> None:
+        self._files = files
+        self._listen = listen
+        self._lives: dict[str, Life] = {}  # slot -> its present life
+        self._ears: list[threading.Thread] = []
+        self._born = 0
+
+    def start(self, slot: str) -> Life:
+        """Begin a new life of ``slot``."""
+        self._born += 1
+        peer = f"{slot}.{self._born}"
+        talks = kind_of(slot) != "plane"
+        pipe = subprocess.PIPE if talks else subprocess.DEVNULL
+        command = [sys.executable, "-m", "penstock.demo.role", kind_of(slot), str(self._files.root), peer]
+        with self.log_path(slot).open("ab") as log:
+            process = subprocess.Popen(
+                [*command, str(os.getpid())],
+                stdin=pipe,
+                stdout=pipe if talks else log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is the launcher's; it ends its children in order
+                env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            )
+        life = self._lives[slot] = Life(peer, process, time.monotonic())
+        if talks:
+            life.ear = threading.Thread(target=self._hear, args=(life,), name=f"ear of {peer}")
+            self._ears.append(life.ear)
+            life.ear.start()
+        return life
+
+    def log_path(self, slot: str) -> Path:
+        """Return where ``slot`` writes its stderr."""
+        return self._files.logs / f"{slot}.log"
+
+    def life(self, slot: str) -> Life | None:
+        """Return the present life of ``slot``, None when it has none."""
+        return self._lives.get(slot)
+
+    def slots(self) -> list[str]:
+        """Return the slots that have a process."""
+        return list(self._lives)
+
+    def tell(self, peer: str, order: Order) -> None:
+        """Send ``order`` to ``peer``; a peer that has died meanwhile is told nothing (its ``Left`` follows)."""
+        life = self._lives.get(slot_of(peer))
+        if life is None or life.peer != peer or life.process.stdin is None:
+            return
+        with life.mouth:
+            try:
+                life.process.stdin.write(msgspec.json.encode(order) + b"\n")
+                life.process.stdin.flush()
+            except (BrokenPipeError, ValueError):  # it died, or its pipe was closed: it is ending
+                return
+
+    def kill(self, slot: str) -> int:
+        """Kill -9 the present life of ``slot``; return its pid. That it died of it is for ``reap`` to see."""
+        process = self._lives[slot].process
+        process.send_signal(signal.SIGKILL)
+        return process.pid
+
+    def reap(self) -> list[Ended]:
+        """Return the lives that have ended since the last call; their slots are free."""
+        over = [(slot, life) for slot, life in self._lives.items() if life.process.poll() is not None]
+        for slot, life in over:
+            del self._lives[slot]
+            _close_pipe(life)
+        return [Ended(life.peer, life.process.pid, life.process.returncode) for _, life in over]
+
+    def end(self, slots: list[str], grace_s: float, hurry: Callable[[], bool] = lambda: False) -> list[Ended]:
+        """End ``slots``: ask, wait ``grace_s`` (or until ``hurry()``), kill what is left. Returns how they ended."""
+        for life in [self._lives[slot] for slot in slots if slot in self._lives]:
+            _close_pipe(life)  # a role ends when its orders do
+            if life.ear is None:
+                life.process.send_signal(signal.SIGTERM)
+        ended: list[Ended] = []
+        deadline = time.monotonic() + grace_s
+        while any(slot in self._lives for slot in slots):
+            if time.monotonic() >= deadline or hurry():
+                for slot in slots:
+                    if slot in self._lives:
+                        self.kill(slot)
+            ended += self.reap()
+            time.sleep(_POLL_S)
+        return ended
+
+    def close(self) -> None:
+        """Kill whatever still lives and join what listened to it. Idempotent."""
+        self.end(self.slots(), 0.0)
+        for ear in self._ears:
+            ear.join()
+        self._ears.clear()
+
+    def _hear(self, life: Life) -> None:
+        decoder = msgspec.json.Decoder(Said)
+        assert life.process.stdout is not None
+        with life.process.stdout as voice:
+            for line in voice:
+                if line.endswith(b"\n"):  # else its writer was killed in it
+                    life.ready_at = life.ready_at or time.monotonic()
+                    self._listen(Heard(life.peer, decoder.decode(line)))
+        self._listen(Left(life.peer))
+
+
+def _close_pipe(life: Life) -> None:
+    if life.process.stdin is not None:
+        with life.mouth:
+            try:
+                life.process.stdin.close()
+            except BrokenPipeError:
+                return

@@ -1,0 +1,146 @@
+"""A role's process: ``python -m penstock.demo.role KIND RUN_DIR PEER PARENT_PID``.
+
+Orders come in on stdin, answers go out on stdout, one JSON line each; anything else that prints goes to the log.
+Invariants: the process ends with its parent, however that ends; end of orders is the order to end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from penstock.config import ClientConfig
+from penstock.demo.messages import Order, Ready, Rollout, Said, Train
+from penstock.demo.spec import RunFiles
+from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.plane.contract import DataPlaneClient
+from penstock.testing.checker import EventLog
+
+if TYPE_CHECKING:
+    from penstock.plane.local import LocalDataPlaneClient
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+CALL_S = 5.0  # deadline of one call of the plane; a plane that is away for longer is waited for
+PAUSE_S = 0.1
+
+
+class Channel:
+    """The two pipes to the launcher."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)  # a library that prints must not speak in our name
+
+    def say(self, message: Said) -> None:
+        self._out.write(msgspec.json.encode(message) + b"\n")
+        self._out.flush()
+
+    def orders(self) -> Iterator[Order]:
+        """Yield orders until the launcher closes the pipe."""
+        decoder = msgspec.json.Decoder(Order)
+        for line in sys.stdin.buffer:
+            if line.endswith(b"\n"):
+                yield decoder.decode(line)
+
+    def is_over(self) -> bool:
+        """Whether the pipe is closed, for a role that takes no orders."""
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def work(files: RunFiles, client: DataPlaneClient, log: EventLog, channel: Channel) -> None:
+    """Roll out prompts until the orders end."""
+    from penstock.demo.worker import Worker
+
+    worker = Worker(files, client, log)
+    channel.say(Ready())
+    for order in channel.orders():
+        if not isinstance(order, Rollout):
+            raise BadArgument(f"a worker was ordered to {type(order).__name__}")
+        channel.say(worker.roll_out(order))
+
+
+def train(files: RunFiles, client: DataPlaneClient, log: EventLog, channel: Channel) -> None:
+    """Make training steps until the orders end."""
+    from penstock.demo.trainer import Trainer
+
+    trainer = Trainer(files, client, log)
+    channel.say(trainer.ready())
+    for order in channel.orders():
+        if not isinstance(order, Train):
+            raise BadArgument(f"the trainer was ordered to {type(order).__name__}")
+        channel.say(trainer.train(order))
+
+
+def score(files: RunFiles, client: DataPlaneClient, _log: EventLog, channel: Channel) -> None:
+    """Score what is ready until the orders end."""
+    from penstock.demo.scorer import Scorer
+
+    scorer = Scorer(files, client)
+    while not channel.is_over():
+        try:
+            scorer.score_next()
+        except DataPlaneUnavailable:
+            time.sleep(PAUSE_S)
+
+
+ROLES = {"worker": work, "trainer": train, "scorer": score}
+
+
+def main(kind: str, root: Path, peer: str, parent: int) -> None:
+    """Be ``peer`` until the launcher ends it."""
+    files = RunFiles(root)
+    end_with(parent, signal.SIGTERM if kind == "plane" else signal.SIGKILL)
+    if kind == "plane":
+        os.execv(sys.executable, [sys.executable, *plane_command(files)])  # noqa: S606 - our own words
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    channel = Channel()
+    with connect(files, kind, peer) as client, EventLog(files.journals / f"{peer}.jsonl") as log:
+        _one_thread()
+        ROLES[kind](files, client, log, channel)
+
+
+def plane_command(files: RunFiles) -> list[str]:
+    """Return the arguments of the interpreter that serve the run's plane."""
+    return ["-m", "penstock", "serve", "--data-dir", str(files.plane)]
+
+
+def connect(
+    files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] = time.sleep
+) -> LocalDataPlaneClient:
+    """Return a client of the run's plane, which may just be restarting."""
+    from penstock.demo.patience import patiently
+    from penstock.plane.local import LocalDataPlaneClient
+
+    config = ClientConfig(timeout_s=CALL_S, role=role, owner=owner)
+    patience = files.spec().plane_patience_s
+    return patiently(lambda: LocalDataPlaneClient(files.plane, config=config, start=False), patience, sleep)
+
+
+def end_with(parent: int, by: signal.Signals) -> None:
+    """Ask the kernel to send ``by`` to this process when the thread that made it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(by), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it ended before we asked
+        sys.exit(f"the launcher {parent} has ended")
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the roles share few cores; more threads would only wait for each other
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
