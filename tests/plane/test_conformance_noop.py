@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 
 import torch
+from prometheus_client import CollectorRegistry
 
 from penstock.plane.contract import DataPlaneClient
+from penstock.plane.metrics import MetricsDataPlaneClient
 from penstock.plane.noop import NoOpDataPlaneClient
 from penstock.testing.conformance import ConformanceSuite
 
@@ -37,3 +39,8 @@ class TestNoOp(ConformanceSuite):
     def make_client(self) -> DataPlaneClient:
         self.plane = getattr(self, "plane", None) or NoOpPlane()
         return self.plane()
+
+
+class TestMetricsOverNoOp(TestNoOp):
+    def make_client(self) -> DataPlaneClient:
+        return MetricsDataPlaneClient(super().make_client(), registry=CollectorRegistry())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import BadArgument, RefusedType, abbreviate
-from penstock.records import Tag
+from penstock.records import KVBatchMeta, Tag
 from penstock.requests import TagColumn
 
 MAX_NAME_CHARS = 1024  # partitions, tasks, fields, keys and tag names; keys live in memory for each row
@@ -100,6 +100,13 @@ def claim_sizes(batch_size: object, min_rows: object, chosen: Sequence[str] | No
     if least > batch:
         raise BadArgument(f"min_rows ({least}) exceeds batch_size ({batch}): such a claim could never be served")
     return batch, least
+
+
+def meta(value: object) -> KVBatchMeta:
+    """Return ``value``, a meta."""
+    if not isinstance(value, KVBatchMeta):
+        raise BadArgument(f"meta must be a KVBatchMeta, got {_shown(value)}")
+    return value
 
 
 def on_failed(value: object) -> bool:

@@ -201,6 +201,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         on_failed: OnFailed = "raise",
         timeout_s: float | None = None,
     ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
+        checks.meta(meta)
         fields = meta.fields if select_fields is None else select_fields
         if fields is None:
             raise BadArgument(
@@ -221,6 +222,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
     def _finish(
         self, operation: Operation, meta: KVBatchMeta, timeout_s: float | None, lease_s: float | None = None
     ) -> None:
+        checks.meta(meta)
         if meta.task_name is None:
             raise BadArgument(
                 f"{operation}: the meta names no task; only claimed rows can be", partition=meta.partition_id

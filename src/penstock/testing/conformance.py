@@ -70,7 +70,7 @@ class Case:
             try:
                 with world:
                     self.check(world)
-            except BaseException as error:  # noqa: BLE001 - handed to the caller below, whatever it is
+            except BaseException as error:  # noqa: BLE001  # top frame of this thread: its caller raises it again
                 raised.append(error)
 
         thread = threading.Thread(target=body, name=f"conformance-{self.name}", daemon=True)
@@ -176,7 +176,7 @@ def _outcome(case: Case, world: World, limit_s: float) -> Outcome:
         case.run(world, limit_s)
     except SkipTest as skip:
         return Outcome(case, "skipped", str(skip), time.monotonic() - started)
-    except Exception as error:  # noqa: BLE001 - the top frame of a case: whatever it raised is its verdict
+    except Exception as error:  # noqa: BLE001  # top frame of a case: whatever it raised is its verdict
         return Outcome(case, "failed", f"{type(error).__name__}: {error}", time.monotonic() - started)
     return Outcome(case, "passed", "", time.monotonic() - started)
 

@@ -123,7 +123,7 @@ def a_closed_client_says_so(w: World) -> None:
             call()
         except DataPlaneUnavailable:
             continue
-        except Exception as error:
+        except Exception as error:  # top frame: any other error is the finding
             raise AssertionError(f"{name} after close raised {type(error).__name__}: {error}") from error
         raise AssertionError(f"{name} after close returned")
 

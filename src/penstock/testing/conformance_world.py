@@ -53,7 +53,7 @@ def raises(*kinds: type[BaseException], naming: Sequence[str] = ()) -> Iterator[
         return
     except AssertionError:
         raise
-    except Exception as raw:
+    except Exception as raw:  # top frame: a raw exception that left a client is the finding
         raise AssertionError(f"wanted {wanted}; a raw {type(raw).__name__} left the client: {raw}") from raw
     raise AssertionError(f"wanted {wanted}; the call returned")
 
@@ -102,7 +102,7 @@ def together(*bodies: Callable[[], object]) -> None:
         try:
             start.wait(SOON_S)
             body()
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:  # noqa: BLE001  # top frame of this thread: raised again below
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in bodies]

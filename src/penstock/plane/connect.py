@@ -1,0 +1,106 @@
+"""One door to every adapter: a name, a URL or a configuration becomes a client.
+
+Invariants: an unknown, disabled or not yet available implementation is a ``BadArgument`` that lists the known ones; an
+option that nobody knows is refused by name; what is not chosen is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.config import ClientConfig, PlaneConfig, config_from
+from penstock.errors import BadArgument, MissingExtra
+from penstock.plane.contract import DataPlaneClient
+
+__all__ = ["connect"]
+
+_LATER = {
+    "penstock": 'penstock://host:port (use connect("local", data_dir=...) on one host)',
+    "transferqueue": 'transferqueue:// (use connect("local"))',
+}
+
+
+def connect(url_or_config: str | Mapping[str, Any] = "local", **options: Any) -> DataPlaneClient:
+    """Return a client of a plane.
+
+    Args:
+        url_or_config: ``"local"`` (the embedded engine; the default), ``"noop"`` (in this process's memory), or a
+            mapping ``{"impl": name, **options}``; a mapping with ``"enabled": False`` is refused.
+        **options: of the client and the plane, by the names of ``ClientConfig`` and ``PlaneConfig``; ``"local"`` also
+            takes ``data_dir``. They win over a mapping's.
+
+    Raises:
+        BadArgument: (also ``ValueError``) unknown, disabled or unavailable implementation; unknown option.
+        MissingExtra: (also ``ImportError``) torch or tensordict is not installed.
+    """
+    name, chosen = _chosen(url_or_config, options)
+    if name not in _KNOWN:
+        raise BadArgument(_refusal(name))
+    _require_torch()
+    return _KNOWN[name](chosen)
+
+
+def _chosen(url_or_config: object, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(url_or_config, str):
+        return url_or_config, options
+    if not isinstance(url_or_config, Mapping):
+        raise BadArgument(f"connect takes a name, a URL or a mapping, got {type(url_or_config).__name__}; {_known()}")
+    config = dict(url_or_config)
+    if not config.pop("enabled", True):
+        raise BadArgument(f"the data plane is disabled by this configuration (enabled=False); {_known()}")
+    name = config.pop("impl", "local")
+    return str(name), {**config, **options}
+
+
+def _refusal(name: str) -> str:
+    scheme = name.partition("://")[0]
+    if scheme in _LATER:
+        return f"{name!r} is not available in this version: {_LATER[scheme]}; {_known()}"
+    return f"unknown implementation {name!r}; {_known()}"
+
+
+def _known() -> str:
+    return f"known: {sorted(_KNOWN)}; not available yet: {sorted(f'{scheme}://' for scheme in _LATER)}"
+
+
+def _require_torch() -> None:
+    try:
+        import tensordict  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as missing:
+        raise MissingExtra(
+            f"a client needs torch and tensordict ({missing}); install them with: pip install 'penstock[torch]'"
+        ) from missing
+
+
+def _split(options: dict[str, Any]) -> tuple[ClientConfig, PlaneConfig]:
+    """Return the options as the client's and the plane's; one that neither knows is named."""
+    unknown = sorted(set(options) - set(ClientConfig.__struct_fields__) - set(PlaneConfig.__struct_fields__))
+    if unknown:
+        known = sorted({*ClientConfig.__struct_fields__, *PlaneConfig.__struct_fields__, "data_dir"})
+        raise BadArgument(f"unknown options {unknown}; known: {known}")
+    client = {name: value for name, value in options.items() if name in ClientConfig.__struct_fields__}
+    plane = {name: value for name, value in options.items() if name in PlaneConfig.__struct_fields__}
+    return config_from(ClientConfig, client), config_from(PlaneConfig, plane)
+
+
+def _local(options: dict[str, Any]) -> DataPlaneClient:
+    from penstock.plane.local import LocalDataPlaneClient
+
+    data_dir = options.pop("data_dir", None)
+    client, plane = _split(options)
+    return LocalDataPlaneClient(None if data_dir is None else Path(data_dir), config=client, plane=plane)
+
+
+def _noop(options: dict[str, Any]) -> DataPlaneClient:
+    from penstock.plane.noop import NoOpDataPlaneClient
+
+    if "data_dir" in options:
+        raise BadArgument('"noop" lives in memory and takes no data_dir')
+    client, plane = _split({"durability": "memory", **options})
+    return NoOpDataPlaneClient(strict_tensors=client.strict_tensors, timeout_s=client.timeout_s, config=plane)
+
+
+_KNOWN: dict[str, Callable[[dict[str, Any]], DataPlaneClient]] = {"local": _local, "noop": _noop}
