@@ -21,6 +21,7 @@ help: ## show this list
 	@echo "  ARGS=... is handed on by demo, test, bench and nightly, e.g. make demo ARGS=--help"
 
 setup: $(STAMP) ## make .venv and install everything (once; again after a change of pyproject.toml)
+	@echo "setup: $(VENV) is ready"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -36,11 +36,11 @@ def test_zero_seconds_are_expired_at_once() -> None:
     assert Deadline(0.0, Clock()).expired()
 
 
-@pytest.mark.parametrize("timeout_s", [-1.0, math.inf, math.nan])
-def test_a_deadline_is_finite(timeout_s: float) -> None:
-    """There is no "for ever", and no time before now."""
+@pytest.mark.parametrize("timeout_s", [-1.0, math.inf, math.nan, None, "5"])
+def test_a_deadline_is_finite(timeout_s: object) -> None:
+    """There is no "for ever", no time before now, and no error but a named one."""
     with pytest.raises(BadArgument, match="finite"):
-        Deadline(timeout_s, Clock())
+        Deadline(timeout_s, Clock())  # type: ignore[arg-type]
 
 
 def test_require_names_what_was_waited_for() -> None:

@@ -83,15 +83,14 @@ def test_final_answers_are_not_retried(kind: Kind, reason: Reason) -> None:
 
 
 def test_a_damaged_answer_is_read_once_more() -> None:
-    """Corrupt twice is given up; the story of other failures in between does not matter."""
+    """The second damaged answer ends a key; failures of other kinds before and between do not count."""
     retry = machine()
     begin(retry, "k")
-    retry.handle(Outcome(1, "k", Kind.CORRUPT), 0.1)
-    retry.handle(Timer(), 0.2)
-    retry.handle(Outcome(2, "k", Kind.RETRYABLE), 0.3)
-    retry.handle(Timer(), 0.4)
-    effects = retry.handle(Outcome(3, "k", Kind.CORRUPT, "-801"), 0.5)
-    assert effects == [GiveUp("k", Reason.CORRUPT, "-801", 3), Finished()]
+    for number, kind in enumerate([Kind.RETRYABLE, Kind.CORRUPT, Kind.RETRYABLE], start=1):
+        assert isinstance(retry.handle(Outcome(number, "k", kind), float(number))[0], Wait)
+        retry.handle(Timer(), number + 0.5)
+    effects = retry.handle(Outcome(4, "k", Kind.CORRUPT, "-801"), 5.0)
+    assert effects == [GiveUp("k", Reason.CORRUPT, "-801", 4), Finished()]
 
 
 def test_no_wait_follows_the_last_attempt() -> None:
@@ -194,6 +193,16 @@ def test_a_retry_goes_to_the_next_free_endpoint() -> None:
         retry.handle(Outcome(number, "k", Kind.RETRYABLE), float(number))
         effects = retry.handle(Timer(), float(number))
     assert used == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_a_retry_goes_elsewhere_though_nobody_is_held() -> None:
+    """A batch that came back in part holds no endpoint, and yet its rest is tried at the next one."""
+    retry = machine()
+    begin(retry, "x", "y", endpoints=("a", "b"))
+    retry.handle(Outcome(1, "x", Kind.OK), 0.1)
+    retry.handle(Outcome(1, "y", Kind.RETRYABLE), 0.1)
+    assert retry.health.quarantine.held(0.1) == []
+    assert retry.handle(Timer(), 0.2) == [Attempt(2, 2, "b", ("y",))]
 
 
 def test_a_quarantined_endpoint_is_passed_over_by_the_next_run() -> None:

@@ -22,13 +22,13 @@ class Deadline:
     """``timeout_s`` seconds from now, on ``clock``.
 
     Raises:
-        BadArgument: ``timeout_s`` is negative, infinite or not a number.
+        BadArgument: ``timeout_s`` is negative, infinite, or no number at all.
     """
 
     __slots__ = ("at", "clock", "started", "timeout_s")
 
     def __init__(self, timeout_s: float, clock: Clock = time.monotonic) -> None:
-        if not (math.isfinite(timeout_s) and timeout_s >= 0):
+        if not isinstance(timeout_s, int | float) or not (math.isfinite(timeout_s) and timeout_s >= 0):
             raise BadArgument(f"timeout_s must be a finite number of seconds, 0 or more; got {timeout_s!r}")
         self.timeout_s = timeout_s
         self.clock = clock
