@@ -11,31 +11,29 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 import xxhash
+from penstock.plane.local import LocalDataPlaneClient
 
-import penstock
+from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import DataPlaneNotReady, DataPlaneTimeout, DataPlaneUnavailable, LeaseLost
 from penstock.testing.checker import EventLog, Put, Trained, read_log
 from penstock.testing.faults import reached
-
-if TYPE_CHECKING:
-    from penstock.plane.local import LocalDataPlaneClient
 
 PARTITION, TASK = "train", "train"
 FIELDS = ["input_ids", "logprobs"]
 GROUP = 4
 PATIENCE_S = 30.0
-OPTIONS = {"heartbeat_s": 0.25, "dead_after_s": 1.5, "resume_grace_s": 1.5, "linger_s": 0.5}
+PLANE = PlaneConfig(heartbeat_s=0.25, dead_after_s=1.5, resume_grace_s=1.5, linger_s=0.5)
 
 T = TypeVar("T")
 
 
 def client_of(folder: Path) -> LocalDataPlaneClient:
     """Join the plane of a run, starting it where none runs."""
-    client = penstock.connect("local", data_dir=folder / "plane", timeout_s=5.0, **OPTIONS)
+    client = LocalDataPlaneClient(folder / "plane", config=ClientConfig(timeout_s=5.0), plane=PLANE)
     client.register_partition(PARTITION, FIELDS, 1000, [TASK], grpo_group_size=GROUP)
     return client
 

@@ -303,8 +303,8 @@ def bench(
     """
     from penstock.ops.bench.run import BenchOptions, run_bench
 
-    options = BenchOptions(
-        quick=quick, full=full, only=tuple(only or ()), repeats=repeats, peer_python=peer_python, output=output
-    )
     with reporting(as_json) as report:
+        options = BenchOptions(
+            quick=quick, full=full, only=tuple(only or ()), repeats=repeats, peer_python=peer_python, output=output
+        )
         run_bench(report, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from penstock.wire.paths import served_path, socket_path
 if TYPE_CHECKING:
     from penstock.plane.local import LocalDataPlaneClient
 
-__all__ = ["is_listening", "plane_at", "require_plane"]
+__all__ = ["await_end", "is_listening", "plane_at", "require_plane"]
 
 
 def is_listening(data_dir: Path) -> bool:
@@ -27,6 +28,20 @@ def is_listening(data_dir: Path) -> bool:
             return True
         except OSError:
             return False
+    return True
+
+
+def await_end(data_dir: Path, timeout_s: float = 20.0) -> bool:
+    """Wait until no plane listens at ``data_dir`` any more; whether that came in time.
+
+    A plane that was started on demand ends soon after its last client. It is no child of ours: its socket is all there
+    is to ask.
+    """
+    end = time.monotonic() + timeout_s
+    while is_listening(data_dir):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
     return True
 
 

@@ -18,7 +18,6 @@ from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable
 
 __all__ = ["Worker"]
 
-_END_S = 20.0
 _SHOWN_LOG = 2000  # characters of a dead worker's stderr
 
 
@@ -30,6 +29,8 @@ class Worker:
         python: the interpreter that has the peer's packages.
         source: the directory that holds this package, for interpreters that do not have it installed.
     """
+
+    end_s = 20.0  # for a peer to end by itself
 
     def __init__(self, peer: str, python: Path, source: Path) -> None:
         self.peer = peer
@@ -88,7 +89,7 @@ class Worker:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(_END_S)
+            self._process.wait(self.end_s)
         except subprocess.TimeoutExpired:
             pass
         finally:

@@ -137,7 +137,7 @@ def _interpreter(distributions: Sequence[str], peer_python: Path | None) -> Path
     if peer_python is None:
         return None
     asked = "import sys, importlib.metadata as m; [m.version(n) for n in sys.argv[1:]]"
-    command = [peer_python, "-c", asked, *distributions]
+    command = [str(peer_python), "-c", asked, *distributions]
     found = subprocess.run(command, stderr=subprocess.DEVNULL, timeout=_OPEN_S, check=False).returncode == 0
     return peer_python if found else None
 

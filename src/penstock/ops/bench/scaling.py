@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import penstock
+from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneUnavailable
 from penstock.ops.bench.batch import ROWS
 from penstock.ops.bench.peer import Laps
-from penstock.ops.connecting import is_listening
+from penstock.ops.connecting import await_end
 from penstock.ops.report import Report
 from penstock.plane.local import LocalDataPlaneClient
 
@@ -29,7 +29,7 @@ __all__ = ["LedgerFigures", "measure_ledger"]
 
 _PARTITION, _TASK, _FIELD = "train", "train", "reward"
 _FILL_ROWS = 4096  # of one put while filling
-_RESTART_S, _END_S = 120.0, 20.0
+_RESTART_S = 120.0
 _ROWS_LIMIT = 4_000_000
 
 
@@ -79,17 +79,14 @@ def measure_ledger(report: Report, sizes: Sequence[int], repeats: int) -> list[L
 def _start(size: int, cleanup: ExitStack) -> _Plane:
     folder = Path(tempfile.mkdtemp(prefix="penstock-bench-"))
     cleanup.callback(_remove, folder)
-    client = penstock.connect("local", data_dir=folder, max_rows=_ROWS_LIMIT)
+    client = LocalDataPlaneClient(folder, plane=PlaneConfig(max_rows=_ROWS_LIMIT))
     cleanup.callback(client.close)
     client.register_partition(_PARTITION, [_FIELD], size, [_TASK])
     return _Plane(size, client)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a plane's directory once its plane has ended, which it does after its last client."""
-    end = time.monotonic() + _END_S
-    while is_listening(folder) and time.monotonic() < end:
-        time.sleep(0.05)  # the plane is no child of ours: its socket is all there is to ask
+    await_end(folder)
     shutil.rmtree(folder)
 
 

@@ -1,12 +1,15 @@
-"""Penstock: a private plane, as ``penstock.connect()`` gives it."""
+"""Penstock: a private plane, what ``penstock.connect()`` gives."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import penstock
+from penstock.config import ClientConfig
 from penstock.ops.bench.batch import ROWS, Batch
 from penstock.ops.bench.peer import Laps, Peer
+from penstock.ops.connecting import await_end
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +27,14 @@ class Own(Peer):
 
     _client: DataPlaneClient | None = None
     _trusting: DataPlaneClient | None = None
+    _folder: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self) -> None:
-        self._client = penstock.connect("local")
-        self._trusting = penstock.connect("local", data_dir=self._client.data_dir, integrity="header")
+        from penstock.plane.local import LocalDataPlaneClient
+
+        self._folder = tempfile.TemporaryDirectory(prefix="penstock-bench-")
+        self._client = LocalDataPlaneClient(Path(self._folder.name))
+        self._trusting = LocalDataPlaneClient(Path(self._folder.name), config=ClientConfig(integrity="header"))
 
     def turn(self, batch: Batch, number: int, laps: Laps) -> None:
         client, trusting = self._client, self._trusting
@@ -60,6 +67,10 @@ class Own(Peer):
             if client is not None:
                 client.close()
         self._client = self._trusting = None
+        if self._folder is not None:
+            await_end(Path(self._folder.name))
+            self._folder.cleanup()
+            self._folder = None
 
 
 def _read(client: DataPlaneClient, trusting: DataPlaneClient, batch: Batch, keys: list[str], laps: Laps) -> None:

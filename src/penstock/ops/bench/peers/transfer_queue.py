@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from penstock.ops.bench.batch import ROWS, Batch
 from penstock.ops.bench.peer import Laps, Peer
-from penstock.ops.bench.peers.ray_store import start_ray, stop_ray
+from penstock.ops.bench.peers.ray_store import PrivateRay
 from penstock.ops.machine import package_version
 
 if TYPE_CHECKING:
@@ -21,10 +21,13 @@ _CPUS = 4  # its controller and two storage units take one each
 class TransferQueueKV(Peer):
     """``kv_batch_put`` of a TensorDict, ``kv_batch_get`` of all and of half the keys."""
 
+    def __init__(self) -> None:
+        self._ray = PrivateRay()
+
     def open(self) -> None:
         import transfer_queue
 
-        start_ray(_CPUS)
+        self._ray.start(_CPUS)
         transfer_queue.init()
 
     def turn(self, batch: Batch, number: int, laps: Laps) -> None:
@@ -48,7 +51,7 @@ class TransferQueueKV(Peer):
         import transfer_queue
 
         transfer_queue.close()
-        stop_ray()
+        self._ray.stop()
 
     def versions(self) -> dict[str, str]:
         return {name: package_version(name) or "?" for name in ("TransferQueue", "ray")}
