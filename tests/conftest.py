@@ -10,12 +10,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.leaks import STAMP, Watch
 
 GRACE_S = float(os.environ.get("PENSTOCK_TEST_GRACE_S", "15"))
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 NO_SKIP = "CI=true: only tests marked `hardware` may skip, and this one skipped: "
+
+settings.register_profile("penstock", deadline=None)  # a busy machine is not a bug; pytest-timeout finds the hangs
+settings.load_profile("penstock")
 
 
 @pytest.fixture(scope="session", autouse=True)

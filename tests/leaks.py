@@ -1,8 +1,8 @@
 """What a test session may not leave behind: processes, shared memory, sockets, private directories.
 
 Invariants: only what this session made is held against it (its processes carry a stamp in their environment, its
-temporary files have a folder of their own); what cannot be attributed counts only where ``alone`` says that nobody else
-works on this machine; a leak names the first test after which it was seen.
+temporary files have a folder of their own); what nobody uses counts only where ``alone`` says that nobody else works on
+this machine, what a stranger uses never does; a leak names the first test after which it was seen.
 """
 
 from __future__ import annotations
@@ -63,8 +63,17 @@ class Watch:
                 os.kill(pid, signal.SIGKILL)
 
     def _left(self) -> list[Trace]:
-        shared = [trace for trace in self._new_shared() if self._alone or trace in self._mine]
-        return [*self._processes(), *self._private(), *shared]
+        shared = self._new_shared()
+        foreign = self._foreign(shared) if self._alone else set(shared)
+        held = [trace for trace in shared if trace in self._mine or trace not in foreign]
+        return [*self._processes(), *self._private(), *held]
+
+    def _foreign(self, shared: list[Trace]) -> set[Trace]:
+        """Return those that a process of somebody else maps or listens at."""
+        ours = {os.getpid(), *self._pids()}
+        pids = {int(folder.name) for folder in Path("/proc").glob("[0-9]*")} - ours if shared else set()
+        used = b"".join(_read(pid, "maps") for pid in pids) + Path("/proc/net/unix").read_bytes()
+        return {trace for trace in shared if os.fsencode(trace.name) in used}
 
     def _pids(self) -> set[int]:
         found = set(descendants(os.getpid())) | set(stamped(self._stamp))

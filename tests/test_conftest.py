@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -16,9 +17,9 @@ from tests.leaks import SHM, STAMP, Watch, descendants, wait_for
 REPOSITORY = Path(__file__).parents[1]
 
 
-def sleeper(stamp: str, *, orphan: bool = False) -> int:
-    """Start a process that sleeps; as an orphan it is nobody's child. Returns its pid."""
-    nap = "import time; time.sleep(600)"
+def sleeper(stamp: str, *, orphan: bool = False, first: str = "") -> int:
+    """Start a process that does ``first`` and sleeps; as an orphan it is nobody's child. Returns its pid."""
+    nap = f"import time; {first or None}; time.sleep(600)"
     spawn = (
         "import subprocess as s, sys; "
         f"print(s.Popen([sys.executable, '-c', {nap!r}], start_new_session=True, stdout=s.DEVNULL).pid)"
@@ -86,6 +87,20 @@ def test_a_strangers_segment_counts_only_where_nobody_else_works(tmp_path: Path,
     alone.look("test_a")
     assert shared.leaks(0.0) == []
     assert f"segment {segment}, first seen after test_a" in alone.leaks(0.0)
+
+
+def test_what_a_stranger_uses_is_the_strangers(tmp_path: Path, segment: Path) -> None:
+    """Another session at work on the same machine is not blamed on this one, in CI neither."""
+    segment.write_bytes(bytes(4096))
+    first = f"import mmap; f = open({str(segment)!r}, 'r+b'); m = mmap.mmap(f.fileno(), 4096)"
+    pid, watch = sleeper("another session", orphan=True, first=first), Watch(uuid.uuid4().hex, tmp_path, alone=True)
+    try:
+        wait_for(lambda: os.fsencode(segment) in Path(f"/proc/{pid}/maps").read_bytes())
+        watch._before.clear()
+        assert not [leak for leak in watch.leaks(0.0) if str(segment) in leak]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: any(str(segment) in leak for leak in watch.leaks(0.0)))
 
 
 def test_a_private_directory_left_over_is_named(tmp_path: Path) -> None:
