@@ -287,7 +287,7 @@ def test_a_reply_that_came_and_was_not_taken_is_abandoned_too() -> None:
     answer(client, call, Claimed("token", ["a"], [{}], None))
     (beat,) = calls(client.handle(ev.Leave(1), 0.0))
     assert beat.abandoned == [call.seq]
-    assert client.book.tokens("p", "train", ["a"], None) == Tokens([], [])
+    assert client.book.tokens("p", "train", ["a"]) == Tokens([], [])
 
 
 def test_abandoned_is_said_until_the_plane_has_read_it() -> None:
@@ -321,7 +321,7 @@ def test_news_that_rode_on_a_call_that_never_left_rides_again() -> None:
     call = submit(client, 1, Locate("p", ["a"], ["x"]))
     answer(client, call, located(3))
     client.handle(ev.Take(1), 0.0)
-    client.handle(ev.Unpinned(LIFE, (3,)), 0.0)
+    client.handle(ev.Unpinned((3,)), 0.0)
     assert submit(client, 2, Depth("p")).unpins == [3]
     client.handle(ev.Leave(2, kept=True), 0.0)
     assert submit(client, 3, Depth("p")).unpins == [3]
@@ -340,11 +340,13 @@ def test_the_token_of_a_claim_is_remembered_when_it_is_taken() -> None:
     (resume,) = calls(client.handle(ev.Connected(), 0.0))
     (opening,) = calls(answer(client, resume, Failed("DataPlaneUnavailable", "unknown session")))
     answer(client, opening, welcome(session=100), life=8)
-    tokens = client.book.tokens("p", "train", ["a"], None)
+    tokens = client.book.tokens("p", "train", ["a"])
     assert tokens == Tokens(["token"], [])
-    call = submit(client, 2, Ack("p", "train", ["a"], tokens))
+    ack = Ack("p", "train", ["a"], Tokens([], []))
+    (call,) = calls(client.handle(ev.Submit(2, ack, 100.0, remembered=True), 0.0))
+    assert call.body == Ack("p", "train", ["a"], tokens)
     answer(client, call, Done(), life=8)
-    assert client.book.tokens("p", "train", ["a"], None) == Tokens(["token"], [])  # a repeat names it too
+    assert client.book.tokens("p", "train", ["a"]) == Tokens(["token"], [])  # a repeat names it too
 
 
 def test_pins_of_a_reply_that_nobody_reads_are_given_back() -> None:
@@ -373,7 +375,7 @@ def test_a_heartbeat_lists_what_is_held() -> None:
     answer(client, submit(client, 2, Grant("p", ["a"], [], [], 64, [8])), granted(9))
     client.handle(ev.Take(2), 0.0)
     assert heartbeat(client) == Heartbeat(9, 5, [9], [3, 5])
-    client.handle(ev.Unpinned(LIFE, (3,)), 0.0)
+    client.handle(ev.Unpinned((3,)), 0.0)
     client.handle(ev.GrantOver(9), 0.0)
     assert heartbeat(client) == Heartbeat(9, 5, [], [5])
 
@@ -396,7 +398,7 @@ def test_pins_of_an_earlier_life_are_never_named_to_a_later_one() -> None:
     client.handle(ev.Take(1), 0.0)
     client.handle(ev.Lost("killed"), 0.0)
     connect(client, resumed=True, life=LIFE + 1)
-    client.handle(ev.Unpinned(LIFE, (3,)), 0.0)
+    client.handle(ev.Unpinned((3,)), 0.0)
     assert submit(client, 2, Depth("p")).unpins == []
     assert heartbeat(client) == Heartbeat(0, 0, [], [])
 
@@ -414,6 +416,16 @@ def test_closing_wakes_every_caller_and_says_goodbye() -> None:
     assert isinstance(one(effects, Transmit).call.body, Goodbye)
     assert one(client.handle(ev.Submit(3, Depth("p"), 9.0), 0.0), Ended).verdict is Verdict.NOTHING
     assert client.handle(ev.Close(), 0.0) == []
+
+
+def test_a_plane_that_cannot_start_ends_every_wait() -> None:
+    """Waiting does not mend a damaged journal: callers hear the reason at once, with the right verdict."""
+    client = up()
+    submit(client, 1, clear())
+    client.handle(ev.Lost("killed"), 0.0)
+    client.handle(ev.Submit(2, clear(), 100.0), 0.0)
+    effects = client.handle(ev.Refused("journal is corrupt"), 0.0)
+    assert effects == [Ended(1, Verdict.UNKNOWN, "journal is corrupt"), Ended(2, Verdict.NOTHING, "journal is corrupt")]
 
 
 def test_what_is_not_in_the_table_is_a_bug() -> None:

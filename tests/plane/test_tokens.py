@@ -10,7 +10,7 @@ def test_one_token_for_all_keys_is_sent_once() -> None:
     """Keys of one claim need no index per key."""
     book = LeaseBook()
     book.hold("p", "train", "t1", ["a", "b"])
-    assert book.tokens("p", "train", ["a", "b"], None) == Tokens(["t1"], [])
+    assert book.tokens("p", "train", ["a", "b"]) == Tokens(["t1"], [])
 
 
 def test_keys_of_several_claims_name_their_own_token() -> None:
@@ -18,7 +18,7 @@ def test_keys_of_several_claims_name_their_own_token() -> None:
     book = LeaseBook()
     book.hold("p", "train", "t1", ["a"])
     book.hold("p", "train", "t2", ["b"])
-    assert book.tokens("p", "train", ["b", "x", "a"], None) == Tokens(["t2", "t1"], [0, NO_TOKEN, 1])
+    assert book.tokens("p", "train", ["b", "x", "a"]) == Tokens(["t2", "t1"], [0, NO_TOKEN, 1])
 
 
 def test_a_later_claim_replaces_the_token() -> None:
@@ -27,7 +27,7 @@ def test_a_later_claim_replaces_the_token() -> None:
     book.hold("p", "train", "t1", ["a"])
     book.end("p", "train", ["a"])
     book.hold("p", "train", "t2", ["a"])
-    assert book.tokens("p", "train", ["a"], None) == Tokens(["t2"], [])
+    assert book.tokens("p", "train", ["a"]) == Tokens(["t2"], [])
 
 
 def test_an_ended_lease_is_still_named_by_a_repeat() -> None:
@@ -35,7 +35,7 @@ def test_an_ended_lease_is_still_named_by_a_repeat() -> None:
     book = LeaseBook()
     book.hold("p", "train", "t1", ["a"])
     book.end("p", "train", ["a"])
-    assert book.tokens("p", "train", ["a"], None) == Tokens(["t1"], [])
+    assert book.tokens("p", "train", ["a"]) == Tokens(["t1"], [])
 
 
 def test_a_pop_names_the_tokens_of_every_task() -> None:
@@ -43,20 +43,12 @@ def test_a_pop_names_the_tokens_of_every_task() -> None:
     book = LeaseBook()
     book.hold("p", "score", "t1", ["a", "b"])
     book.hold("p", "train", "t2", ["a"])
-    assert book.tokens("p", None, ["a", "b"], None) == Tokens(["t1", "t2"], [ANY_TOKEN, 0])
-
-
-def test_tokens_that_the_caller_names_are_honoured() -> None:
-    """A lease given by the caller goes out as it is, and nothing else does."""
-    book = LeaseBook()
-    book.hold("p", "train", "t1", ["a"])
-    assert book.tokens("p", "train", ["a"], ["mine"]) == Tokens(["mine"], [])
-    assert book.tokens("p", "train", ["a"], []) == Tokens([], [])
+    assert book.tokens("p", None, ["a", "b"]) == Tokens(["t1", "t2"], [ANY_TOKEN, 0])
 
 
 def test_nothing_known_is_no_token() -> None:
     """Rows that were never claimed go without tokens, for pops by key."""
-    assert LeaseBook().tokens("p", None, ["a"], None) == Tokens([], [])
+    assert LeaseBook().tokens("p", None, ["a"]) == Tokens([], [])
 
 
 def test_cleared_rows_are_forgotten() -> None:
@@ -64,9 +56,9 @@ def test_cleared_rows_are_forgotten() -> None:
     book = LeaseBook()
     book.hold("p", "train", "t1", ["a", "b"])
     book.forget("p", ["a"])
-    assert book.tokens("p", "train", ["a", "b"], None) == Tokens(["t1"], [NO_TOKEN, 0])
+    assert book.tokens("p", "train", ["a", "b"]) == Tokens(["t1"], [NO_TOKEN, 0])
     book.forget("p", None)
-    assert book.tokens("p", "train", ["b"], None) == Tokens([], [])
+    assert book.tokens("p", "train", ["b"]) == Tokens([], [])
 
 
 def test_memory_is_bounded() -> None:
@@ -74,6 +66,6 @@ def test_memory_is_bounded() -> None:
     book = LeaseBook(max_live=10, max_ended=10)
     for i in range(100):
         book.hold("p", "train", f"t{i}", [f"k{i}"])
-    known = [i for i in range(100) if book.tokens("p", "train", [f"k{i}"], None).lease]
+    known = [i for i in range(100) if book.tokens("p", "train", [f"k{i}"]).lease]
     assert known[-10:] == list(range(90, 100))
     assert len(known) <= 20

@@ -114,11 +114,17 @@ class Courier:
         """Errands that have not ended."""
         return len(self._pending)
 
+    @property
+    def calls(self) -> int:
+        """Calls made so far, on all connections."""
+        return self._last_call
+
     # -- callers ------------------------------------------------------------------------------------------------------
 
     def _enqueue(self, event: ev.Submit, _now: float) -> list[Effect]:
         floors = (self._grants.high, self._pins.high)
-        self._pending[event.errand] = Errand(event.errand, event.body, event.deadline, event.once, floors)
+        body = self._with_tokens(event.body) if event.remembered else event.body
+        self._pending[event.errand] = Errand(event.errand, body, event.deadline, event.once, floors)
         return []
 
     def _submit(self, event: ev.Submit, now: float) -> list[Effect]:
@@ -128,8 +134,17 @@ class Courier:
     def _refuse(self, event: ev.Submit, _now: float) -> list[Effect]:
         return [Ended(event.errand, Verdict.NOTHING, "the client is closed")]
 
+    def _with_tokens(self, body: Request) -> Request:
+        """Name the leases under which this client got the keys."""
+        if isinstance(body, requests.Pop):
+            return msgspec.structs.replace(body, tokens=self.book.tokens(body.partition, None, body.keys))
+        assert isinstance(body, requests.Ack | requests.Release | requests.Renew), body
+        return msgspec.structs.replace(body, tokens=self.book.tokens(body.partition, body.task, body.keys))
+
     def _take(self, event: ev.Take, _now: float) -> list[Effect]:
-        errand = self._pending.pop(event.errand)
+        errand = self._pending.pop(event.errand, None)
+        if errand is None:
+            return []
         if isinstance(errand.body, requests.Claim) and isinstance(errand.answer, Claimed) and errand.answer.token:
             self.book.hold(errand.body.partition, errand.body.task, errand.answer.token, errand.answer.keys)
         return []
@@ -150,8 +165,7 @@ class Courier:
         return [*self._ended(errand, True, "its caller left"), *self._heartbeat_if_up(now)]
 
     def _unpinned(self, event: ev.Unpinned, _now: float) -> list[Effect]:
-        if event.incarnation == self.incarnation:
-            self._drop_pins(event.pins)
+        self._drop_pins(event.pins)
         return []
 
     def _grant_over(self, event: ev.GrantOver, _now: float) -> list[Effect]:
@@ -175,6 +189,9 @@ class Courier:
 
     def _not_connected(self, event: ev.NotConnected, _now: float) -> list[Effect]:
         return self._end_all([e for e in self._pending.values() if e.once and e.answer is None], event.why)
+
+    def _refused(self, event: ev.Refused, _now: float) -> list[Effect]:
+        return self._end_all([e for e in self._pending.values() if e.answer is None], event.why)
 
     def _lost(self, event: ev.Lost, _now: float) -> list[Effect]:
         self.phase = Phase.DOWN
@@ -210,7 +227,8 @@ class Courier:
             effects += self._forget_session("its session could not be resumed")
         self.phase = Phase.UP
         self.session_id, self._secret = reply.body.session_id, reply.body.secret
-        effects.append(ev.Opened(self.session_id, reply.body.resumed, reply.body.heartbeat_s))
+        welcome = reply.body
+        effects.append(ev.Opened(welcome.session_id, welcome.resumed, welcome.heartbeat_s, welcome.max_frame_bytes))
         waiting = [e for e in self._pending.values() if e.answer is None and e.deadline > now]
         return [*effects, *(self._send(errand, now) for errand in waiting)]
 
@@ -382,6 +400,7 @@ class Courier:
         **_in(Phase, ev.GrantOver, _grant_over),
         **_in((Phase.DOWN,), ev.Connected, _connected),
         **_in((Phase.DOWN,), ev.NotConnected, _not_connected),
+        **_in((Phase.DOWN,), ev.Refused, _refused),
         **_in(_CONNECTED, ev.Lost, _lost),
         **_in((Phase.OPENING, Phase.RESUMING), ev.Received, _welcome),
         **_in((Phase.UP,), ev.Received, _reply),
@@ -391,6 +410,7 @@ class Courier:
         **_in((Phase.CLOSED,), ev.Received, _nothing),
         **_in((Phase.CLOSED,), ev.Lost, _nothing),
         **_in((Phase.CLOSED,), ev.NotConnected, _nothing),
+        **_in((Phase.CLOSED,), ev.Refused, _nothing),
         **_in((Phase.CLOSED,), ev.Beat, _nothing),
     }
 

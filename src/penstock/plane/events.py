@@ -27,6 +27,7 @@ __all__ = [
     "NotConnected",
     "Opened",
     "Received",
+    "Refused",
     "Settled",
     "Submit",
     "Take",
@@ -48,12 +49,17 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 class Submit(_Event, frozen=True):
-    """A caller wants ``body`` answered. ``once``: now or not at all; it waits for no reconnection (``ping``)."""
+    """A caller wants ``body`` answered.
+
+    ``once``: now or not at all; it waits for no reconnection (``ping``). ``remembered``: fill in the body's ``tokens``
+    from the leases this client has.
+    """
 
     errand: int
     body: Request
     deadline: float
     once: bool = False
+    remembered: bool = False
 
 
 class Take(_Event, frozen=True):
@@ -79,6 +85,12 @@ class NotConnected(_Event, frozen=True):
     why: str
 
 
+class Refused(_Event, frozen=True):
+    """There will be no connection, and waiting does not help: the plane cannot be started."""
+
+    why: str
+
+
 class Lost(_Event, frozen=True):
     """The connection is gone. ``kept``: errands of which no byte of the latest ``Transmit`` has left."""
 
@@ -97,9 +109,8 @@ class Beat(_Event, frozen=True):
 
 
 class Unpinned(_Event, frozen=True):
-    """Pins of that life of the plane are no longer needed."""
+    """These pins are no longer needed."""
 
-    incarnation: int
     pins: tuple[int, ...]
 
 
@@ -146,6 +157,7 @@ class Opened(_Effect, frozen=True):
     session_id: int
     resumed: bool
     heartbeat_s: float
+    max_frame_bytes: int
 
 
 class Disconnect(_Effect, frozen=True):
@@ -155,6 +167,6 @@ class Disconnect(_Effect, frozen=True):
 
 
 Event: TypeAlias = (
-    Submit | Take | Leave | Connected | NotConnected | Lost | Received | Beat | Unpinned | GrantOver | Close
+    Submit | Take | Leave | Connected | NotConnected | Refused | Lost | Received | Beat | Unpinned | GrantOver | Close
 )
 Effect: TypeAlias = Transmit | Settled | Ended | Opened | Disconnect

@@ -89,13 +89,11 @@ class LeaseBook:
             leases.live.take(keys)
             leases.ended.take(keys)
 
-    def tokens(self, partition: str, task: str | None, keys: Sequence[str], lease: Sequence[str] | None) -> Tokens:
-        """Return what to send with a request about ``keys``: ``lease`` if the caller named it, else what is known.
+    def tokens(self, partition: str, task: str | None, keys: Sequence[str]) -> Tokens:
+        """Return what to send with a request about ``keys``.
 
         ``task`` None = of whichever task: a pop concerns the final one, and only the plane knows which that is.
         """
-        if lease is not None:
-            return Tokens(list(dict.fromkeys(lease)), [])
         known = self._leases(partition, task)
         held = [list(dict.fromkeys(t for leases in known if (t := leases.token_of(key)))) for key in keys]
         distinct = {token: at for at, token in enumerate(dict.fromkeys(t for tokens in held for t in tokens))}

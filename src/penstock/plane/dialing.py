@@ -1,0 +1,219 @@
+"""How a client reaches its data directory's plane: connect, and start one if none runs and that is allowed.
+
+Invariants: nothing here blocks; a directory that was once served by ``penstock serve`` is never auto-started; a started
+plane is in its own process session (the terminal's Ctrl-C does not reach it) and inherits no descriptor but the one on
+which it says that it is ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from penstock.config import PlaneConfig
+from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.wire import paths
+
+__all__ = ["Dialer", "LocalDialer", "Starting"]
+
+_MAX_LINE = 4096  # bytes of a plane's word on its start
+_children: list[subprocess.Popen[bytes]] = []  # planes this process started; reaped when they have ended
+_children_lock = threading.Lock()
+
+
+class Starting(Protocol):
+    """A plane on its way. ``fileno`` is readable when there is something to ``poll``."""
+
+    def fileno(self) -> int: ...
+
+    def poll(self) -> str | None:
+        """Return its word once it has spoken ("ready", "taken", "error: ..."), None before."""
+
+    def close(self) -> None: ...
+
+
+class Dialer(Protocol):
+    """How a link reaches its plane."""
+
+    @property
+    def address(self) -> str: ...
+
+    def dial(self) -> socket.socket:
+        """Return a connected, non-blocking socket, at once.
+
+        Raises:
+            DataPlaneUnavailable: nobody answers; says what was tried.
+        """
+
+    def start(self) -> Starting | None:
+        """Start a plane, if one may be started; None = that is the operator's business.
+
+        Raises:
+            DataPlaneUnavailable: it cannot be started.
+        """
+
+    def tidy(self) -> None:
+        """The client has closed."""
+
+
+class LocalDialer:
+    """Reaches the plane of ``data_dir`` over its Unix socket.
+
+    Args:
+        data_dir: the plane's directory, made if it is not there; None = a private plane in a new temporary directory,
+            which its last client's end removes.
+        config: of a plane that is started; one that runs keeps its own.
+    """
+
+    def __init__(self, data_dir: str | os.PathLike[str] | None, config: PlaneConfig) -> None:
+        self.ephemeral = data_dir is None
+        self.data_dir = _private_directory() if data_dir is None else _directory(data_dir)
+        self.config = config
+        self.address = str(paths.socket_path(self.data_dir))
+        self._tries = 0
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def dial(self) -> socket.socket:
+        self._tries += 1
+        reap()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(self.address)
+        except BlockingIOError as full:
+            sock.close()
+            raise DataPlaneUnavailable(
+                f"the plane at {self.address} does not take connections (is it stopped?)", attempts=self._tries
+            ) from full
+        except OSError as failed:
+            sock.close()
+            raise DataPlaneUnavailable(self._nobody(failed), attempts=self._tries) from failed
+        self._tries = 0
+        return sock
+
+    def _nobody(self, failed: OSError) -> str:
+        tried = f"no plane answers at {self.address} ({failed.strerror or failed}; {self._tries} tries)"
+        if self._may_start():
+            return tried
+        return f"{tried}; it is served by hand: start it with `penstock serve --data-dir {self.data_dir}`"
+
+    def _may_start(self) -> bool:
+        return not paths.served_path(self.data_dir).exists()
+
+    def start(self) -> Starting | None:
+        if not self._may_start():
+            return None
+        reap()
+        try:
+            return self._spawn()
+        except OSError as failed:
+            raise DataPlaneUnavailable(f"no plane could be started on {self.data_dir}: {failed}") from failed
+
+    def _spawn(self) -> Starting:
+        if not sys.executable:
+            raise DataPlaneUnavailable(
+                f"this interpreter does not know its own path and cannot start a plane; "
+                f"run `penstock serve --data-dir {self.data_dir}`"
+            )
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ready, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            with paths.log_path(self.data_dir).open("ab") as log:
+                self._child = subprocess.Popen(
+                    self._command(told),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(told,),
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(ready)
+            raise
+        finally:
+            os.close(told)
+        with _children_lock:
+            _children.append(self._child)
+        return _Starting(ready, self._child.pid, paths.log_path(self.data_dir))
+
+    def _command(self, ready_fd: int) -> list[str]:
+        # -P: the working directory's modules are the user's, not the plane's.
+        command = [sys.executable, "-P", "-m", "penstock.server", "--data-dir", str(self.data_dir), "--auto"]
+        if self.ephemeral:
+            command.append("--ephemeral")
+        return [*command, "--config", msgspec.json.encode(self.config).decode(), "--ready-fd", str(ready_fd)]
+
+    def tidy(self) -> None:
+        """Remove what a private plane that died left behind; one that lives removes it itself."""
+        reap()
+        if not self.ephemeral or (self._child is not None and self._child.poll() is None):
+            return
+        with contextlib.suppress(OSError):
+            for path, _ in paths.arena_files(self.data_dir):
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"LocalDialer({self.address}, {'private' if self.ephemeral else 'shared'})"
+
+
+class _Starting:
+    """What a child says on its ready descriptor."""
+
+    def __init__(self, ready: int, pid: int, log: Path) -> None:
+        self._ready = ready
+        self._pid = pid
+        self._log = log
+        self._said = b""
+
+    def fileno(self) -> int:
+        return self._ready
+
+    def poll(self) -> str | None:
+        try:
+            data = os.read(self._ready, _MAX_LINE)
+        except BlockingIOError:
+            return None
+        self._said += data
+        if data and b"\n" not in self._said and len(self._said) < _MAX_LINE:
+            return None if self._said.strip() not in (b"ready", b"taken") else self._said.decode().strip()
+        word = self._said.decode(errors="replace").strip()
+        return word or f"error: it (pid {self._pid}) ended without a word; see {self._log}"
+
+    def close(self) -> None:
+        os.close(self._ready)
+
+    def __repr__(self) -> str:
+        return f"a plane that is starting (pid {self._pid})"
+
+
+def reap() -> None:
+    """Take note of the planes that have ended, so that none stays a zombie."""
+    with _children_lock:
+        _children[:] = [child for child in _children if child.poll() is None]
+
+
+def _directory(data_dir: str | os.PathLike[str]) -> Path:
+    path = Path(os.path.abspath(data_dir))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as bad:
+        raise BadArgument(f"data_dir {str(path)!r} cannot be used: {bad.strerror or bad}") from bad
+    return path
+
+
+def _private_directory() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="penstock-"))
+    except OSError as bad:
+        raise DataPlaneUnavailable(f"no temporary directory for a private plane: {bad}") from bad

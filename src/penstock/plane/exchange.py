@@ -1,0 +1,185 @@
+"""One call from a caller's side: hand it over, wait for its outcome within the deadline, turn that into reply or error.
+
+Invariants: the reply counts as taken only when the context that got it ends without an exception; a caller who goes
+away in any other manner (deadline, signal, an exception while he uses the reply) leaves his call abandoned.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
+
+from penstock.errors import DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable, error_of
+from penstock.plane import events as ev
+from penstock.plane.events import Ended, Event, Settled, Submit, Verdict
+from penstock.requests import (
+    Capabilities,
+    Commit,
+    Damaged,
+    Failed,
+    Goodbye,
+    Heartbeat,
+    OpenSession,
+    Ping,
+    ReplyBody,
+    Request,
+    ResumeSession,
+    Shutdown,
+    Status,
+)
+from penstock.retry import Deadline
+
+__all__ = ["Exchange", "Outcome", "Waiter", "failure"]
+
+LEAST_S = 0.1  # a call with no time at all still gives a plane that can answer at once this long to do so
+_VERDICT_S = 0.5  # whether anything was sent is known at once; if not, the outcome is unknown
+
+_OF_NO_PARTITION = (
+    Capabilities,
+    Commit,
+    Damaged,
+    Goodbye,
+    Heartbeat,
+    OpenSession,
+    Ping,
+    ResumeSession,
+    Shutdown,
+    Status,
+)
+
+Outcome = Settled | Ended
+R = TypeVar("R", bound=ReplyBody)
+
+
+class Waiter:
+    """One caller's wait for an outcome, which is set once, by another thread."""
+
+    __slots__ = ("_lock", "outcome")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.outcome: Outcome | None = None
+
+    def settle(self, outcome: Outcome) -> None:
+        if self.outcome is None:
+            self.outcome = outcome
+            self._lock.release()
+
+    def wait(self, timeout_s: float) -> Outcome | None:
+        if self.outcome is None and self._lock.acquire(timeout=timeout_s):
+            self._lock.release()
+        return self.outcome
+
+
+class Line(Protocol):
+    """What an exchange needs of the link."""
+
+    def hand_over(self, event: Event, waiter: Waiter | None = None) -> None:
+        """Give an event to the thread that owns the session, and wake it."""
+
+    def note(self, event: Event) -> None:
+        """The same, without hurry."""
+
+    def number(self) -> int:
+        """Return a number that no errand has had."""
+
+    def state(self) -> str:
+        """What there is to say about the connection."""
+
+
+class Exchange(Generic[R]):
+    """Asks on entry, gives the reply to the body of the ``with``."""
+
+    def __init__(
+        self, line: Line, body: Request, kind: type[R], deadline: Deadline, *, once: bool, remembered: bool
+    ) -> None:
+        self._line = line
+        self._body = body
+        self._kind = kind
+        self._deadline = deadline
+        self._number = line.number()
+        self._submit = Submit(self._number, body, deadline.at, once, remembered)
+        self._waiter = Waiter()
+        self._open = False  # begun, and neither taken nor left
+
+    def __enter__(self) -> R:
+        try:
+            self._open = True
+            self._line.hand_over(self._submit, self._waiter)
+            outcome = self._waiter.wait(self._patience())
+            return self._timed_out() if outcome is None else self._reply(outcome)
+        except BaseException:
+            self._leave()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._take()
+        else:
+            self._leave()
+
+    def __del__(self) -> None:
+        # A signal can fall between the entry and the body of a ``with``.
+        self._leave()
+
+    def _patience(self) -> float:
+        left = self._deadline.remaining()
+        return left if self._submit.once else max(left, LEAST_S)
+
+    def _take(self) -> None:
+        if self._open:
+            self._open = False
+            self._line.note(ev.Take(self._number))
+
+    def _leave(self) -> None:
+        if self._open:
+            self._open = False
+            self._line.hand_over(ev.Leave(self._number))
+
+    def _reply(self, outcome: Outcome) -> R:
+        if isinstance(outcome, Ended):
+            self._open = False
+            raise self._ended(outcome, outcome.why)
+        if isinstance(outcome.body, Failed):
+            self._take()
+            raise failure(outcome.body, outcome.incarnation)
+        assert isinstance(outcome.body, self._kind), outcome
+        return outcome.body
+
+    def _timed_out(self) -> R:
+        self._leave()
+        outcome = self._waiter.wait(_VERDICT_S)
+        state = self._line.state()
+        if isinstance(outcome, Ended) and outcome.verdict is Verdict.NOTHING:
+            raise self._ended(outcome, f"not sent within {self._deadline.timeout_s:g} s: {state}")
+        unknown = Ended(self._number, Verdict.UNKNOWN, "")
+        raise self._ended(unknown, f"no answer within {self._deadline.timeout_s:g} s: {state}")
+
+    def _ended(self, ended: Ended, why: str) -> DataPlaneError:
+        asked = type(self._body).__name__
+        cls = DataPlaneUnavailable if ended.verdict is Verdict.NOTHING else DataPlaneTimeout
+        moral = "" if ended.verdict is Verdict.NOTHING else "; the outcome is unknown, repeating is safe"
+        partition = None if isinstance(self._body, _OF_NO_PARTITION) else self._body.partition
+        return cls(
+            f"{asked}: {why}{moral}",
+            partition=partition,
+            missing=[f"the plane's answer to {asked}"],
+            attempts=1,
+            elapsed_s=self._deadline.elapsed(),
+        )
+
+
+def failure(failed: Failed, incarnation: int) -> DataPlaneError:
+    """Return the error that the plane answered with."""
+    return error_of(failed.code)(
+        failed.message,
+        partition=failed.partition,
+        keys=failed.keys,
+        missing=failed.missing,
+        elapsed_s=failed.elapsed_s,
+        incarnation=incarnation,
+    )

@@ -1,0 +1,520 @@
+"""The shell round a courier: one thread that owns the session, its socket and its reconnections.
+
+Callers never touch the courier or the socket: they put events into an inbox, wake the thread, and wait for their own
+outcome, each with his own deadline. So nobody waits for a lock, a signal cannot tear the state in two, and a fork or a
+finalizer finds nothing half done.
+
+Invariants: the thread waits only in ``select``: for its socket, its inbox or its next heartbeat; it knows no client,
+so that a client that is dropped can be collected, which ends its session; after the thread has ended every call is
+answered that the client is closed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import random
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.plane import events as ev
+from penstock.plane.courier import Courier, Identity, Phase
+from penstock.plane.dialing import Dialer, Starting
+from penstock.plane.events import Effect, Ended, Event, Verdict
+from penstock.plane.exchange import Exchange, Waiter
+from penstock.plane.waker import Waker
+from penstock.requests import Failed, ReplyBody, Request
+from penstock.retry import Deadline, reconnect_delays
+from penstock.wire import FrameReader, WireError, decode_reply, encode_call
+
+__all__ = ["Link", "LinkStatistics"]
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 20
+_MAX_REPLY_BYTES = 1 << 30  # a client trusts its plane more than the plane its clients: listings may be long
+_MAX_CALL_BYTES = 1 << 28  # until the plane says otherwise
+_UNPIN_S = 0.05  # unpins that ride on no call go with a heartbeat of their own after this long
+_RENEW_DELAYS_S = 3600.0  # reconnection delays grow to their ceiling and stay there; the iterator is made anew
+_RESTART_S = 1.0  # after an attempt to start a plane, the next is made no sooner
+_GOODBYE_S = 0.5  # for the plane to take note of the end
+_EXIT_S = 1.0  # at the interpreter's exit
+_HEARTBEAT_S = 2.0  # until the plane says otherwise
+_CLOSED = "the client is closed"
+
+R = TypeVar("R", bound=ReplyBody)
+
+
+class _Parcel:
+    """A call on its way into the kernel."""
+
+    __slots__ = ("errand", "rest", "sent")
+
+    def __init__(self, frame: bytes, errand: int) -> None:
+        self.rest = memoryview(frame)
+        self.errand = errand
+        self.sent = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatistics:
+    """Counts since the client was made."""
+
+    phase: str
+    incarnation: int
+    connections: int
+    sessions: int
+    calls: int
+    pending: int
+    starts: int
+
+
+class Link:
+    """One client's line to its plane.
+
+    Args:
+        identity: who the client is.
+        dialer: how the plane is reached.
+        before_end: run by the thread before it says goodbye: the client lets go of shared memory.
+        rng: for the jitter of reconnections.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        dialer: Dialer,
+        *,
+        before_end: Callable[[], None] = lambda: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._courier = Courier(identity)
+        self._dialer = dialer
+        self._before_end = before_end
+        self._rng = rng or random.Random()
+        self._pid = os.getpid()
+        self._numbers = itertools.count(1)
+        self._max_frame_bytes = _MAX_CALL_BYTES
+        self._inbox: deque[tuple[Event, Waiter | None]] = deque()
+        self._unpinned: deque[int] = deque()
+        self._waker = Waker()
+        self._closing = False
+        self._over = False
+        self._waiters: dict[int, Waiter] = {}
+        self._outbox: deque[_Parcel] = deque()
+        self._sock: socket.socket | None = None
+        self._cut: str | None = None  # why this connection has to be dropped
+        self._reader = FrameReader(_MAX_REPLY_BYTES)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        self._wanted = False  # somebody has asked since the last attempt to connect
+        self._proven = True  # the last connection was of use; if not, the next one is not made at once
+        self._delays = self._new_delays()
+        self._beat_s = _HEARTBEAT_S
+        self._beat_at = 0.0
+        self._start_at = 0.0  # no plane is started before
+        self._heard_at = time.monotonic()
+        self._trouble = "no connection has been tried yet"
+        self._connections = self._sessions = self._starts = 0
+        self._thread = threading.Thread(target=self._run, name="penstock-link", daemon=True)
+        _links[id(self)] = self
+        self._thread.start()
+
+    # -- for callers, from any thread ---------------------------------------------------------------------------------
+
+    def call(
+        self, body: Request, kind: type[R], deadline: Deadline, *, once: bool = False, remembered: bool = False
+    ) -> Exchange[R]:
+        """Ask the plane, as a context that gives the reply.
+
+        Args:
+            body: the request.
+            kind: what it is answered with.
+            deadline: the caller's.
+            once: on the present connection or one made at once, or not at all.
+            remembered: fill in the leases under which this client has the keys.
+
+        Raises:
+            DataPlaneUnavailable: nothing happened; says what was tried.
+            DataPlaneTimeout: no answer in time; the outcome is not known.
+            DataPlaneError: the plane refused; as it said it.
+        """
+        if os.getpid() != self._pid:
+            raise DataPlaneUnavailable("a client does not survive a fork: make a new one in the child process")
+        return Exchange(self, body, kind, deadline, once=once, remembered=remembered)
+
+    def ask(
+        self, body: Request, kind: type[R], deadline: Deadline, *, once: bool = False, remembered: bool = False
+    ) -> R:
+        """Ask the plane and return its reply; see ``call``."""
+        with self.call(body, kind, deadline, once=once, remembered=remembered) as reply:
+            return reply
+
+    def hand_over(self, event: Event, waiter: Waiter | None = None) -> None:
+        """Give an event to the thread, and wake it."""
+        self._inbox.append((event, waiter))
+        self._waker.wake()
+        if self._over and waiter is not None:
+            waiter.settle(Ended(0, Verdict.NOTHING, _CLOSED))
+
+    def note(self, event: Event) -> None:
+        """Give an event to the thread for when it next wakes."""
+        self._inbox.append((event, None))
+
+    def unpin(self, pin: int) -> None:
+        """Give a pin back; fit for finalizers."""
+        self._unpinned.append(pin)
+        self._waker.wake()
+
+    def number(self) -> int:
+        return next(self._numbers)
+
+    def end(self) -> None:
+        """Let the thread end the session, without waiting for it; fit for finalizers."""
+        self._closing = True
+        self._waker.wake()
+
+    def close(self, timeout_s: float) -> None:
+        """End the session and wait until the thread has. Idempotent."""
+        if os.getpid() != self._pid:
+            return
+        self.end()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    def exit(self) -> None:
+        """The interpreter ends: say goodbye, and leave the memory to the kernel."""
+        self._before_end = lambda: None
+        self.close(_EXIT_S)
+
+    def drop(self) -> None:
+        """This is a forked child, and the session is its parent's: let go of the socket and say nothing."""
+        if self._sock is not None:
+            self._sock.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    @property
+    def incarnation(self) -> int:
+        """The life of the plane that spoke last, 0 before one has."""
+        return self._courier.incarnation
+
+    def state(self) -> str:
+        phase = self._courier.phase
+        if phase is Phase.UP:
+            silent = time.monotonic() - self._heard_at
+            return f"connected to {self._dialer.address}, which was last heard {silent:.1f} s ago"
+        if phase in (Phase.OPENING, Phase.RESUMING):
+            return f"the plane at {self._dialer.address} took the connection and does not answer"
+        return _CLOSED if phase is Phase.CLOSED else self._trouble
+
+    def statistics(self) -> LinkStatistics:
+        """Return the counts at this moment."""
+        return LinkStatistics(
+            phase=self._courier.phase.value,
+            incarnation=self._courier.incarnation,
+            connections=self._connections,
+            sessions=self._sessions,
+            calls=self._courier.calls,
+            pending=self._courier.pending,
+            starts=self._starts,
+        )
+
+    def __repr__(self) -> str:
+        if os.getpid() != self._pid:
+            return "Link(of the parent process)"
+        return f"Link({self._dialer!r}, {self._courier!r}, {self._connections} connections)"
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                sock = self._connect()
+                if sock is not None:
+                    self._serve(sock)
+        except Exception:  # the thread's top frame; what it then does is to answer every caller
+            log.exception("the link to %s failed; the client is closed", self._dialer.address)
+        finally:
+            self._finish()
+
+    def _apply(self, event: Event) -> None:
+        for effect in self._courier.handle(event, time.monotonic()):
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, ev.Transmit):
+            self._post(effect)
+        elif isinstance(effect, ev.Settled | ev.Ended):
+            waiter = self._waiters.pop(effect.errand, None)
+            if waiter is not None:
+                waiter.settle(effect)
+        elif isinstance(effect, ev.Opened):
+            self._opened(effect)
+        else:
+            self._cut = self._cut or effect.why
+
+    def _opened(self, session: ev.Opened) -> None:
+        self._beat_s = session.heartbeat_s
+        self._beat_at = time.monotonic() + session.heartbeat_s
+        self._max_frame_bytes = session.max_frame_bytes
+        self._sessions += not session.resumed
+        log.debug(
+            "%s session %x at %s", "resumed" if session.resumed else "new", session.session_id, self._dialer.address
+        )
+
+    def _post(self, transmit: ev.Transmit) -> None:
+        try:
+            frame = encode_call(transmit.call, self._max_frame_bytes)
+        except WireError as too_large:
+            self._refuse(transmit.errand, too_large)
+            return
+        self._outbox.append(_Parcel(frame, transmit.errand))
+        self._flush()
+
+    def _refuse(self, errand: int, why: WireError) -> None:
+        """A call that cannot be sent is its caller's mistake, and nobody else's."""
+        waiter = self._waiters.pop(errand, None)
+        self._apply(ev.Leave(errand, kept=True))
+        if waiter is not None:
+            waiter.settle(ev.Settled(errand, Failed(BadArgument.__name__, str(why)), self._courier.incarnation))
+
+    def _take_in(self) -> None:
+        """Deal with what callers have left in the inbox."""
+        self._waker.drain()
+        while self._inbox:
+            event, waiter = self._inbox.popleft()
+            if isinstance(event, ev.Submit):
+                self._wanted = True
+                self._release_pins()
+                if waiter is not None:
+                    self._waiters[event.errand] = waiter
+            elif isinstance(event, ev.Leave):
+                event = self._recalled(event)
+            self._apply(event)
+        if self._release_pins():
+            self._beat_at = min(self._beat_at, time.monotonic() + _UNPIN_S)
+
+    def _recalled(self, leave: ev.Leave) -> ev.Leave:
+        """Take the call out of the outbox, if no byte of it has left."""
+        for parcel in self._outbox:
+            if parcel.errand == leave.errand and not parcel.sent:
+                self._outbox.remove(parcel)
+                return ev.Leave(leave.errand, kept=True)
+        return leave
+
+    def _release_pins(self) -> bool:
+        pins = []
+        while self._unpinned:
+            pins.append(self._unpinned.popleft())
+        if pins:
+            self._apply(ev.Unpinned(tuple(pins)))
+        return bool(pins)
+
+    # -- connecting ---------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> socket.socket | None:
+        """Dial until somebody answers; None when the client closes."""
+        if self._proven:
+            self._delays = self._new_delays()
+        else:
+            self._pause(next(self._delays))
+        while not self._closing:
+            self._wanted = False
+            try:
+                return self._dialer.dial()
+            except DataPlaneUnavailable as nobody:
+                self._trouble = str(nobody)
+            if self._start_plane() != "ready":
+                self._apply(ev.NotConnected(self._trouble))
+                self._pause(next(self._delays), wakeful=True)
+        return None
+
+    def _new_delays(self) -> Iterator[float]:
+        while True:
+            yield from reconnect_delays(Deadline(_RENEW_DELAYS_S), self._rng)
+
+    def _start_plane(self) -> str:
+        """Start a plane if that may be done now; return what it says of itself, "" if none was started."""
+        if time.monotonic() < self._start_at:
+            return ""
+        try:
+            starting = self._dialer.start()
+            if starting is None:
+                return ""
+            self._starts += 1
+            word = self._await_start(starting)
+        except DataPlaneUnavailable as failed:
+            word = f"error: {failed}"
+        self._start_at = time.monotonic() + _RESTART_S
+        if word.startswith("error"):
+            self._trouble = f"the plane at {self._dialer.address} does not start: {word.removeprefix('error: ')}"
+            self._apply(ev.Refused(self._trouble))
+        return word
+
+    def _await_start(self, starting: Starting) -> str:
+        self._trouble = f"{starting!r} for {self._dialer.address} is not ready yet"
+        word = None
+        self._selector.register(starting, selectors.EVENT_READ)
+        try:
+            while word is None and not self._closing:
+                self._pause(None)
+                word = starting.poll()
+        finally:
+            self._selector.unregister(starting)
+            starting.close()
+        return word or ""
+
+    def _pause(self, timeout_s: float | None, *, wakeful: bool = False) -> None:
+        """Wait so long; or until the client closes; or, ``wakeful``, until a call comes; or for a registered file."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._closing:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            ready = self._selector.select(left)
+            self._take_in()
+            if any(key.fileobj is not self._waker for key, _ in ready) or (wakeful and self._wanted):
+                return
+
+    # -- in connection ------------------------------------------------------------------------------------------------
+
+    def _serve(self, sock: socket.socket) -> None:
+        self._sock, self._cut, self._proven = sock, None, False
+        self._reader = FrameReader(_MAX_REPLY_BYTES)
+        self._connections += 1
+        self._beat_at = time.monotonic() + self._beat_s
+        self._selector.register(sock, selectors.EVENT_READ)
+        try:
+            self._apply(ev.Connected())
+            while self._cut is None and not self._closing:
+                self._turn(self._beat_at - time.monotonic())
+                if time.monotonic() >= self._beat_at:
+                    self._beat()
+            if self._cut is None:
+                self._say_goodbye()
+        finally:
+            self._hang_up(sock)
+
+    def _turn(self, timeout_s: float) -> None:
+        for key, mask in self._selector.select(max(0.0, timeout_s)):
+            if key.fileobj is self._waker:
+                self._take_in()
+                continue
+            if mask & selectors.EVENT_READ:
+                self._receive()
+            if mask & selectors.EVENT_WRITE:
+                self._flush()
+
+    def _beat(self) -> None:
+        """Show a sign of life, unless the plane does not read what was sent before."""
+        self._beat_at = time.monotonic() + self._beat_s
+        self._take_in()
+        if not self._outbox:
+            self._apply(ev.Beat())
+
+    def _receive(self) -> None:
+        assert self._sock is not None
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as failed:
+            self._cut = self._cut or f"the connection to {self._dialer.address} failed: {failed.strerror or failed}"
+            return
+        if not data:
+            self._cut = self._cut or f"the plane at {self._dialer.address} closed the connection"
+            return
+        self._heard_at = time.monotonic()
+        try:
+            for frame in self._reader.feed(data):
+                self._proven = self._courier.phase is Phase.UP  # it has answered more than our greeting
+                self._apply(ev.Received(decode_reply(frame)))
+        except WireError as garbage:
+            self._cut = self._cut or f"the plane at {self._dialer.address} sent garbage: {garbage}"
+
+    def _flush(self) -> None:
+        """Send what the kernel takes; ask to be told when it takes more."""
+        if self._sock is None:
+            return
+        try:
+            while self._outbox:
+                parcel = self._outbox[0]
+                sent = self._sock.send(parcel.rest)
+                parcel.sent += sent
+                parcel.rest = parcel.rest[sent:]
+                if not parcel.rest:
+                    self._outbox.popleft()
+        except BlockingIOError:
+            pass
+        except OSError as failed:
+            self._cut = self._cut or f"the connection to {self._dialer.address} failed: {failed.strerror or failed}"
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+        if self._selector.get_key(self._sock).events != wanted:
+            self._selector.modify(self._sock, wanted)
+
+    def _say_goodbye(self) -> None:
+        """End the session and give the plane a moment to take note: leases are back when ``close`` returns."""
+        self._before_end()
+        self._before_end = lambda: None
+        self._take_in()
+        self._apply(ev.Close())
+        until = time.monotonic() + _GOODBYE_S
+        while self._cut is None and time.monotonic() < until:
+            self._turn(until - time.monotonic())
+
+    def _hang_up(self, sock: socket.socket) -> None:
+        self._trouble = self._cut or _CLOSED
+        kept = frozenset(parcel.errand for parcel in self._outbox if not parcel.sent)
+        self._outbox.clear()
+        self._selector.unregister(sock)
+        self._sock = None
+        sock.close()
+        self._apply(ev.Lost(self._trouble, kept))
+
+    def _finish(self) -> None:
+        """Nothing more is sent. Answer everybody."""
+        self._closing = True
+        try:
+            self._before_end()
+            self._apply(ev.Close())
+            self._take_in()
+        finally:
+            self._over = True
+            while self._inbox:  # came meanwhile
+                _, waiter = self._inbox.popleft()
+                if waiter is not None:
+                    waiter.settle(Ended(0, Verdict.NOTHING, _CLOSED))
+            for waiter in list(self._waiters.values()):
+                waiter.settle(Ended(0, Verdict.UNKNOWN, _CLOSED))
+            self._selector.close()
+            self._waker.close()
+            self._dialer.tidy()
+            _links.pop(id(self), None)
+
+
+_links: dict[int, Link] = {}  # whose thread runs
+
+
+def _exit_all() -> None:
+    for link in list(_links.values()):
+        link.exit()
+
+
+def _drop_all() -> None:
+    for link in list(_links.values()):
+        link.drop()
+
+
+atexit.register(_exit_all)
+os.register_at_fork(after_in_child=_drop_all)
