@@ -104,38 +104,38 @@ class Ledger:
     """See the module. ``now`` must not go backwards."""
 
     def __init__(self, config: PlaneConfig) -> None:
-        self._desk = Desk(config)
+        self.desk = Desk(config)
         self._last = 0.0  # the shell's clock at the last event
         self._behind = 0.0  # how far the ledger's clock is behind the shell's
         self._events: dict[type[Any], Callable[[Any], None]] = {
-            events.SessionOpens: lambda e: sessions.opens(self._desk, e),
-            events.SessionResumes: lambda e: sessions.resumes(self._desk, e),
+            events.SessionOpens: lambda e: sessions.opens(self.desk, e),
+            events.SessionResumes: lambda e: sessions.resumes(self.desk, e),
             events.Asked: self._asked,
             events.Heard: self._heard,
             events.Disconnected: self._disconnected,
             events.SessionGone: self._session_gone,
             events.Allotted: self._allotted,
-            events.NotAllotted: lambda e: puts.drop(self._desk, e.grant),
+            events.NotAllotted: lambda e: puts.drop(self.desk, e.grant),
             events.BlocksLost: self._blocks_lost,
-            events.BlockMoved: lambda e: self._desk.record([Moved(e.place, e.kept)]),
+            events.BlockMoved: lambda e: self.desk.record([Moved(e.place, e.kept)]),
             events.Tick: self._tick,
         }
 
     def __repr__(self) -> str:
-        state = self._desk.state
+        state = self.desk.state
         rows = sum(len(p.rows) for p in state.partitions.values())
         return f"<Ledger incarnation={state.incarnation} rows={rows} sessions={len(state.sessions)}>"
 
     @property
     def incarnation(self) -> int:
         """The number of this life; 0 before ``begin_life``."""
-        return self._desk.state.incarnation
+        return self.desk.state.incarnation
 
     # -- recovery --
 
     def replay(self, entry: Entry, now: float) -> None:
         """Apply one journal entry of an earlier life. Entries come in order, before ``begin_life``."""
-        books = self._desk.books
+        books = self.desk.books
         books.clock = self._last = now
         for fact in entry.facts:
             apply(books, fact)
@@ -150,7 +150,7 @@ class Ledger:
 
     def begin_life(self, incarnation: int, now: float, wall: float) -> list[AnyEffect]:
         """Start serving. Sessions of the earlier life may resume within ``resume_grace_s``."""
-        desk = self._desk
+        desk = self.desk
         self._last = now
         desk.now = desk.books.clock = now
         desk.books.wall = wall
@@ -166,24 +166,24 @@ class Ledger:
 
     def live_blocks(self) -> list[BlockPlace]:
         """Where the blocks lie that rows still need."""
-        return [w.place for w in self._desk.state.writes.values() if w.place is not None and w.live]
+        return [w.place for w in self.desk.state.writes.values() if w.place is not None and w.live]
 
     @property
     def live_bytes(self) -> int:
         """Payload bytes of all rows."""
-        return sum(partition.live_bytes for partition in self._desk.state.partitions.values())
+        return sum(partition.live_bytes for partition in self.desk.state.partitions.values())
 
     def sparse_blocks(self) -> list[tuple[BlockPlace, list[int], list[int]]]:
         """Blocks of which less than half is alive, with the rows to keep: as first put, and as they lie in it now."""
         return [
             (w.place, kept := w.alive(), kept if w.kept is None else [bisect_left(w.kept, i) for i in kept])
-            for w in self._desk.state.writes.values()
+            for w in self.desk.state.writes.values()
             if w.place is not None and 0 < 2 * w.live < (w.size if w.kept is None else len(w.kept))
         ]
 
     def checkpoint(self, rows_per_slice: int = 1000) -> Iterator[Entry]:
         """Restate what is alive; see ``ledger.checkpoint``."""
-        return restate(self._desk, rows_per_slice)
+        return restate(self.desk, rows_per_slice)
 
     # -- serving --
 
@@ -196,7 +196,7 @@ class Ledger:
 
     def next_timer(self) -> float:
         """The shell's time at which the next ``Tick`` has something to judge; within ``TICK_S`` of the last event."""
-        desk = self._desk
+        desk = self.desk
         soonest = [self._last + TICK_S]
         if desk.books.timers:
             soonest.append(desk.books.timers[0][0] + self._behind)
@@ -206,28 +206,28 @@ class Ledger:
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start of this life."""
-        return dict(self._desk.counters)
+        return dict(self.desk.counters)
 
     def check_invariants(self) -> None:
         """Recount everything that is kept up to date by events; for tests and the simulator."""
-        check_invariants(self._desk)
+        check_invariants(self.desk)
 
     def _advance(self, now: float) -> None:
         gap = now - self._last
         if gap > STOPPED_S:
             self._behind += gap - TICK_S
-            self._desk.counters["stopped"] += 1
+            self.desk.counters["stopped"] += 1
         self._last = max(now, self._last)
-        self._desk.now = self._last
-        self._desk.books.clock = self._last - self._behind
+        self.desk.now = self._last
+        self.desk.books.clock = self._last - self._behind
 
     def _take(self) -> list[AnyEffect]:
-        out, self._desk.out = self._desk.out, []
+        out, self.desk.out = self.desk.out, []
         return out
 
     def _serve(self) -> None:
         """Serve waiting calls, as long as serving one makes something ready for another."""
-        desk = self._desk
+        desk = self.desk
         touched = desk.books.touched
         while touched:
             if desk.grants:
@@ -236,7 +236,7 @@ class Ledger:
             claims.serve_waiting(desk, name)
 
     def _asked(self, event: Asked) -> None:
-        desk = self._desk
+        desk = self.desk
         session = desk.state.sessions.get(event.session_id)
         if session is None:
             error = DataPlaneUnavailable(f"session {event.session_id} has ended")
@@ -260,7 +260,7 @@ class Ledger:
 
     def _seen(self, session: Session, event: Asked) -> bool:
         """A repeat gets the old reply, or takes the place of the call that still waits."""
-        desk = self._desk
+        desk = self.desk
         if event.seq < session.done_below:
             raise BadArgument(f"sequence {event.seq} is below {session.done_below}, which the client said is done")
         waiter = session.waiting.get(event.seq)
@@ -276,37 +276,37 @@ class Ledger:
         return True
 
     def _heard(self, event: events.Heard) -> None:
-        session = self._desk.state.sessions.get(event.session_id)
+        session = self.desk.state.sessions.get(event.session_id)
         if session is not None:
-            sessions.heard(self._desk, session)
-            sessions.settle(self._desk, session, event.done_below, event.abandoned)
+            sessions.heard(self.desk, session)
+            sessions.settle(self.desk, session, event.done_below, event.abandoned)
 
     def _disconnected(self, event: events.Disconnected) -> None:
-        session = self._desk.state.sessions.get(event.session_id)
+        session = self.desk.state.sessions.get(event.session_id)
         if session is not None:
             session.connected = False
 
     def _session_gone(self, event: events.SessionGone) -> None:
-        session = self._desk.state.sessions.get(event.session_id)
+        session = self.desk.state.sessions.get(event.session_id)
         if session is not None:
-            sessions.end(self._desk, session, event.why)
+            sessions.end(self.desk, session, event.why)
 
     def _allotted(self, event: events.Allotted) -> None:
-        pending = self._desk.state.grants.get(event.grant)
+        pending = self.desk.state.grants.get(event.grant)
         if pending is not None:
             pending.place = event.place
 
     def _blocks_lost(self, event: events.BlocksLost) -> None:
         """Every row that needs one of these blocks is lost."""
         lost = set(event.block_ids)
-        for partition in list(self._desk.state.partitions.values()):
+        for partition in list(self.desk.state.partitions.values()):
             rows = [row for row in partition.rows.values() if any(w.id in lost for w, _ in row.pairs())]
             if rows:
-                self._desk.record([Removed(partition.name, [row.id for row in rows], "lost", event.why)])
-                self._desk.counters["rows.lost"] += len(rows)
+                self.desk.record([Removed(partition.name, [row.id for row in rows], "lost", event.why)])
+                self.desk.counters["rows.lost"] += len(rows)
 
     def _tick(self, event: events.Tick) -> None:
-        desk = self._desk
+        desk = self.desk
         desk.books.wall = event.wall
         for session in list(desk.state.sessions.values()):
             if session.due <= desk.books.clock:
