@@ -34,7 +34,7 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     leaks = watch.leaks(GRACE_S)
     watch.end_processes()
     for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     tempfile.tempdir = None
     shutil.rmtree(folder, ignore_errors=True)
     if leaks:

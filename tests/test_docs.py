@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import penstock
+from tests.diagrams import redrawn
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
@@ -70,6 +71,19 @@ def test_make_targets_exist(path: Path) -> None:
     """A document names only targets that the Makefile has."""
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     assert set(TARGET.findall(path.read_text())) <= targets
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_diagrams_are_those_of_the_tables(path: Path) -> None:
+    """A machine's picture is drawn from its table: ``python -m tests.diagrams`` draws it again."""
+    assert redrawn(path.read_text()) == path.read_text()
+
+
+def test_an_outdated_diagram_is_found() -> None:
+    """A picture that differs from the table is replaced."""
+    text = "<!-- machine: retry -->\n\n```mermaid\nold\n```\nmore\n"
+    assert "old" not in redrawn(text)
+    assert redrawn(text).endswith("```\nmore\n")
 
 
 def test_the_reader_of_snippets_reads_them(tmp_path: Path) -> None:
