@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import msgspec
 
@@ -49,7 +49,7 @@ class FrameReader:
         """Bytes of a frame that is not complete yet. 0 at the end of a stream that was not cut off."""
         return len(self._buffer)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray | memoryview) -> Generator[bytes, None, None]:
         """Take in ``data`` at once; iterate over the frames that are complete, without their lengths.
 
         Raises:
@@ -58,7 +58,7 @@ class FrameReader:
         self._buffer += data
         return self._complete()
 
-    def _complete(self) -> Iterator[bytes]:
+    def _complete(self) -> Generator[bytes, None, None]:
         start = 0
         try:
             while (end := self._end_of(start)) is not None:

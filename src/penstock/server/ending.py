@@ -1,0 +1,78 @@
+"""A clean end: what a plane that stops leaves behind.
+
+Invariants: shared memory is unlinked only after every live block in it lies in a file of the data directory and the
+journal says so; if that cannot be done the shared memory stays, and the next life finds its blocks there.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from penstock.errors import DataPlaneError
+from penstock.ledger.events import BlockMoved
+from penstock.payload.arena import Arena
+from penstock.payload.memory import PAGE
+from penstock.requests import BlockPlace
+from penstock.server.plane import Plane
+from penstock.server.recovery import make_arena
+from penstock.server.storage import PLANE
+from penstock.wire import paths
+
+__all__ = ["leave"]
+
+log = logging.getLogger("penstock.server")
+
+
+def leave(plane: Plane, data_dir: Path, *, keep: bool) -> None:
+    """Let go of the arenas. With ``keep`` what lives is written down first; without, nothing of it is left."""
+    storage = plane.storage
+    if not keep:
+        storage.close(unlink=True)
+        return
+    in_shm = [p for p in plane.ledger.live_blocks() if storage.arena_of(p).in_shm]
+    try:
+        if in_shm:
+            _write_down(plane, data_dir, in_shm)
+    except (OSError, DataPlaneError) as error:
+        log.error("live blocks stay in shared memory, which a reboot clears: %s", error)  # noqa: TRY400 - told whole
+        storage.close(unlink=False)
+        return
+    storage.close(unlink=False)
+    _unlink_shared_memory(data_dir)
+
+
+def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
+    """Copy blocks into a file of the data directory, and journal where they lie now."""
+    taken = [arena.arena_id for _, arena in paths.arena_files(data_dir)]
+    capacity = sum(-(-place.nbytes // PAGE) * PAGE for place in places)
+    file, where = make_arena(data_dir, max(taken) + 1, capacity, plane.config, in_shm=False, clock=plane.clock)
+    try:
+        for place in places:
+            plane.tell(BlockMoved(_copy(plane, file, place)))
+        plane.write(plane.journal.flush)
+    except BaseException:
+        file.close(unlink=True)
+        raise
+    if plane.failed:
+        raise DataPlaneError(plane.reason)
+    file.close(unlink=False)
+    log.info("%d live blocks written to arena %d in %s", len(places), where.arena_id, data_dir)
+
+
+def _copy(plane: Plane, file: Arena, place: BlockPlace) -> BlockPlace:
+    data = plane.storage.view(place.block_id)
+    copy = file.grant(place.block_id, len(data), PLANE)
+    if copy is None:
+        raise DataPlaneError(f"no room for {len(data)} bytes beside the journal: {file.statistics()}")
+    file.writer(copy)[:] = np.frombuffer(data, np.uint8)
+    file.fill(place.block_id)
+    return copy
+
+
+def _unlink_shared_memory(data_dir: Path) -> None:
+    for path, arena in paths.arena_files(data_dir):
+        if arena.in_shm:
+            path.unlink(missing_ok=True)

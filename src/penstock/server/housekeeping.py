@@ -1,0 +1,182 @@
+"""What the plane does by the clock: ticks, deadlines, the garbage collector, checkpoints of the journal, its own end.
+
+Invariants: the ledger is ticked at least once a second; after a pause of the plane itself its sockets are read before
+anybody is judged by the clock; the garbage collector never looks at more than what came since it last looked; a
+checkpoint is written in slices, between batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Iterator
+
+from penstock.ledger.events import Tick
+from penstock.ledger.facts import Entry
+from penstock.server.plane import Plane
+
+__all__ = ["Housekeeping", "quiet_collector"]
+
+_TICK_S = 1.0
+_LATE_S = 1.0  # a tick later than this means that the plane was stopped, or starved
+_DRAIN_S = 2.0  # at most, reading sockets after such a pause
+_YOUNG_OBJECTS = 20_000  # collected at once: about 2 ms
+_FIRST_CLIENT_S = 30.0  # an auto-started plane waits this long for the client that started it
+_CHECKPOINT_ROWS = 500  # restated between two passes of the loop: about 5 ms
+
+log = logging.getLogger("penstock.server")
+
+
+def quiet_collector() -> None:
+    """Take the garbage collector into our own hands: its full passes over a million rows would last seconds."""
+    gc.disable()
+
+
+class Housekeeping:
+    """The plane's clockwork.
+
+    Args:
+        plane: whose.
+        linger_s: an auto-started plane ends so many seconds after its last client; None = it stays.
+        resumable_s: how long sessions of an earlier life may come back.
+    """
+
+    def __init__(self, plane: Plane, *, linger_s: float | None, resumable_s: float) -> None:
+        self._plane = plane
+        self._linger_s = linger_s
+        self._started = plane.clock()
+        self._patience_s = max(resumable_s, 0.0)
+        self._had_clients = False
+        self._idle_since = self._started
+        self._last_tick = self._started
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._draining = False
+        self._checkpoint: Iterator[Entry] | None = None
+        self._restated_bytes = 0  # size of the journal right after its last checkpoint
+        self.longest_late_s = 0.0
+        self.checkpoints = 0
+        plane.after_settle = self._after_settle
+
+    def start(self) -> None:
+        gc.collect()
+        gc.freeze()
+        self._restated_bytes = 0
+        self._arm()
+
+    def stop(self) -> None:
+        """Tick no more. Idempotent."""
+        self._plane.after_settle = lambda: None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def _after_settle(self) -> None:
+        if gc.get_count()[0] > _YOUNG_OBJECTS:
+            _collect_young()
+        self._arm()
+
+    def _arm(self) -> None:
+        """Wake when something is due, and at least once a second."""
+        when = self._last_tick + _TICK_S
+        for other in (self._plane.ledger.next_timer(), self._plane.custody.allotment.next_deadline()):
+            if other is not None and other < when:
+                when = other
+        if self._timer is not None:
+            if self._due <= when:
+                return
+            self._timer.cancel()
+        self._due = when
+        delay = max(0.0, when - self._plane.clock())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now = self._plane.clock()
+        late = now - self._due
+        self.longest_late_s = max(self.longest_late_s, late)
+        if late > _LATE_S and not self._draining:
+            log.warning("the plane was stopped for %.1f s: reading its sockets before judging anybody", late)
+            self._draining = True
+            self._drain(self._plane.received, now + _DRAIN_S)
+        elif not self._draining:
+            self._tick(now)
+
+    def _drain(self, received: int, until: float) -> None:
+        """Let the loop read what its sockets hold; tick when a whole pass brought nothing."""
+        loop = asyncio.get_running_loop()
+
+        def look_again() -> None:
+            if self._plane.received != received and self._plane.clock() < until:
+                self._drain(self._plane.received, until)
+                return
+            self._draining = False
+            self._tick(self._plane.clock())
+
+        # Three turns: the next pass may have polled already, the one after accepts, the third reads what was accepted.
+        loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(look_again)))
+
+    def _tick(self, now: float) -> None:
+        self._last_tick = now
+        plane = self._plane
+        plane.tell(Tick(plane.wall()))
+        plane.custody.expire(now)
+        plane.expel(now)
+        self._consider_end(now)
+        self._consider_checkpoint()
+        plane.settle_soon()
+
+    # -- the end of an auto-started plane --------------------------------------------------------------------------
+
+    def _consider_end(self, now: float) -> None:
+        plane = self._plane
+        if plane.connections or len(plane.sessions):
+            self._had_clients |= len(plane.sessions) > 0
+            self._idle_since = now
+        if self._linger_s is None:
+            return
+        wait = self._linger_s if self._had_clients else _FIRST_CLIENT_S
+        if now - self._idle_since >= wait and now - self._started >= self._patience_s:
+            plane.stop("its last client has gone")
+
+    # -- the journal ----------------------------------------------------------------------------------------------
+
+    def _consider_checkpoint(self) -> None:
+        plane = self._plane
+        limit = 2 * self._restated_bytes + plane.config.segment_bytes
+        if self._checkpoint is None and plane.journal.size_bytes > limit and not plane.failed:
+            self.begin_checkpoint()
+
+    def begin_checkpoint(self) -> None:
+        """Begin to restate what is alive, so that older segments can go."""
+        plane = self._plane
+        log.info("checkpoint: the journal holds %d bytes", plane.journal.size_bytes)
+        if plane.write(plane.journal.begin_checkpoint):
+            self._checkpoint = iter(plane.ledger.checkpoint(_CHECKPOINT_ROWS))
+            asyncio.get_running_loop().call_soon(self._restate)
+
+    def _restate(self) -> None:
+        """Write one slice, and come back after everybody else has had a turn."""
+        plane = self._plane
+        if self._checkpoint is None or plane.failed or plane.stopped.is_set():
+            return
+        entry = next(self._checkpoint, None)
+        if entry is not None:
+            plane.write(lambda: plane.journal.append(entry))
+            plane.settle_soon()
+            asyncio.get_running_loop().call_soon(self._restate)
+            return
+        self._checkpoint = None
+        if plane.write(plane.journal.end_checkpoint):
+            self._restated_bytes = plane.journal.size_bytes
+            self.checkpoints += 1
+            log.info("checkpoint done: the journal holds %d bytes", self._restated_bytes)
+
+
+def _collect_young() -> None:
+    """Look at what came since the last look; what survives is never looked at again."""
+    gc.collect(0)
+    gc.freeze()

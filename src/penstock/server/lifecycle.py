@@ -1,0 +1,248 @@
+"""The life of a plane's process: lock, recovery, serving, a clean end; or a loud one.
+
+Invariants: "ready" is said once the socket listens and "error: ..." if it never will; the served marker is written
+before an auto-started plane is asked to end, so that no client starts another in between; the lock is let go last. A
+bug of ours or a journal that cannot be written ends the process at once: what comes back is what the journal says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import faulthandler
+import logging
+import logging.handlers
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.config import PlaneConfig
+from penstock.errors import DataPlaneError, DataPlaneWriteError, JournalCorrupt
+from penstock.ledger.events import BlocksLost
+from penstock.server import lock as locks
+from penstock.server.connections import Connection
+from penstock.server.ending import leave
+from penstock.server.housekeeping import Housekeeping, quiet_collector
+from penstock.server.moving import Mover
+from penstock.server.plane import EX_IOERR, EX_SOFTWARE, Plane
+from penstock.server.recovery import Recovered, recover
+from penstock.wire import paths
+
+__all__ = ["Options", "serve"]
+
+EX_DATAERR = 65  # sysexits.h: the journal is damaged
+_BACKLOG = 1024
+_DESCRIPTORS = 65536  # wanted; two for each client
+_LOG_BYTES = 16 * 1024 * 1024
+_SPARSE_SHARE = 4  # sparse blocks may waste a quarter of ``warm_bytes`` before they are compacted unasked
+_NO_MORE_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+log = logging.getLogger("penstock.server")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plane is started.
+
+    Attributes:
+        auto: by a client, not by hand: it ends after its last client.
+        ephemeral: a clean end removes the data directory.
+        repair: start on a damaged journal with what is valid in it.
+        ready_fd: where to say "ready", "taken" or "error: ...".
+    """
+
+    data_dir: Path
+    auto: bool = False
+    ephemeral: bool = False
+    repair: bool = False
+    ready_fd: int | None = None
+    config: PlaneConfig = PlaneConfig()
+
+
+def serve(options: Options) -> int:
+    """Serve the plane of a data directory until it ends; return the process's exit code."""
+    try:
+        options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _lock(options)
+    except (DataPlaneError, OSError) as error:
+        return _refuse(options, error)
+    if lock is None:
+        _say(options, "taken")
+        return 0
+    try:
+        _prepare(options, lock)
+        code = asyncio.run(_live(options))
+        if code == 0 and options.ephemeral:
+            shutil.rmtree(options.data_dir, ignore_errors=True)
+    except (DataPlaneError, OSError) as error:
+        log.critical("cannot start: %s", error)
+        return _refuse(options, error)
+    else:
+        return code
+    finally:
+        lock.release()
+
+
+def _lock(options: Options) -> locks.Lock | None:
+    """Take the directory's lock; None if it is not for this plane to take."""
+    served = paths.served_path(options.data_dir)
+    if options.auto:
+        lock = locks.take(options.data_dir)
+        if lock is not None and served.exists():
+            lock.release()
+            return None
+        return lock
+    marked = served.exists()
+    served.touch(mode=0o600)
+    try:
+        return locks.take_over(options.data_dir)
+    except DataPlaneError:
+        if not marked:
+            served.unlink(missing_ok=True)
+        raise
+
+
+def _prepare(options: Options, lock: locks.Lock) -> None:
+    lock.describe(locks.LockHolder(os.getpid(), options.auto))
+    _configure_log(paths.log_path(options.data_dir))
+    quiet_collector()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _live(options: Options) -> int:
+    """From recovery to the end."""
+    recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
+    plane = _plane(options, recovered)
+    house = Housekeeping(
+        plane,
+        linger_s=options.config.linger_s if options.auto else None,
+        resumable_s=options.config.resume_grace_s if recovered.had_sessions else 0.0,
+    )
+    mover = Mover(plane, options.config.warm_bytes // _SPARSE_SHARE)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: _unexpected(plane, context))
+    listener = _listen(options.data_dir)
+    server = await loop.create_unix_server(lambda: Connection(plane), sock=listener, backlog=_BACKLOG)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
+    house.start()
+    moving = loop.create_task(_guarded(plane, mover))
+    log.info("serving %s, life %d, process %d", options.data_dir, plane.ledger.incarnation, os.getpid())
+    _say(options, "ready")
+    await plane.stopped.wait()
+    house.stop()
+    server.close()
+    _unlink_socket(options.data_dir)
+    await mover.stop()
+    await moving
+    plane.close()
+    _end(options, plane)
+    return plane.exit_code
+
+
+def _plane(options: Options, recovered: Recovered) -> Plane:
+    plane = Plane(
+        options.config,
+        recovered.ledger,
+        recovered.journal,
+        recovered.storage,
+        clock=time.monotonic,
+        wall=time.time,
+        served=not options.auto,
+    )
+    plane.take(recovered.effects)
+    for why, block_ids in recovered.lost.items():
+        log.error("%d blocks are lost: %s", len(block_ids), why)
+        plane.tell(BlocksLost(block_ids, why))
+    plane.settle()
+    return plane
+
+
+async def _guarded(plane: Plane, mover: Mover) -> None:
+    """The top frame of the mover: what it did not expect ends the plane."""
+    try:
+        await mover.run()
+    except Exception:
+        log.exception("a bug of ours while moving blocks")
+        plane.fail(EX_SOFTWARE, "a bug of ours while moving blocks")
+
+
+def _end(options: Options, plane: Plane) -> None:
+    if plane.failed:
+        plane.storage.close(unlink=False)
+        print(f"penstock: {plane.reason}", file=sys.stderr)  # noqa: T201 - the last word of a process
+        return
+    leave(plane, options.data_dir, keep=options.config.durability != "memory" and not options.ephemeral)
+    with contextlib.suppress(DataPlaneWriteError):  # said by ``leave``; everything that was acknowledged is written
+        plane.journal.close()
+    log.info("ended: %s", plane.reason)
+
+
+def _unexpected(plane: Plane, context: dict[str, Any]) -> None:
+    """Something raised in a callback of the loop: a bug of ours, unless the process is out of descriptors."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _NO_MORE_DESCRIPTORS:
+        plane.warnings.warn("accept_failed", f"{context.get('message')}: {error}")
+        return
+    log.critical("a bug of ours: %s", context.get("message"), exc_info=error)
+    plane.fail(EX_SOFTWARE, f"a bug of ours: {context.get('message')}: {error!r}")
+
+
+def _listen(data_dir: Path) -> socket.socket:
+    """Bind the plane's socket, mode 0600 from its first moment."""
+    paths.make_socket_dir(data_dir)
+    path = paths.socket_path(data_dir)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.setblocking(False)
+    return listener
+
+
+def _unlink_socket(data_dir: Path) -> None:
+    with contextlib.suppress(OSError):
+        paths.socket_path(data_dir).unlink(missing_ok=True)
+
+
+def _configure_log(path: Path) -> None:
+    """Log to the plane's file, and to stderr unless that is the same file."""
+    handlers: list[logging.Handler] = [logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1)]
+    if not os.path.samestat(path.stat(), os.fstat(sys.stderr.fileno())):
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1: where it is now, all threads, on stderr
+
+
+def _refuse(options: Options, error: Exception) -> int:
+    print(f"penstock: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process
+    _say(options, f"error: {error}")
+    if isinstance(error, JournalCorrupt):
+        return EX_DATAERR
+    return EX_IOERR if isinstance(error, DataPlaneWriteError) else 1
+
+
+def _say(options: Options, word: str) -> None:
+    """Tell whoever started this process, once."""
+    if options.ready_fd is None:
+        return
+    with contextlib.suppress(OSError):  # whoever it was has gone
+        os.write(options.ready_fd, word.replace("\n", " ").encode() + b"\n")
+        os.close(options.ready_fd)
