@@ -44,6 +44,10 @@ class MemoryFiles:
         twin.contents = {name: bytearray(data) for name, data in self.contents.items()}
         return twin
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.contents.values()))
+
     def names(self) -> list[str]:
         self._alive()
         return sorted(self.contents)
@@ -95,7 +99,7 @@ class MemoryFiles:
         if crashes:
             self.contents[name] += data if self.torn < 0 else data[: self.torn]
             self._die_if(crashes)
-        free = len(data) if self.max_bytes is None else self.max_bytes - sum(map(len, self.contents.values()))
+        free = len(data) if self.max_bytes is None else self.max_bytes - self.size_bytes
         self.contents[name] += data[: max(0, free)]
         if free < len(data):
             raise OSError(errno.ENOSPC, "no space left on device", name)

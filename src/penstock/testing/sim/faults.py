@@ -1,0 +1,120 @@
+"""Which faults hit a world, and when: drawn from its seed. A fault is counted when it fires, not when it is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock.testing.sim.client import SimClient
+from penstock.testing.sim.plane import SimPlane
+from penstock.testing.sim.world import World
+
+__all__ = ["KINDS", "Faults"]
+
+KINDS = (
+    "plane_crash",
+    "plane_torn",
+    "plane_stop",
+    "client_crash",
+    "client_stop",
+    "cut",
+    "stall",
+    "duplicate",
+    "checkpoint",
+    "checkpoint_crash",
+    "disk_full",
+)
+_MAX_FAULTS = 12
+_MAX_FUSE = 40  # steps of the plane
+
+
+class Faults:
+    """Hits ``plane`` and ``clients``; ``start`` starts the successor of a role."""
+
+    def __init__(
+        self, world: World, plane: SimPlane, clients: dict[str, SimClient], start: Callable[[str], None]
+    ) -> None:
+        self._world = world
+        self._plane = plane
+        self._clients = clients
+        self._start = start
+        self.over = False
+
+    def plan(self, until_s: float) -> None:
+        """Draw the world's faults; most of them early, where most happens."""
+        rng = self._world.rng
+        for _ in range(rng.randint(0, _MAX_FAULTS)):
+            when = min(rng.expovariate(0.25), until_s)
+            self._world.at(when, self._fire, rng.choice(KINDS))
+
+    def _fire(self, kind: str) -> None:
+        if not self.over:
+            getattr(self, f"_{kind}")()
+
+    def _client(self) -> SimClient:
+        return self._clients[self._world.rng.choice(sorted(self._clients))]
+
+    def _plane_crash(self) -> None:
+        if self._plane.up:
+            self._plane.fuse = self._world.rng.randint(1, _MAX_FUSE)
+            self._world.fault("plane_crash")
+
+    def _plane_torn(self) -> None:
+        plane = self._plane
+        if plane.up:
+            plane.files.crash_at = plane.files.steps + self._world.rng.randint(1, 4)
+            plane.files.torn = self._world.rng.randint(-1, 300)
+            self._world.fault("plane_torn")
+
+    def _plane_stop(self) -> None:
+        if self._plane.up:
+            seconds = self._world.rng.choice((0.3, 2.0, 15.0))
+            self._plane.stop(seconds)
+            self._world.fault("plane_stop", seconds)
+
+    def _client_crash(self) -> None:
+        client = self._client()
+        if client.alive:
+            self._world.fault("client_crash", client.name)
+            client.kill(self._world.rng.choice((0.005, 0.1, 4.0, 14.0)))
+            self._world.after(self._world.rng.choice((0.01, 0.5, 3.0)), self._start, client.name)
+
+    def _client_stop(self) -> None:
+        client = self._client()
+        seconds = self._world.rng.choice((0.3, 3.0, 12.0))
+        client.stop(seconds)
+        self._world.fault("client_stop", f"{client.name} {seconds}")
+
+    def _cut(self) -> None:
+        client, rng = self._client(), self._world.rng
+        if client.connection is not None and not client.connection.broken:
+            client.connection.cut("reset", rng.uniform(0, 0.02), rng.choice((0.0, 0.01, 2.0)))
+            self._world.fault("cut", client.name)
+
+    def _stall(self) -> None:
+        client = self._client()
+        if client.connection is not None:
+            seconds = self._world.rng.choice((0.1, 1.0, 6.0))
+            client.connection.stall(seconds)
+            self._world.fault("stall", f"{client.name} {seconds}")
+
+    def _duplicate(self) -> None:
+        client = self._client()
+        if client.connection is not None and client.connection.replay():
+            self._world.fault("duplicate", client.name)
+
+    def _checkpoint(self) -> None:
+        if self._plane.up:
+            self._plane.begin_checkpoint()
+            self._world.fault("checkpoint")
+
+    def _checkpoint_crash(self) -> None:
+        if self._plane.up:
+            self._plane.begin_checkpoint()
+            self._plane.fuse = self._world.rng.randint(1, _MAX_FUSE)
+            self._world.fault("checkpoint_crash")
+
+    def _disk_full(self) -> None:
+        plane = self._plane
+        if plane.up:
+            plane.files.max_bytes = plane.files.size_bytes + self._world.rng.randint(0, 500)
+            self._world.fault("disk_full")

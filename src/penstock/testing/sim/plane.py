@@ -1,0 +1,468 @@
+"""The simulated plane: the real ledger, the real journal on a memory disk, and a shell round them as the server's is.
+
+Invariants, the server's: what follows a ``Persist`` leaves only after the flush that holds it; a session's newer
+connection discards the older unread; memory follows the process, not the session; after a stop the plane reads what
+lies there before it looks at the clock, or the other way round. It may die between any two of its steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from penstock.config import PlaneConfig
+from penstock.errors import DataPlaneWriteError
+from penstock.ledger import events as ev
+from penstock.ledger.facts import Entry, Put, Removed
+from penstock.ledger.journal import Journal
+from penstock.ledger.machine import Ledger
+from penstock.requests import (
+    ArenaPlace,
+    BlockPlace,
+    Call,
+    Done,
+    Goodbye,
+    Granted,
+    Heartbeat,
+    Located,
+    OpenSession,
+    Reply,
+    ReplyBody,
+    ResumeSession,
+    Welcome,
+)
+from penstock.testing.sim.arena import Arena
+from penstock.testing.sim.disk import Crashed, MemoryFiles
+from penstock.testing.sim.network import Connection
+from penstock.testing.sim.world import Process, World
+
+__all__ = ["LedgerFactory", "SimPlane"]
+
+LedgerFactory: TypeAlias = Callable[[PlaneConfig], Ledger]
+
+_TICK_S = 0.5
+_SEGMENT_BYTES = 4000
+_ROWS_PER_SLICE = 3
+_MAX_TURN = 8  # calls that one turn of the loop may take
+_WALL = 1.8e9  # seconds since the epoch when the world begins
+_PLACE = Path("simulated")
+
+
+_DONE = Done()
+
+
+def _pinned(place: BlockPlace, pin: int) -> BlockPlace:
+    return BlockPlace(place.block_id, place.arena_id, place.offset, place.nbytes, place.generation, pin)
+
+
+class _Holder:
+    """What the plane knows of one client process: its sessions, grants and pins."""
+
+    __slots__ = ("grants", "pins", "sessions")
+
+    def __init__(self) -> None:
+        self.sessions: set[int] = set()
+        self.grants: set[int] = set()
+        self.pins: dict[int, int] = {}  # pin -> block
+
+
+class SimPlane(Process):
+    """Attributes: up; ledger, journal: of this life; removed: key -> (reason, detail), as durably decided."""
+
+    def __init__(
+        self, world: World, config: PlaneConfig, *, make_ledger: LedgerFactory = Ledger, checked: bool = False
+    ) -> None:
+        super().__init__(world)
+        self.config = config
+        self.files = MemoryFiles()
+        self.arena = Arena()
+        self.up = False
+        self.fuse: int | None = None  # steps until it dies
+        self.removed: dict[str, list[tuple[str, str]]] = {}
+        self.missing_blocks: list[int] = []
+        self.died_clean = False
+        self.on_recovery: Callable[[Ledger, Ledger], None] | None = None
+        self.dead_clients: set[int] = set()
+        self._make_ledger = make_ledger
+        self._checked = checked
+        self._sessions_of: dict[int, set[int]] = {}  # client -> sessions it ever opened; outlives lives
+        self._keys: dict[int, str] = {}  # row id -> key
+        self._removed_ids: set[int] = set()
+        self._unflushed: list[Entry] = []
+        self._lives = 0
+        self._next_pin = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._inbox: deque[tuple[Connection, Call]] = deque()
+        self._outbox: deque[tuple[ev.AnyEffect, Connection | None]] = deque()
+        self._bound: dict[int, Connection] = {}
+        self._connections: set[Connection] = set()
+        self._holders: dict[int, _Holder] = {}
+        self._checkpoint: Iterator[Entry] | None = None
+        self._turn_due = False
+        self._unflushed.clear()
+
+    # -- lives --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """A new process takes the journal over."""
+        self.files.restart()
+        self.files.max_bytes = None  # somebody has made room
+        self._reset()
+        self._lives += 1
+        corpse = getattr(self, "ledger", None)
+        try:
+            self.ledger, self.journal = self._recovered()
+            if corpse is not None and self.on_recovery is not None:
+                self.on_recovery(corpse, self.ledger)
+            self.missing_blocks = self.arena.reconcile(place.block_id for place in self.ledger.live_blocks())
+            assert not self.missing_blocks, f"blocks {self.missing_blocks} are promised and not there"
+            self.up = True
+            incarnation = max(self.ledger.incarnation + 1, int((_WALL + self.world.now) * 1e9))
+            self._collect(self.ledger.begin_life(incarnation, self.world.now, self._wall()), None)
+            self._settle()
+        except (Crashed, DataPlaneWriteError) as death:
+            self._die(str(death))
+            return
+        self.world.say("plane", "is up, life", self._lives)
+        for client in sorted(self.dead_clients):
+            self.client_died(client)
+        self.world.after(_TICK_S, self._tick, self._lives)
+
+    def _recovered(self) -> tuple[Ledger, Journal]:
+        journal = Journal.open(_PLACE, _SEGMENT_BYTES, files=self.files)
+        ledger = self._make_ledger(self.config)
+        for entry in journal.entries():
+            ledger.replay(entry, self.world.now)
+            self._note(entry)  # what a torn write had made durable after all
+        return ledger, journal
+
+    def crash(self) -> None:
+        """Kill -9, now."""
+        if self.up:
+            self._die("kill -9")
+
+    def _die(self, why: str) -> None:
+        self.up = False
+        self.died_clean = not self._unflushed
+        self.fuse = None
+        self.frozen_until = 0.0
+        self.world.say("plane", "died:", why)
+        for connection in list(self._connections):
+            connection.cut("the plane died", self.world.rng.uniform(0, 0.01), 0.0)
+        self.world.after(self.world.rng.choice((0.05, 0.3, 1.0, 3.0)), self.start)
+
+    def replayed(self) -> Ledger:
+        """What a new life would begin with; the files are left alone."""
+        ledger = self._make_ledger(self.config)
+        for entry in Journal.open(_PLACE, _SEGMENT_BYTES, files=self.files.copy()).entries():
+            ledger.replay(entry, self.world.now)
+        return ledger
+
+    # -- what comes in ------------------------------------------------------------------------------------------------
+
+    def connect(self, connection: Connection) -> bool:
+        """A client connects; False: nobody listens."""
+        if self.up:
+            self._connections.add(connection)
+        return self.up
+
+    def received(self, connection: Connection, call: Call) -> None:
+        if self.up and connection in self._connections:
+            self._inbox.append((connection, call))
+            self._wake()
+
+    def disconnected(self, connection: Connection) -> None:
+        if self.up and connection in self._connections:
+            self.awake(self._guarded, self._lives, self._disconnected, connection)
+
+    def client_died(self, client_id: int) -> None:
+        """The kernel says so."""
+        self.dead_clients.add(client_id)
+        if self.up:
+            self.awake(self._guarded, self._lives, self._bury, client_id)
+
+    def begin_checkpoint(self) -> None:
+        if self.up and self._checkpoint is None:
+            self.awake(self._guarded, self._lives, self._begin_checkpoint)
+
+    # -- its loop -----------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self.world.after(0.0001, self.awake, self._guarded, self._lives, self._turn)
+
+    def _guarded(self, life: int, work: Callable[..., None], *args: Any) -> None:
+        """Do a piece of work of that life, which may be its last."""
+        if not self.up or life != self._lives:
+            return
+        try:
+            work(*args)
+            self._settle()
+        except (Crashed, DataPlaneWriteError) as death:
+            self._die(str(death))
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        for _ in range(self.world.rng.randint(1, _MAX_TURN)):
+            if not self._inbox:
+                break
+            connection, call = self._inbox.popleft()
+            if not connection.discarded:
+                self._take(connection, call)
+        if self._inbox:
+            self._wake()
+        if self._checkpoint is not None:
+            self._continue_checkpoint()
+
+    def _tick(self, life: int) -> None:
+        if self.up and life == self._lives:
+            if self.world.now < self.frozen_until:
+                self.world.at(self.frozen_until, self._tick, life)
+                return
+            self._guarded(life, self._feed, ev.Tick(self._wall()))
+            if self._checkpoint is not None:
+                self._guarded(life, self._continue_checkpoint)
+            self.world.after(self._next_tick_s(), self._tick, life)
+
+    def _next_tick_s(self) -> float:
+        timer = self.ledger.next_timer()
+        return _TICK_S if timer is None else min(_TICK_S, max(0.001, timer - self.world.now))
+
+    def _step(self) -> None:
+        """A point at which the process may be killed."""
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse <= 0:
+                self.fuse = None
+                raise Crashed("kill -9 between two steps")
+
+    def _settle(self) -> None:
+        """Make durable what was decided, then let out what depends on it."""
+        while self._outbox:
+            self._flush()
+            for _ in range(len(self._outbox)):
+                effect, connection = self._outbox.popleft()
+                self._step()
+                self._carry_out(effect, connection)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.fuse == 1:  # in the middle of the write
+            self.files.crash_at = self.files.steps + 1
+            self.files.torn = self.world.rng.randint(-1, 200)
+        self._step_unless_torn()
+        self.journal.flush()
+        for entry in self._unflushed:
+            self._note(entry)
+        self._unflushed.clear()
+
+    def _step_unless_torn(self) -> None:
+        if self.files.crash_at is None or self.files.crash_at != self.files.steps + 1:
+            self._step()
+
+    def _note(self, entry: Entry) -> None:
+        """Remember for the judge which rows the plane itself has removed, and why; once, however often replayed."""
+        for fact in entry.facts:
+            if isinstance(fact, Put):
+                self._keys.update(zip(fact.ids, fact.keys, strict=True))
+            elif isinstance(fact, Removed):
+                for row_id in [i for i in fact.ids if i not in self._removed_ids]:
+                    self._removed_ids.add(row_id)
+                    self.removed.setdefault(self._keys[row_id], []).append((fact.reason, fact.detail))
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _take(self, connection: Connection, call: Call) -> None:
+        self._step()
+        body = call.body
+        if isinstance(body, OpenSession):
+            connection.client_id = body.client_id
+            session_id, secret = self.world.rng.getrandbits(62) + 1, str(self.world.rng.getrandbits(64))
+            self._feed(ev.SessionOpens(session_id, secret, call.id, body, self._wall()), connection)
+        elif isinstance(body, ResumeSession):
+            connection.client_id = body.client_id
+            self._feed(ev.SessionResumes(body.session_id, body.secret, call.id), connection)
+        elif connection.session_id:
+            self._take_in_session(connection, call)
+
+    def _take_in_session(self, connection: Connection, call: Call) -> None:
+        session_id, body = connection.session_id, call.body
+        holder = self._holder(connection.client_id)
+        for pin in call.unpins:
+            self._unpin(holder, pin)
+        if isinstance(body, Heartbeat):
+            self._feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
+            self._take_back(holder, body)
+            self._outbox.append((ev.Answer(session_id, call.id, _DONE), connection))
+        elif isinstance(body, Goodbye):
+            self._feed(ev.SessionGone(session_id, "goodbye"), connection)
+            holder.sessions.discard(session_id)
+            for grant in sorted(holder.grants):
+                self._drop_grant(holder, grant)
+            for pin in list(holder.pins):
+                self._unpin(holder, pin)
+        else:
+            deadline = self.world.now + call.deadline_s
+            self._feed(
+                ev.Asked(session_id, call.id, call.seq, call.done_below, call.abandoned, deadline, body, self._wall()),
+                connection,
+            )
+
+    def _take_back(self, holder: _Holder, beat: Heartbeat) -> None:
+        for pin in [p for p in holder.pins if p <= beat.pin_high and p not in beat.pins]:
+            self._unpin(holder, pin)
+        for grant in [g for g in sorted(holder.grants) if g <= beat.grant_high and g not in beat.grants]:
+            self._drop_grant(holder, grant)
+
+    def _drop_grant(self, holder: _Holder, grant: int) -> None:
+        holder.grants.discard(grant)
+        self._feed(ev.NotAllotted(grant))
+
+    def _unpin(self, holder: _Holder, pin: int) -> None:
+        block = holder.pins.pop(pin, None)
+        if block is not None:
+            self.arena.unpin(block, pin)
+
+    def _disconnected(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        connection.discarded = True
+        if self._bound.get(connection.session_id) is connection:
+            del self._bound[connection.session_id]
+            self._feed(ev.Disconnected(connection.session_id))
+
+    def _bury(self, client_id: int) -> None:
+        for session_id in sorted(self._sessions_of.get(client_id, ())):
+            self._feed(ev.SessionGone(session_id, "its process died"))
+        holder = self._holders.pop(client_id, _Holder())
+        for grant in sorted(holder.grants):
+            self._drop_grant(holder, grant)
+        for pin in list(holder.pins):
+            self._unpin(holder, pin)
+
+    def _holder(self, client_id: int) -> _Holder:
+        return self._holders.setdefault(client_id, _Holder())
+
+    # -- the ledger ---------------------------------------------------------------------------------------------------
+
+    def _feed(self, event: ev.AnyEvent, connection: Connection | None = None) -> None:
+        effects = self.ledger.handle(event, self.world.now)
+        if self._checked:
+            self.ledger.check_invariants()
+        self._collect(effects, connection)
+
+    def _collect(self, effects: list[ev.AnyEffect], connection: Connection | None) -> None:
+        decided = [effect.entry for effect in effects if isinstance(effect, ev.Persist)]
+        self._unflushed += decided
+        for entry in decided:
+            self._append(entry)
+        for effect in effects:
+            if isinstance(effect, ev.Answer | ev.Resolve | ev.Allot | ev.EndSession):
+                self._outbox.append((effect, self._addressee(effect, connection)))
+            elif not isinstance(effect, ev.Persist):
+                self._outbox.append((effect, connection))
+
+    def _append(self, entry: Entry) -> None:
+        self._step()
+        self.journal.append(entry)
+
+    def _addressee(
+        self, effect: ev.Answer | ev.Resolve | ev.Allot | ev.EndSession, asking: Connection | None
+    ) -> Connection | None:
+        """The session's connection as it is now; a welcome makes the asking one so."""
+        if isinstance(effect, ev.Answer) and asking is not None and not asking.session_id:
+            if isinstance(effect.body, Welcome):
+                self._bind(asking, effect.session_id)
+            return asking
+        return self._bound.get(effect.session_id)
+
+    def _bind(self, connection: Connection, session_id: int) -> None:
+        older = self._bound.get(session_id)
+        if older is not None:
+            older.discarded = True
+            older.session_id = 0
+            self._connections.discard(older)
+            older.cut("resumed elsewhere", 0.001, 0.001)
+        connection.session_id = session_id
+        self._bound[session_id] = connection
+        self._holder(connection.client_id).sessions.add(session_id)
+        self._sessions_of.setdefault(connection.client_id, set()).add(session_id)
+
+    # -- effects ------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: ev.AnyEffect, connection: Connection | None) -> None:
+        if isinstance(effect, ev.Answer):
+            self._say(connection, effect.call_id, effect.body)
+        elif isinstance(effect, ev.Allot):
+            self._allot(effect, connection)
+        elif isinstance(effect, ev.Resolve):
+            self._resolve(effect, connection)
+        elif isinstance(effect, ev.Fill):
+            self.arena.fill(effect.block_id)
+            for holder in self._holders.values():
+                holder.grants.discard(effect.block_id)
+        elif isinstance(effect, ev.FreeBlock):
+            self.arena.free(effect.block_id)
+        elif isinstance(effect, ev.DropGrant):
+            self.arena.free(effect.grant)
+        elif isinstance(effect, ev.EndSession):
+            self._end_session(effect, connection)
+
+    def _say(self, connection: Connection | None, call_id: int, body: ReplyBody) -> None:
+        if connection is not None and not connection.discarded:
+            connection.reply(Reply(call_id, self.ledger.incarnation, body))
+
+    def _allot(self, effect: ev.Allot, connection: Connection | None) -> None:
+        place = self.arena.allot(effect.grant, effect.nbytes)
+        self._feed(ev.Allotted(effect.grant, place), connection)
+        if connection is None or connection.discarded:
+            self._feed(ev.NotAllotted(effect.grant))
+            return
+        self._holder(connection.client_id).grants.add(effect.grant)
+        self._say(connection, effect.call_id, Granted(effect.grant, place, ArenaPlace(0, 1 << 30, True)))
+
+    def _resolve(self, effect: ev.Resolve, connection: Connection | None) -> None:
+        if connection is None or connection.discarded:
+            return
+        holder = self._holder(connection.client_id)
+        blocks = []
+        for place in effect.blocks:
+            self._next_pin += 1
+            self.arena.blocks[place.block_id].pins.add(self._next_pin)
+            holder.pins[self._next_pin] = place.block_id
+            blocks.append(_pinned(place, self._next_pin))
+        self._say(connection, effect.call_id, Located(blocks, [], effect.sources, effect.issues))
+
+    def _end_session(self, effect: ev.EndSession, connection: Connection | None) -> None:
+        self._bound.pop(effect.session_id, None)
+        if connection is not None:
+            connection.discarded = True
+            connection.session_id = 0
+            connection.cut(effect.why, 0.001, 0.001)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _begin_checkpoint(self) -> None:
+        self._step_unless_torn()
+        self.journal.begin_checkpoint()
+        self._checkpoint = self.ledger.checkpoint(_ROWS_PER_SLICE)
+        self._continue_checkpoint()
+
+    def _continue_checkpoint(self) -> None:
+        assert self._checkpoint is not None
+        for _ in range(self.world.rng.randint(1, 2)):
+            entry = next(self._checkpoint, None)
+            if entry is None:
+                self._settle()
+                self._checkpoint = None
+                self.journal.end_checkpoint()
+                self.world.counts["checkpoints"] += 1
+                return
+            self._append(entry)
+
+    def _wall(self) -> float:
+        return _WALL + self.world.now

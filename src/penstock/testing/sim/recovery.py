@@ -1,0 +1,68 @@
+"""Is what the journal gives back what the dead plane had decided? Compares two ledgers by their fingerprints.
+
+A session's replies may differ where nothing depends on it: those that the client has taken (not every word of it is
+journaled), and those that say that nothing happened (they are decided anew). What the replayed ledger remembers and the
+client has not taken must be what was said, and a claim that holds rows must be remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from penstock.ledger.fingerprint import fingerprint
+from penstock.ledger.machine import Ledger
+from penstock.ledger.state import Lease, Session, State
+from penstock.requests import Claimed, ReplyBody
+
+__all__ = ["differences", "state_of"]
+
+_MAX_SHOWN = 6
+
+
+def state_of(ledger: Ledger) -> State:
+    """The ledger's state, with which its users have no business."""
+    return ledger.desk.state
+
+
+def differences(live: Ledger, replayed: Ledger) -> list[str]:
+    """Return what differs, in sentences; the first few."""
+    found = [*_durable_differences(live, replayed), *_session_differences(state_of(live), state_of(replayed))]
+    more = len(found) - _MAX_SHOWN
+    return [*found[:_MAX_SHOWN], f"and {more} more"] if more > 0 else found
+
+
+def _durable_differences(live: Ledger, replayed: Ledger) -> Iterator[str]:
+    was, now = fingerprint(live), fingerprint(replayed)
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name) and not name.startswith("session "):
+            yield f"{name}: was {was.get(name)}, is {now.get(name)}"
+
+
+def _session_differences(live: State, replayed: State) -> Iterator[str]:
+    for session_id in sorted(live.sessions.keys() | replayed.sessions.keys()):
+        was, now = live.sessions.get(session_id), replayed.sessions.get(session_id)
+        if was is None or now is None:
+            yield f"session {session_id}: was {was}, is {now}"
+        else:
+            yield from _of_session(was, now)
+
+
+def _of_session(live: Session, replayed: Session) -> Iterator[str]:
+    me = f"session {live.id}"
+    was = (live.secret, live.client_id, live.pid, sorted(live.leases))
+    now = (replayed.secret, replayed.client_id, replayed.pid, sorted(replayed.leases))
+    if was != now:
+        yield f"{me}: was {was}, is {now}"
+    for seq, reply in replayed.replies.items():
+        if seq >= live.done_below and _plain(live.replies.get(seq)) != _plain(reply):
+            yield f"{me}, reply {seq}: was {live.replies.get(seq)}, is {reply}"
+    for seq, reply in live.replies.items():
+        if isinstance(reply, Lease) and reply.rows and seq not in replayed.replies:
+            yield f"{me}, reply {seq}: the lease {reply.token} is forgotten"
+
+
+def _plain(reply: Lease | ReplyBody | None) -> object:
+    """A claim's reply whose lease holds nothing any more is an empty one, however it came to be so."""
+    if isinstance(reply, Lease):
+        return ("lease", reply.token) if reply.rows else "empty claim"
+    return "empty claim" if isinstance(reply, Claimed) else reply

@@ -1,0 +1,215 @@
+"""One world: draws a scenario and a plan of faults from the seed, lets them happen, comes to rest, judges.
+
+Invariant: a world's outcome is a function of its seed and of the code. It is judged by what its clients logged, by what
+the plane's journal says of removals, by the ledger's own books, and by replaying the journal.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import msgspec
+
+from penstock.config import PlaneConfig
+from penstock.errors import abbreviate
+from penstock.ledger.machine import Ledger
+from penstock.ledger.reports import audit_partition
+from penstock.testing import checker
+from penstock.testing.sim import roles
+from penstock.testing.sim.client import SimClient
+from penstock.testing.sim.faults import Faults
+from penstock.testing.sim.plane import LedgerFactory, SimPlane
+from penstock.testing.sim.recovery import differences, state_of
+from penstock.testing.sim.roles import Notebook, Scenario, Script
+from penstock.testing.sim.world import World
+
+__all__ = ["Outcome", "run_world"]
+
+_FAULTS_END_S = 20.0
+_REST_S = 150.0  # a world that has not come to rest so long after its last fault is stuck
+_GONE_S = 60.0  # by then the plane has noticed the end of every client
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One world. ``violations``: sentences; empty when all promises were kept."""
+
+    seed: int
+    violations: list[str]
+    operations: int
+    acknowledged: int
+    trained: int
+    evicted: int
+    recovered: int
+    faults: dict[str, int]
+    virtual_s: float
+    trace: list[str] = []
+
+
+def run_world(seed: int, *, make_ledger: LedgerFactory = Ledger, checked: bool = True, traced: bool = False) -> Outcome:
+    """Run one world to its rest and judge it."""
+    stage = _Stage(World(seed, traced), make_ledger, checked)
+    try:
+        stage.play()
+    except Exception as broken:  # noqa: BLE001 - the world's top frame: whatever broke is the finding
+        where = traceback.extract_tb(broken.__traceback__)[-1]
+        what = f"{type(broken).__name__} in {where.name} ({where.filename.rpartition('/')[2]}:{where.lineno}): {broken}"
+        stage.violations.append(f"an invariant broke at {stage.world.now:.3f} s: {what}")
+    return stage.outcome()
+
+
+def _draw_scenario(world: World) -> Scenario:
+    rng = world.rng
+    return Scenario(
+        producers=rng.randint(1, 2),
+        trainers=rng.randint(1, 2),
+        controllers=int(rng.random() < 0.4),
+        groups=rng.randint(2, 4),
+        group_size=rng.choice((1, 2, 4)),
+        two_stages=rng.random() < 0.4,
+        whole_groups=rng.random() < 0.6,
+        lease_s=rng.choice((None, None, 0.2, 2.0)),
+        tight=rng.random() < 0.3,
+    )
+
+
+def _config(scenario: Scenario) -> PlaneConfig:
+    rows = scenario.group_size * 2 if scenario.tight else 10_000
+    return PlaneConfig(max_rows=rows, max_bytes=rows * 2000, abandon_grace_s=5.0, max_deliveries=20)
+
+
+class _Stage:
+    """One world with its cast."""
+
+    def __init__(self, world: World, make_ledger: LedgerFactory, checked: bool) -> None:
+        self.world = world
+        self.violations: list[str] = []
+        self.scenario = _draw_scenario(world)
+        self.script = Script(self.scenario, [], [])
+        self.plane = SimPlane(world, _config(self.scenario), make_ledger=make_ledger, checked=checked)
+        self.plane.on_recovery = self._recovered
+        self.clients: dict[str, SimClient] = {}
+        self.producing: set[str] = set()
+        self.notebooks: dict[str, Notebook] = {}
+        self._make_ledger = make_ledger
+
+    def play(self) -> None:
+        self.plane.start()
+        for name in self._cast():
+            self.start(name)
+        faults = Faults(self.world, self.plane, self.clients, self.start)
+        faults.plan(_FAULTS_END_S)
+        if not self.world.run(_FAULTS_END_S + _REST_S, self._at_rest):
+            self.violations.append(f"stuck: {self._what_is_left()}")
+        faults.over = True
+        self._end()
+        self._judge()
+
+    def _cast(self) -> list[str]:
+        names = [f"producer{i}" for i in range(self.scenario.producers)]
+        names += [f"trainer{i}" for i in range(self.scenario.trainers)]
+        names += [f"controller{i}" for i in range(self.scenario.controllers)]
+        return [*names, "annotator0"] if self.scenario.two_stages else names
+
+    def start(self, name: str) -> None:
+        """Start the process of that role, or its successor; not once the world is over."""
+        if self.script.over:
+            return
+        client = SimClient(self.world, self.plane, name, self.world.rng.getrandbits(62) + 1)
+        self.clients[name] = client
+        notebook = self.notebooks.setdefault(name, Notebook())
+        role = name.rstrip("0123456789")
+        if role == "annotator":
+            client.run(roles.annotator(client, self.script))
+        else:
+            program = {"producer": roles.producer, "trainer": roles.trainer, "controller": roles.controller}[role]
+            client.run(program(client, self.script, notebook))
+
+    # -- rest ---------------------------------------------------------------------------------------------------------
+
+    def _at_rest(self) -> bool:
+        """Everything that was to be done is done; nobody is in the middle of anything that matters."""
+        if not self.plane.up or any(self.clients[n].running for n in self.clients if n.startswith("producer")):
+            return False
+        if any(notebook.step is not None for notebook in self.notebooks.values()):
+            return False
+        return not any(p.rows for p in state_of(self.plane.ledger).partitions.values())
+
+    def _what_is_left(self) -> str:
+        waiting = [c.name for c in self.clients.values() if c.running]
+        rows = [key for p in state_of(self.plane.ledger).partitions.values() for key in p.rows]
+        return f"clients {waiting} run, rows {abbreviate(rows)} are there, plane up: {self.plane.up}"
+
+    def _end(self) -> None:
+        """No more faults: let every client finish, then go; let the plane see them go."""
+        self.script.over = True
+        world = self.world
+        world.run(world.now + 15.0, lambda: not any(c.running for c in self.clients.values()) and self.plane.up)
+        for client in self.clients.values():
+            client.close()
+        world.run(world.now + _GONE_S, lambda: self.plane.up and not state_of(self.plane.ledger).sessions)
+        world.run(world.now + 1.0, lambda: False)
+
+    # -- judgement ----------------------------------------------------------------------------------------------------
+
+    def _recovered(self, corpse: Ledger, reborn: Ledger) -> None:
+        """What the journal gives back is what the dead plane had decided, if nothing of it was still unflushed."""
+        if self.plane.died_clean:
+            self._compare("recovered", corpse, reborn)
+
+    def _compare(self, when: str, live: Ledger, replayed: Ledger) -> None:
+        for difference in differences(live, replayed):
+            self.violations.append(f"{when} state differs at {self.world.now:.3f}: {difference}")
+
+    def _judge(self) -> None:
+        report = self._report()
+        self.violations += [f"{kind}: {abbreviate(keys)}" for kind, keys in report.violations.items()]
+        self.violations += self.script.surprises
+        self.violations += [f"{c.name}: {c.late} calls ended late" for c in self.clients.values() if c.late]
+        self._judge_plane()
+
+    def _judge_plane(self) -> None:
+        plane, ledger = self.plane, self.plane.ledger
+        if not plane.up:
+            self.violations.append("the plane is down at the end")
+            return
+        ledger.check_invariants()
+        audits = [audit_partition(p) for p in state_of(ledger).partitions.values()]
+        self.violations += [f"the audit does not balance: {a}" for a in audits if a.residue or a.broken]
+        self._compare("replayed", ledger, plane.replayed())
+        state = state_of(ledger)
+        live = {place.block_id for place in ledger.live_blocks()}
+        leaks = {
+            "sessions": len(state.sessions),
+            "leases": len(state.leases),
+            "grants": len(state.grants),
+            "blocks": len(set(plane.arena.blocks) - live),
+        }
+        self.violations += [f"leaked {count} {kind}" for kind, count in leaks.items() if count]
+
+    def _report(self) -> checker.Report:
+        """Join the logs; what the plane removed by itself counts as its eviction."""
+        log = self.script.log
+        removed = self.plane.removed
+        evicted = {k: r[0] for k, rs in removed.items() for r in rs if r[0] != "trained"}
+        overruled = {k for k in evicted if all(reason != "trained" for reason, _ in removed[k])}
+        entries: list[checker.Entry] = [e for e in log if not (isinstance(e, checker.Trained) and e.key in overruled)]
+        entries += [checker.Evicted("after", key, reason) for key, reason in sorted(evicted.items())]
+        twice = [key for key, reasons in removed.items() if len(reasons) > 1]
+        if twice:
+            self.violations.append(f"removed twice: {abbreviate(twice)}")
+        return checker.check(entries)
+
+    def outcome(self) -> Outcome:
+        report = self._report()
+        return Outcome(
+            seed=self.world.seed,
+            violations=list(self.violations),
+            operations=self.world.counts["operations"],
+            acknowledged=report.acknowledged,
+            trained=report.trained,
+            evicted=sum(report.evicted.values()),
+            recovered=report.recovered,
+            faults=dict(self.world.faults),
+            virtual_s=self.world.now,
+            trace=[str(self.scenario), *self.world.trace] if self.world.traced else [],
+        )
