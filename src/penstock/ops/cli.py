@@ -69,16 +69,21 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Another option of PlaneConfig, e.g. --set max_bytes=1e9."),
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Start on a damaged journal with what is valid in it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a plane in the foreground until Ctrl-C or SIGTERM.
+    """Run a plane in the foreground until Ctrl-C or SIGTERM, which end it cleanly (exit code 0).
+
+    Exit code 65: its journal is damaged; 74: its journal cannot be written.
 
     Example: penstock serve --data-dir /data/run7 --durability process
     """
-    from penstock.ops.serve import serve_plane
+    from penstock.ops.serve import Orders, serve_plane
 
     with reporting(as_json) as report:
-        serve_plane(report, data_dir, durability, option or [])
+        serve_plane(report, Orders(data_dir, durability, option or [], repair))
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

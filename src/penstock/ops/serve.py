@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import typer
+from rich.markup import escape
 
 from penstock.config import PlaneConfig, config_from
 from penstock.errors import BadArgument
-from penstock.ops.report import Report
+from penstock.ops.report import ExitCode, Report
+from penstock.wire.paths import socket_path
 
-__all__ = ["plane_config", "serve_plane"]
+__all__ = ["Orders", "plane_config", "serve_plane"]
+
+_LONGEST_WORD = 4096
 
 
 def plane_config(durability: str, assignments: list[str]) -> PlaneConfig:
@@ -38,14 +48,62 @@ def _value(text: str) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def serve_plane(report: Report, data_dir: Path | None, durability: str, assignments: list[str]) -> None:
-    """Run the plane of ``data_dir`` until SIGTERM or Ctrl-C.
+@dataclass(frozen=True)
+class Orders:
+    """What the command line says."""
+
+    data_dir: Path | None
+    durability: str
+    assignments: list[str]
+    repair: bool = False
+
+
+def serve_plane(report: Report, orders: Orders) -> None:
+    """Run the plane of a directory until SIGTERM or Ctrl-C; say where it listens once it does.
 
     Raises:
         BadArgument: no directory, or options that are not the plane's.
-        DataPlaneUnavailable: another ``penstock serve`` holds the directory.
+        typer.Exit: it did not end well; the code is the plane's own, ``UNAVAILABLE`` when it never began.
     """
-    if data_dir is None:
+    if orders.data_dir is None:
         raise BadArgument("where? Pass --data-dir DIR or set PENSTOCK_DATA_DIR; it is made if it does not exist")
-    config = plane_config(durability, assignments)
-    raise NotImplementedError(config, report)
+    config = plane_config(orders.durability, orders.assignments)
+    from penstock.server.lifecycle import Options, serve
+
+    data_dir = orders.data_dir.absolute()
+    with _announcing(report, data_dir, config) as ready_fd:
+        code = serve(Options(data_dir=data_dir, repair=orders.repair, ready_fd=ready_fd, config=config))
+    if code:
+        raise typer.Exit(ExitCode.UNAVAILABLE if code == 1 else code)
+
+
+@contextmanager
+def _announcing(report: Report, data_dir: Path, config: PlaneConfig) -> Iterator[int]:
+    """Yield a descriptor for the plane's first word, which the plane closes, and pass that word on."""
+    heard, ready = os.pipe()
+    wake = os.dup(ready)
+    waiter = threading.Thread(target=_announce, args=(report, heard, data_dir, config), name="announce")
+    waiter.start()
+    try:
+        yield ready
+    finally:
+        os.write(wake, b"\n")  # a plane that ended without a word has not woken the waiter
+        waiter.join()
+        os.close(wake)
+        os.close(heard)
+
+
+def _announce(report: Report, heard: int, data_dir: Path, config: PlaneConfig) -> None:
+    word = os.read(heard, _LONGEST_WORD).decode(errors="replace").strip()
+    if word == "ready":
+        where = {
+            "data_dir": str(data_dir),
+            "socket": str(socket_path(data_dir)),
+            "pid": os.getpid(),
+            "durability": config.durability,
+        }
+        lines = f"serving {data_dir} (durability {config.durability}, process {os.getpid()})\n"
+        lines += f'clients: penstock.connect("local", data_dir={str(data_dir)!r}); Ctrl-C ends it'
+        report.answer(where, escape(lines))
+    elif word and report.as_json:
+        report.answer({"error": {"type": "DataPlaneUnavailable", "message": word.removeprefix("error: "), "keys": []}})
