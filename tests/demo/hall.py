@@ -6,16 +6,19 @@ A role that dies is made anew from its files, exactly as the launcher would; its
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from penstock.demo.checkpoint import latest_step, read_record
 from penstock.demo.controller_loop import Controller
 from penstock.demo.messages import Heard, Left, Order, Ready, Rollout, Said
+from penstock.demo.processes import kind_of, slot_of
 from penstock.demo.scorer import Scorer
 from penstock.demo.spec import PARTITION, SCORE_TASK, TRAIN_FIELDS, TRAIN_TASK, RunFiles, RunSpec
 from penstock.demo.trainer import Trainer
 from penstock.demo.worker import Worker
+from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.noop import NoOpDataPlaneClient
 from penstock.testing.checker import EventLog, Report, check, read_log
@@ -41,7 +44,12 @@ class Doomed:
         def call(*args: Any, **kwargs: Any) -> Any:
             self._fate(name)
             result = method(*args, **kwargs)
-            self._fate(f"{name} done")
+            try:
+                self._fate(f"{name} done")
+            except DataPlaneTimeout:
+                if name == "claim_meta" and result.size:
+                    self._inner.release(result)  # the plane releases what was not handed to the caller
+                raise
             return result
 
         return call
@@ -66,8 +74,9 @@ class Hall:
         self.deaths = 0
         self.lives = 0
         self.orders: list[tuple[str, Order]] = []
+        client: DataPlaneClient = Doomed(self.plane.peer(), self.fates.get("controller", no_fate))  # type: ignore[assignment]
         self.controller = Controller(
-            spec, self.plane.peer(), lambda peer, order: self.orders.append((peer, order)), self._log("controller")
+            spec, client, lambda peer, order: self.orders.append((peer, order)), self._log("controller")
         )
         self.roles: dict[str, Any] = {}
         self.sessions: dict[str, NoOpDataPlaneClient] = {}
@@ -80,7 +89,7 @@ class Hall:
     def start(self, slot: str) -> None:
         """Begin a new life of ``slot``."""
         self.lives += 1
-        peer, kind = f"{slot}.{self.lives}", slot.split("-", maxsplit=1)[0]
+        peer, kind = f"{slot}.{self.lives}", kind_of(slot)
         fate = self.fates.get(kind, no_fate)
         session = self.sessions[peer] = self.plane.peer()
         client: DataPlaneClient = Doomed(session, fate)  # type: ignore[assignment]
@@ -109,17 +118,19 @@ class Hall:
         self.roles.pop(peer, None)
         self.sessions.pop(peer).close()
         self.controller.inbox.put(Left(peer))
-        self.start(peer.rsplit(".", 1)[0])
+        self.start(slot_of(peer))
 
     def turn(self) -> None:
         """Let everybody do what is to be done, once."""
-        self.controller.turn()
+        with suppress(DataPlaneUnavailable, DataPlaneTimeout):  # as its ``run`` does, which waits and goes on
+            self.controller.turn()
         orders, self.orders = self.orders, []
         for peer, order in orders:
             if peer in self.roles:
                 self._alive(peer, lambda peer=peer, order=order: self._carry_out(peer, order))  # type: ignore[misc]
         for peer in [peer for peer in self.roles if peer.startswith("scorer")]:
-            self._alive(peer, lambda peer=peer: self.roles[peer].score_next(wait_s=0.0))  # type: ignore[misc]
+            with suppress(DataPlaneUnavailable):
+                self._alive(peer, lambda peer=peer: self.roles[peer].score_next(wait_s=0.0))  # type: ignore[misc]
 
     def _carry_out(self, peer: str, order: Order) -> None:
         role = self.roles[peer]
@@ -130,6 +141,14 @@ class Hall:
             act()
         except Killed:
             self.bury(peer)
+
+    def steps(self, count: int, most_turns: int = 200) -> None:
+        """Turn until ``count`` steps are made."""
+        for _ in range(most_turns):
+            if len(self.controller.now.rewards) >= count:
+                return
+            self.turn()
+        raise AssertionError(f"{len(self.controller.now.rewards)} of {count} steps after {most_turns} turns")
 
     def finish(self) -> None:
         """End the run as the launcher does: no role lives, the controller settles and evicts."""

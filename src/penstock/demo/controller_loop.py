@@ -9,41 +9,36 @@ from __future__ import annotations
 
 import queue
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Event
+from typing import TypeAlias
 
 from penstock.demo import messages as m
 from penstock.demo.patience import await_plane, patiently
 from penstock.demo.prompts import Prompts
 from penstock.demo.spec import PARTITION, TRAIN_FIELDS, TRAIN_TASK, RunSpec
+from penstock.demo.standing import Standing
 from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, RowRemoved, UnknownName
 from penstock.plane.contract import DataPlaneClient
 from penstock.records import DataPlaneGroupMeta
 from penstock.testing.checker import EventLog, Evicted
 
 TICK_S = 0.02  # how often the plane is listed when nobody says anything
+Send: TypeAlias = Callable[[str, m.Order], None]  # to a peer
 
 
 class Controller:
     """Steers workers and a trainer, its peers, who are told by ``send`` and heard through ``inbox``."""
 
-    def __init__(
-        self, spec: RunSpec, client: DataPlaneClient, send: Callable[[str, m.Order], None], log: EventLog
-    ) -> None:
+    def __init__(self, spec: RunSpec, client: DataPlaneClient, send: Send, log: EventLog) -> None:
         self.spec, self.client, self.send, self.log = spec, client, send, log
         self.inbox: queue.SimpleQueue[m.Heard | m.Left] = queue.SimpleQueue()
-        self.prompts = Prompts(spec.prompts_open)
+        self.now, self.prompts = Standing(), Prompts(spec.prompts_open)
         self.idle: list[str] = []  # workers
         self.trainer: str | None = None
-        self.version = -1  # of the policy; -1 = no trainer has told yet
         self.ordered: m.Train | None = None  # the step that is out; this session leases its rows
         self.outcome: m.StepRecord | m.Unreadable | None = None  # of that step
-        self.rewards: list[float] = []  # per step
-        self.counts: Counter[str] = Counter()  # what went otherwise than straight to training
-        self.rows_trained = 0
-        self.depth = 0  # groups in the plane, at the last look
-        self.turned_at = 0.0  # when the last turn began that went through, monotonic seconds
 
     def run(self, stop: Event) -> None:
         """Steer until ``stop``."""
@@ -51,7 +46,7 @@ class Controller:
             try:
                 self.turn()
             except (DataPlaneUnavailable, DataPlaneTimeout):
-                self.counts["plane away"] += 1
+                self.now.notes["plane away"] += 1
                 await_plane(self.client, self.spec.plane_patience_s, stop)
 
     def turn(self) -> None:
@@ -62,24 +57,19 @@ class Controller:
         groups = self._weed(self.client.list_metadata(PARTITION))
         self._order_step([g for g in groups if g.committed and g.is_complete and "prev_version" in g.tags])
         self._dispatch()
-        self.turned_at = began_at
+        self.now.turned_at = began_at
 
-    def finish(self, last: m.StepRecord | None, sleep: Callable[[float], object] = time.sleep) -> None:
+    def finish(self, last: m.StepRecord | None, sleep: Callable[[float], object] | None = None) -> None:
         """The roles have ended: settle the step that was out (``last`` is durable), evict what nobody trained."""
-        if last is not None:
-            self._step_ended(last)
-        patience_s = self.spec.plane_patience_s
-        patiently(self._settle, patience_s, sleep)
-        left = patiently(lambda: self.client.list_metadata(PARTITION), patience_s, sleep)
-        patiently(lambda: self._evict([key for group in left for key in group.keys], "run over"), patience_s, sleep)
+        self._step_ended(last)
+        patiently(self._settle, self.spec.plane_patience_s, sleep)
+        patiently(self._evict_all, self.spec.plane_patience_s, sleep)
 
     def _listen(self) -> None:
-        try:
+        with suppress(queue.Empty):
             self._hear(self.inbox.get(timeout=TICK_S))
             while True:
                 self._hear(self.inbox.get_nowait())
-        except queue.Empty:
-            return
 
     def _hear(self, news: m.Heard | m.Left) -> None:
         match news:
@@ -87,21 +77,19 @@ class Controller:
                 self.prompts.put_down(peer)
                 self.idle = [worker for worker in self.idle if worker != peer]
                 self.trainer = None if self.trainer == peer else self.trainer
-            case m.Heard(peer, m.Ready(record=None)):
-                self.idle.append(peer)
-            case m.Heard(peer, m.RolledOut()):
+            case m.Heard(peer, m.Ready(record=None) | m.RolledOut()):
                 self.prompts.put_down(peer)
                 self.idle.append(peer)
             case m.Heard(peer, m.Ready(record=m.StepRecord() as record)):
-                self.trainer, self.version = peer, max(self.version, 0)
+                self.trainer, self.now.version = peer, max(self.now.version, 0)
                 self._step_ended(record)
                 if self.ordered is not None and self.outcome is None:
                     self.send(peer, self.ordered)  # the trainer before died in it: the same step, the same lease
             case m.Heard(_, m.Trained(record=outcome) | (m.Unreadable() as outcome)):
                 self._step_ended(outcome)
 
-    def _step_ended(self, outcome: m.StepRecord | m.Unreadable) -> None:
-        if self.ordered is not None and outcome.step == self.ordered.step:
+    def _step_ended(self, outcome: m.StepRecord | m.Unreadable | None) -> None:
+        if self.ordered is not None and outcome is not None and outcome.step == self.ordered.step:
             self.outcome = outcome
 
     def _settle(self) -> None:
@@ -109,35 +97,34 @@ class Controller:
             return
         if isinstance(self.outcome, m.StepRecord):
             self.client.pop(self.outcome.keys, PARTITION, lease=self.outcome.lease)
-            self.version = self.outcome.step
-            self.rewards.append(self.outcome.reward)
-            self.rows_trained += len(self.outcome.keys)
+            self.now.version = self.outcome.step
+            self.now.rewards.append(self.outcome.reward)
+            self.now.rows_trained += len(self.outcome.keys)
         else:
             self._evict(self.outcome.keys, "unreadable")
-            rows = self.ordered.meta.sample_ids
-            rest = self.ordered.meta.drop([i for i, key in enumerate(rows) if key in self.outcome.keys])
-            if rest is not None:
+            gone = [i for i, key in enumerate(self.ordered.meta.sample_ids) if key in self.outcome.keys]
+            if rest := self.ordered.meta.drop(gone):
                 self.client.release(rest)
         self.prompts.end_training(trained=isinstance(self.outcome, m.StepRecord))
         self.ordered = self.outcome = None
 
     def _weed(self, groups: Sequence[DataPlaneGroupMeta]) -> list[DataPlaneGroupMeta]:
         """Evict what nobody will train, let prompts whose rows are gone go again; return what may be trained."""
-        reasons = [self.prompts.reason_to_evict(group, self.version - self.spec.max_staleness) for group in groups]
-        for group, reason in zip(groups, reasons, strict=True):
-            if reason is not None:
+        kept = []
+        for group in groups:
+            if reason := self.prompts.reason_to_evict(group, self.now.version - self.spec.max_staleness):
                 self._evict(group.keys, reason)
-        kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
-        self.counts["prompts again"] += self.prompts.go_again({group.group_id for group in kept})
-        self.depth = len(kept)
+            else:
+                kept.append(group)
+        self.now.notes["prompts again"] += self.prompts.go_again({group.group_id for group in kept})
+        self.now.depth = len(kept)
         return [group for group in kept if not self.prompts.is_training(group)]
 
     def _order_step(self, groups: list[DataPlaneGroupMeta]) -> None:
-        if self.ordered is not None or self.trainer is None or len(groups) < self.spec.groups_per_step:
+        wanted, over = self.spec.groups_per_step, self.now.version == self.spec.max_steps
+        if self.ordered is not None or self.trainer is None or over or len(groups) < wanted:
             return
-        if self.version == self.spec.max_steps:
-            return
-        oldest = sorted(groups, key=lambda g: (g.weight_version or 0, g.created_at or 0))[: self.spec.groups_per_step]
+        oldest = sorted(groups, key=lambda group: (group.weight_version or 0, group.created_at or 0.0))[:wanted]
         keys = [key for group in oldest for key in group.keys]
         try:
             meta = self.client.claim_meta(PARTITION, TRAIN_TASK, TRAIN_FIELDS, len(keys), blocking=False, keys=keys)
@@ -145,17 +132,19 @@ class Controller:
             return  # gone since the listing; the next one tells
         if meta.size:
             self.prompts.begin_training(oldest)
-            self.ordered = m.Train(self.version + 1, meta)
+            self.ordered = m.Train(self.now.version + 1, meta)
             self.send(self.trainer, self.ordered)
 
     def _dispatch(self) -> None:
-        while (
-            self.idle and self.version >= 0 and (batch := self.prompts.take(self.idle[0], self.spec.prompts_per_order))
-        ):
-            self.send(self.idle.pop(0), m.Rollout(self.version, batch))
+        limit = self.spec.prompts_per_order if self.now.version >= 0 else 0
+        while self.idle and (batch := self.prompts.take(self.idle[0], limit)):
+            self.send(self.idle.pop(0), m.Rollout(self.now.version, batch))
 
     def _evict(self, keys: Sequence[str], reason: str) -> None:
         self.log.write([Evicted("before", key, reason) for key in keys])
         self.client.evict(keys, PARTITION, reason)
         self.log.write([Evicted("after", key, reason) for key in keys])
-        self.counts[f"rows evicted: {reason}"] += len(keys)
+        self.now.notes[f"rows {reason}"] += len(keys)
+
+    def _evict_all(self) -> None:
+        self._evict([key for group in self.client.list_metadata(PARTITION) for key in group.keys], "run over")

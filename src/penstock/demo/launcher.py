@@ -214,7 +214,7 @@ class Launch:
         if len(self.rewards) > self.last_step[0]:
             self.last_step = (len(self.rewards), time.monotonic())
         plane = self.processes.life(PLANE)
-        if plane is not None and self.controller is not None and self.controller.turned_at > plane.started_at:
+        if plane is not None and self.controller is not None and self.controller.now.turned_at > plane.started_at:
             self.faults.progress("plane", None, plane.started_at, time.monotonic())
 
     def _trouble(self) -> str:
@@ -260,7 +260,7 @@ class Launch:
     @property
     def rewards(self) -> list[float]:
         """Mean reward of each step so far."""
-        return self.controller.rewards if self.controller is not None else []
+        return self.controller.now.rewards if self.controller is not None else []
 
     def snapshot(self) -> Snapshot:
         """Return the run at this moment."""
@@ -268,13 +268,13 @@ class Launch:
         assert controller is not None
         return Snapshot(
             seconds=time.monotonic() - self.started_at,
-            rewards=list(controller.rewards),
-            rows_trained=controller.rows_trained,
-            depth=controller.depth,
+            rewards=list(controller.now.rewards),
+            rows_trained=controller.now.rows_trained,
+            depth=controller.now.depth,
             prompts=len(controller.prompts),
-            version=max(controller.version, 0),
+            version=max(controller.now.version, 0),
             faults=self.faults.counts(),
-            notes=dict(controller.counts),
+            notes=dict(controller.now.notes),
             lives=[self._life_line(slot) for slot in sorted(self.processes.slots())],
         )
 

@@ -22,7 +22,7 @@ PING_S = 1.0
 T = TypeVar("T")
 
 
-def patiently(call: Callable[[], T], patience_s: float, sleep: Callable[[float], object] = time.sleep) -> T:
+def patiently(call: Callable[[], T], patience_s: float, sleep: Callable[[float], object] | None = None) -> T:
     """Return ``call()``, repeated while the plane is away; after ``patience_s`` its last error is raised."""
     delays = reconnect_delays(Deadline(patience_s), random.Random())
     while True:
@@ -32,7 +32,7 @@ def patiently(call: Callable[[], T], patience_s: float, sleep: Callable[[float],
             delay = next(delays, None)
             if delay is None:
                 raise
-            sleep(delay)
+            (sleep or time.sleep)(delay)
 
 
 def await_plane(client: DataPlaneClient, patience_s: float, stop: Event) -> None:

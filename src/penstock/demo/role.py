@@ -116,7 +116,7 @@ def plane_command(files: RunFiles) -> list[str]:
 
 
 def connect(
-    files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] = time.sleep
+    files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] | None = None
 ) -> LocalDataPlaneClient:
     """Return a client of the run's plane, which may just be restarting."""
     from penstock.demo.patience import patiently
