@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -87,6 +87,8 @@ class Arena:
         self._full = 0
         self._no_memory = 0
         self._punched = 0
+        self._not_punched = 0
+        self._unknown = 0
 
     @classmethod
     def create(
@@ -201,7 +203,7 @@ class Arena:
     # -- ends -------------------------------------------------------------------------------------------------------
 
     def owner_gone(self, owner: int) -> list[int]:
-        """The owner's process is dead: take its grants and pins back; return the blocks that lost their place."""
+        """The owner's process is dead: take its grants and pins back; return the blocks whose slots that freed."""
         return self._carry_out(self._slots.handle(slots.OwnerGone(owner), self._clock()))
 
     def close(self, *, unlink: bool) -> None:
@@ -230,7 +232,7 @@ class Arena:
             ready_slots=self._slots.get_ready_count(),
             condemned_slots=counts.condemned,
             pins=counts.pins,
-            ignored=counts.ignored,
+            ignored=counts.ignored + self._unknown,
             full=self._full,
             no_memory=self._no_memory,
             punched=self._punched,
@@ -280,10 +282,12 @@ class Arena:
 
     def _apply(self, block_id: int, generation: int | None, event: Callable[[_Slot], slots.SlotEvent]) -> bool:
         slot = self._blocks.get(block_id)
-        if slot is None or generation not in {None, slot.generation}:
-            stale = _Slot(Range(-1, 0), 0, 0) if slot is None else _Slot(slot.extent, 0, generation or 0)
-            self._carry_out(self._slots.handle(event(stale), self._clock()))
+        if slot is None:
+            self._unknown += 1
+            _warn(self._unknown, "arena %d: an event for block %d, which has no place here", self.arena_id, block_id)
             return False
+        if generation is not None:
+            slot = replace(slot, generation=generation)
         effects = self._slots.handle(event(slot), self._clock())
         self._carry_out(effects)
         return not any(isinstance(effect, Ignored) for effect in effects)
@@ -306,7 +310,8 @@ class Arena:
             try:
                 punch(self._fd, extent.offset, extent.nbytes)
             except OSError as error:  # the memory stays ours, unused: not worth failing a put for
-                _log.warning("arena %d: cannot return %d bytes: %s", self.arena_id, extent.nbytes, error)
+                self._not_punched += 1
+                _warn(self._not_punched, "arena %d: cannot return %d bytes: %s", self.arena_id, extent.nbytes, error)
             else:
                 self._punched += extent.nbytes
 
@@ -329,14 +334,15 @@ class OldArena:
             CorruptPayload: a place lies outside the file, or belongs to another arena.
             OSError: there is no such file, or it is not this user's.
         """
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             size = checked_size(fd, path)
             by_id = {place.block_id: place for place in places}
             arenas = {place.arena_id for place in by_id.values()}
             if len(arenas) > 1 or any(p.offset < 0 or p.offset + p.nbytes > size for p in by_id.values()):
                 raise CorruptPayload(f"{path} of {size} bytes does not hold the blocks that the journal places there")
-            return cls(path, arenas.pop() if arenas else -1, map_file(fd, 0, size, private=False), by_id)
+            mapped = map_file(fd, 0, size, private=False, writable=False)
+            return cls(path, arenas.pop() if arenas else -1, mapped, by_id)
         finally:
             os.close(fd)
 
@@ -401,4 +407,4 @@ class OldArena:
 def _warn(count: int, message: str, *args: object) -> None:
     """Warn at the 1st, 2nd, 4th, 8th... time: a bounded rate without a clock; ``statistics`` has the count."""
     if count & (count - 1) == 0:
-        _log.warning(message + " (%d times so far)", *args, count)
+        _log.warning(f"{message} (%d times so far)", *args, count)

@@ -26,6 +26,7 @@ from penstock.errors import CorruptPayload
 from penstock.payload.dtypes import ITEM_BYTES, OBJECT
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+Readable: TypeAlias = Bytes | memoryview | bytes | bytearray
 Shapes: TypeAlias = npt.NDArray[np.int64]
 Kind: TypeAlias = Literal["dense", "ragged", "object"]
 
@@ -135,9 +136,7 @@ def seal(out: Bytes, block_id: int, planned: Plan, checksums: Sequence[int]) -> 
     out[:PRELUDE_BYTES] = np.frombuffer(head, np.uint8)
 
 
-def parse(
-    buf: Bytes | memoryview | bytes, expected_block_id: int | None = None, *, checked: bool = True
-) -> BlockHeader:
+def parse(buf: Readable, expected_block_id: int | None = None, *, checked: bool = True) -> BlockHeader:
     """Read a block's header.
 
     Args:
@@ -189,7 +188,7 @@ def has_moved_on(buf: Bytes, block_id: int) -> bool:
     return bool(_header_checksum(head, buf[PRELUDE_BYTES:body]) == checksum)
 
 
-def verify(buf: Bytes | memoryview | bytes, header: BlockHeader) -> None:
+def verify(buf: Readable, header: BlockHeader) -> None:
     """Compare every column with its checksum.
 
     Raises:

@@ -259,7 +259,7 @@ def _numbers(name: str, values: Sequence[Any]) -> torch.Tensor:
 
     dtype = {bool: torch.bool, int: torch.int64, float: torch.float64}[type(values[0])]
     try:
-        return torch.tensor(values, dtype=dtype)
+        return torch.tensor(values, dtype=dtype, device="cpu")  # whatever the default device
     except (OverflowError, RuntimeError) as error:
         raise BadArgument(f"field {name!r} holds an int beyond 64 bits: {error}") from error
 

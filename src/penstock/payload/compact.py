@@ -13,13 +13,13 @@ import numpy as np
 
 from penstock.errors import BadArgument
 from penstock.payload import block
-from penstock.payload.block import BlockHeader, Bytes, ColumnPlace
+from penstock.payload.block import BlockHeader, Bytes, ColumnPlace, Readable
 from penstock.payload.columns import Batch, Column
 from penstock.payload.dtypes import ITEM_BYTES
 from penstock.payload.rows import copy_runs, row_starts, take_rows
 
 
-def compacted(data: Bytes | memoryview, block_id: int, keep: Sequence[int]) -> Batch:
+def compacted(data: Readable, block_id: int, keep: Sequence[int]) -> Batch:
     """Return the rows ``keep`` of a block as a batch; nothing is copied before its ``write_into``.
 
     Args:

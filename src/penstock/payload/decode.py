@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 import numpy as np
 
-from penstock.errors import CorruptPayload
+from penstock.errors import CorruptPayload, DataPlaneReadError
 from penstock.payload.block import Bytes, ColumnPlace, Shapes
 from penstock.payload.buffers import SHARED, Buffers
 from penstock.payload.dtypes import ITEM_BYTES, OBJECT
@@ -87,8 +87,8 @@ def gather(
         groups = [] if whole else _groups(readers, source, n)
         for name in source.fields:
             columns[name] = _view(whole, name, offsets) if whole else _gathered(groups, name, n, offsets, buffers)
-        for group in groups:
-            group.reader.check_still()
+        for reader in (whole,) if whole else (group.reader for group in groups):
+            reader.check_still()
     return columns
 
 
@@ -196,10 +196,19 @@ def _tensor(data: Bytes, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return ``data`` as a tensor over the same memory, its storage just these bytes."""
     import torch
 
-    kind: torch.dtype = getattr(torch, dtype)
+    kind = _torch_dtype(dtype)
     if not math.prod(shape):
-        return torch.empty(shape, dtype=kind)
+        return torch.empty(shape, dtype=kind, device="cpu")
     return torch.frombuffer(data, dtype=kind).view(shape)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise DataPlaneReadError(f"torch {torch.__version__} has no dtype {name!r}; the writer's torch is newer")
+    return found
 
 
 def _from_shapes(data: Bytes, dtype: str, shapes: Shapes, offsets: Offsets) -> Values:
@@ -208,7 +217,7 @@ def _from_shapes(data: Bytes, dtype: str, shapes: Shapes, offsets: Offsets) -> V
 
     rows, rank = shapes.shape
     if not rows:
-        return torch.empty((0,) * (rank + 1), dtype=getattr(torch, dtype))
+        return torch.empty((0,) * (rank + 1), dtype=_torch_dtype(dtype), device="cpu")
     if (shapes == shapes[0]).all():
         return _tensor(data, dtype, (rows, *map(int, shapes[0])))
     if (shapes[:, 1:] == shapes[0, 1:]).all():

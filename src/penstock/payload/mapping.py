@@ -99,11 +99,19 @@ class ArenaMap:
         return len(self._views)
 
     def writer(self, place: BlockPlace) -> Bytes:
-        """Return the granted place for ``Batch.write_into``, its pages faulted in."""
+        """Return the granted place for ``Batch.write_into``, its pages faulted in.
+
+        Raises:
+            CorruptPayload: the place lies outside the arena.
+            DataPlaneUnavailable: the file was truncated, or the map is closed.
+        """
         out = self._at(place)
         first, last = place.offset // PAGE, -(-(place.offset + place.nbytes) // PAGE)
         if self._shared is not None and not self._populated[first:last].all():
-            populate(self._shared, place.offset, place.nbytes)
+            try:
+                populate(self._shared, place.offset, place.nbytes)
+            except OSError as error:
+                raise DataPlaneUnavailable(f"{self.path} has no memory at {place}: {error}") from error
             self._populated[first:last] = True
         return out
 
@@ -155,7 +163,7 @@ class ArenaMap:
             try:
                 populate(mapped, 0, mapped.nbytes)
             except OSError as error:
-                _log.warning("a view of %d bytes stays pinned: %s", mapped.nbytes, error)
+                _log.warning("a view of %d bytes stays pinned: %s", mapped.nbytes, str(error))  # error keeps frames
                 continue
             self._views.pop(key, None)
             pin()
@@ -180,7 +188,7 @@ class ArenaMap:
             try:
                 return self._map_privately(place, pin)
             except OSError as error:
-                _log.debug("a view of block %d is a copy: %s", place.block_id, error)
+                _log.debug("a view of block %d is a copy: %s", place.block_id, str(error))
         copied = self._at(place).copy()
         check_still(self._at(place), place)
         pin()

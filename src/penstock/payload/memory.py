@@ -44,13 +44,15 @@ class Mapped:
 
     __slots__ = ("__array_interface__", "__weakref__", "address", "nbytes")
 
-    def __init__(self, address: int, nbytes: int, on_unmapped: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, address: int, nbytes: int, *, writable: bool, on_unmapped: Callable[[], None] | None = None
+    ) -> None:
         self.address = address
         self.nbytes = nbytes
         self.__array_interface__: dict[str, Any] = {
             "shape": (nbytes,),
             "typestr": "|u1",
-            "data": (address, False),
+            "data": (address, not writable),
             "version": 3,
         }
         weakref.finalize(self, _unmap, address, nbytes, on_unmapped).atexit = False  # the kernel unmaps at exit
@@ -61,9 +63,15 @@ class Mapped:
 
 
 def map_file(
-    fd: int, offset: int, nbytes: int, *, private: bool, on_unmapped: Callable[[], None] | None = None
+    fd: int,
+    offset: int,
+    nbytes: int,
+    *,
+    private: bool,
+    writable: bool = True,
+    on_unmapped: Callable[[], None] | None = None,
 ) -> Mapped:
-    """Map ``[offset, offset + nbytes)`` of a file readable and writable; ``offset`` is a multiple of the page.
+    """Map ``[offset, offset + nbytes)`` of a file; ``offset`` is a multiple of the page.
 
     ``private``: copy on write. ``on_unmapped`` runs in whatever thread drops the last reference: it must not block.
 
@@ -71,10 +79,11 @@ def map_file(
         OSError: the kernel refuses (ENOMEM: too many mappings).
     """
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0) if private else mmap.MAP_SHARED
-    address = _libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    address = _libc.mmap(None, nbytes, protection, flags, fd, offset)
     if address == _MAP_FAILED or address is None:
         raise _os_error("mmap")
-    return Mapped(address, nbytes, on_unmapped)
+    return Mapped(address, nbytes, writable=writable, on_unmapped=on_unmapped)
 
 
 def _unmap(address: int, nbytes: int, on_unmapped: Callable[[], None] | None) -> None:
