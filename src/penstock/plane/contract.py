@@ -104,7 +104,7 @@ class DataPlaneClient(ABC):
             timeout_s: how long a blocking claim waits; None = the client's default.
             min_rows: with ``blocking``, how many rows to wait for, 1..``batch_size``.
             keys: lease exactly these rows, all or none. Rows that are leased or not ready are waited for (or an empty
-                meta, when not blocking); unknown, removed or already consumed rows are an error at once.
+                meta, when not blocking); unknown, removed or consumed rows are an error at once.
             whole_groups: hand out whole groups only, each committed and complete.
             lease_s: the lease ends after this many seconds; None = with the session.
 
@@ -114,9 +114,8 @@ class DataPlaneClient(ABC):
 
         Raises:
             UnknownName: the partition, the task or one of ``keys`` is unknown; the message says which.
-            RowRemoved: one of ``keys`` was removed.
-            BadArgument: ``batch_size`` or ``min_rows`` out of range; one of ``keys`` was consumed by this task already;
-                a ready group is larger than ``batch_size``.
+            RowRemoved: one of ``keys`` was removed, or consumed by this task already.
+            BadArgument: ``batch_size`` or ``min_rows`` out of range; a ready group is larger than ``batch_size``.
             DataPlaneTimeout: fewer than ``min_rows`` were ready in time; says how many, and what lags.
         """
 
@@ -229,12 +228,12 @@ class DataPlaneClient(ABC):
             A meta of these rows, with the columns written as ``fields`` and their tags; no task, no lease.
 
         Raises:
-            RefusedType: a column or tag of a type that is not carried (also ``TypeError``); names field and type. A
-                field whose dtype or rank differs from its first put is a ``RefusedType`` too, naming both.
+            RefusedType: a column or tag of a type that is not carried (also ``TypeError``); names field and type.
             UnknownName: the partition is unknown, or a tag-only put names absent rows.
             RowRemoved: rows were removed; the put comes too late.
             DataPlaneFull: no room for new groups before the deadline.
-            BadArgument: duplicate keys, misaligned columns or tags, neither fields nor tags.
+            BadArgument: duplicate keys, misaligned columns or tags, neither fields nor tags; a dtype or rank that
+                differs from the field's first put (names both).
         """
 
     @overload
@@ -284,7 +283,7 @@ class DataPlaneClient(ABC):
             nested (jagged), however it was put; dtypes are those of the put.
 
         Raises:
-            UnknownName: the partition or rows are unknown (also ``KeyError``); ``keys`` names the rows.
+            UnknownName: the partition, a field or rows are unknown (also ``KeyError``); ``keys`` names the rows.
             FieldNotProduced: a field is not there yet (also ``DataPlaneNotReady`` and ``KeyError``).
             DataPlaneReadError: rows exist but cannot be read; names them and says why.
         """
@@ -293,7 +292,7 @@ class DataPlaneClient(ABC):
     def clear_samples(
         self, sample_ids: Sequence[str] | None, partition_id: str, *, timeout_s: float | None = None
     ) -> None:
-        """Remove rows, whoever leases them; None = every row and the registration. Absent rows are no error.
+        """Remove rows, whoever leases them; None = every row and the registration. What is absent is no error.
 
         Puts that began before are refused with ``RowRemoved``; later puts under these keys make new rows.
 
@@ -325,7 +324,7 @@ class DataPlaneClient(ABC):
         after: str | None = None,
         timeout_s: float | None = None,
     ) -> list[DataPlaneGroupMeta]:
-        """Describe the partition's groups, uncommitted and leased ones included; consumes nothing.
+        """Describe the partition's groups, uncommitted and leased ones included, by ``group_id``; consumes nothing.
 
         Args:
             partition_id: an unknown one gives ``[]``.
@@ -334,7 +333,7 @@ class DataPlaneClient(ABC):
             max_weight_version: likewise.
             older_than_s: only groups created more than this many seconds ago.
             ready_for: only groups of which this task has neither leased nor consumed a row.
-            limit: at most this many groups, at least 1; paged listings come in order of ``group_id``.
+            limit: at most this many groups, at least 1.
             after: only groups whose ``group_id`` comes after this one.
             timeout_s: see the class.
 
@@ -357,8 +356,8 @@ class DataPlaneClient(ABC):
         """Remove rows that were trained, all or none, verified. Rows that nobody leases may be popped by anyone.
 
         Args:
-            keys: a list; None is a bad request.
-            partition_id: an unknown one has no rows: nothing to do.
+            keys: a list; None is a bad request. Absent rows are no error.
+            partition_id: one that is, or was, registered.
             lease: the tokens under which the final task holds the rows; None = those this client got them under.
             timeout_s: see the class.
 
@@ -380,7 +379,7 @@ class DataPlaneClient(ABC):
 
         Args:
             keys: a list; None is a bad request. Absent rows are no error.
-            partition_id: an unknown one has no rows: nothing to do.
+            partition_id: one that is, or was, registered.
             reason: a non-empty word for the audit.
             timeout_s: see the class.
 

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import xxhash
 
 from penstock.config import PlaneConfig
-from penstock.errors import BadArgument, LeaseLost, RefusedType, RowRemoved, UnknownName, abbreviate
+from penstock.errors import BadArgument, LeaseLost, RowRemoved, UnknownName, abbreviate
 from penstock.plane.columns import Column
 from penstock.plane.rows import Held, Hold, Partition, Row, Tombstone
 from penstock.records import DataPlaneGroupMeta, Tag, expected_of, group_id_of, is_true
@@ -33,6 +33,7 @@ TOKEN_RULES: dict[tuple[Operation, Held], bool] = {
     ("release", Held.LEASED): True,
     ("release", Held.LAPSED): True,
     ("release", Held.RELEASED): False,
+    ("release", Held.CONSUMED): False,
     ("renew", Held.LEASED): True,
     ("renew", Held.LAPSED): True,
     ("pop", Held.LEASED): True,
@@ -91,9 +92,9 @@ class MemoryPlane:
         for part in self.partitions.values():
             for group, rows in part.groups().items():
                 if self._to_drop(part, group, rows, now):
-                    self._evict_group(part, group, rows, "incomplete", now)
+                    self._evict_group(part, rows, "incomplete", now)
                 elif self._abandoned(part, group, rows, now):
-                    self._evict_group(part, group, rows, "abandoned", now)
+                    self._evict_group(part, rows, "abandoned", now)
             part.tombs = {key: tomb for key, tomb in part.tombs.items() if tomb.ends_at > now}
             part.closed_groups = {group: at for group, at in part.closed_groups.items() if at > now}
 
@@ -121,12 +122,12 @@ class MemoryPlane:
         whole = {row.group for row in tired if any(hold.whole_group for hold in row.holds.values())}
         fellows = [row for row in part.rows.values() if row.group in whole]
         for key in dict.fromkeys(row.key for row in (*tired, *fellows)):
-            self._remove(part, key, "quarantined", None, now)
+            self._remove(part, key, "quarantined", now)
 
     def _to_drop(self, part: Partition, group: str, rows: list[Row], now: float) -> bool:
         if part.policy.on_deadline == "wait" or not part.overdue(rows, now):
             return False
-        return not part.describe(group, rows).is_complete and not part.partial(rows, now)
+        return not part.done(group, rows) and not part.partial(rows, now)
 
     def _abandoned(self, part: Partition, group: str, rows: list[Row], now: float) -> bool:
         """Whether a group is declared unfinished and all who could finish it have been gone for long."""
@@ -160,6 +161,10 @@ class MemoryPlane:
             known = abbreviate(sorted(self.partitions)) or "none"
             raise UnknownName(f"unknown partition {name!r}; known: {known}", partition=name, missing=[name])
         return self.partitions[name]
+
+    def mentioned(self, name: str) -> Partition:
+        """Return a partition that is, or was, registered: removing from it again is a success."""
+        return self._cleared[name] if name in self._cleared else self.partition(name)
 
     def audit(self, name: str | None = None) -> AuditReport:
         """Return the conservation equation of one partition or of all, those that were cleared included."""
@@ -196,7 +201,7 @@ class MemoryPlane:
         for spec in (column.spec for column in columns):
             known = part.specs.get(spec.name, spec)
             if (known.dtype, known.rank) != (spec.dtype, spec.rank):
-                raise RefusedType(
+                raise BadArgument(
                     f"field {spec.name!r} of partition {part.name!r} is {known.dtype} of rank {known.rank} a row, "
                     f"not {spec.dtype} of rank {spec.rank}",
                     partition=part.name,
@@ -204,13 +209,13 @@ class MemoryPlane:
 
     def _repeated(self, part: Partition, keys: list[str], tags: list[dict[str, Tag]], content: int | None) -> set[str]:
         """Return the keys that were removed and whose put is an exact repeat; any other late write is refused."""
-        gone = [(i, key) for i, key in enumerate(keys) if key not in part.rows and key in part.tombs]
+        gone = [(i, key) for i, key in enumerate(keys) if key not in part.rows and part.barred(key)]
         repeated = {key for i, key in gone if content is not None and (content, i) in part.tombs[key].contents}
         late = [key for _, key in gone if key not in repeated]
         late += [
             key
             for key, tag in zip(keys, tags, strict=True)
-            if key not in part.rows and key not in part.tombs and group_id_of(key, tag) in part.closed_groups
+            if key not in part.rows and not part.barred(key) and group_id_of(key, tag) in part.closed_groups
         ]
         if late:
             raise RowRemoved(f"too late: rows were removed: {abbreviate(late)}", partition=part.name, keys=late)
@@ -231,6 +236,7 @@ class MemoryPlane:
         row = part.rows.get(key)
         if row is None:
             row = part.rows[key] = Row(key, now, wall)
+            part.tombs.pop(key, None)
             part.put += 1
         row.tags = {**row.tags, **tags}
         row.putters.add(session)
@@ -321,8 +327,8 @@ class MemoryPlane:
         lease_s: float | None = None,
     ) -> None:
         """Ack, release, renew or pop rows under their tokens, all or none."""
-        part = self.partition(name)
-        part.known_task(task)
+        part = self.mentioned(name) if operation == "pop" else self.partition(name)
+        task = part.final_task if operation == "pop" else part.known_task(task)
         keys = list(dict.fromkeys(keys))
         verdicts = {key: self._verdict(part, operation, task, key, tokens(task, key)) for key in keys}
         lost = [key for key, verdict in verdicts.items() if verdict is None]
@@ -342,7 +348,8 @@ class MemoryPlane:
             tomb = part.tombs.get(key)
             if not held:
                 return False if operation == "pop" else None
-            return False if operation in ("pop", "ack") and tomb is not None and tomb.token in held else None
+            ended_here = operation != "renew" and tomb is not None and tomb.token in held
+            return False if ended_here else None
         hold = row.holds.get(task)
         if operation == "pop" and not held:
             return None if row.leased(task) else True
@@ -362,50 +369,43 @@ class MemoryPlane:
     ) -> None:
         hold = part.rows[key].holds.get(task)
         if operation == "pop" or (operation == "ack" and task == part.final_task):
-            self._remove(part, key, "trained", self._ending_token(hold), now)
+            self._remove(part, key, "trained", now)
         elif hold is not None and operation == "renew":
             hold.state, hold.session = Held.LEASED, session
             hold.ends_at = None if lease_s is None else now + lease_s
         elif hold is not None:
             hold.state = Held.CONSUMED if operation == "ack" else Held.RELEASED
 
-    @staticmethod
-    def _ending_token(hold: Hold | None) -> str | None:
-        return hold.token if hold is not None and hold.state in (Held.LEASED, Held.LAPSED) else None
-
     # -- removing -----------------------------------------------------------------------------------------------------
 
     def evict(self, name: str, keys: list[str], reason: str, now: float) -> None:
-        part = self.partitions.get(name)
-        if part is None:
-            return
+        part = self.mentioned(name)
         touched = {part.rows[key].group for key in keys if key in part.rows}
-        short = {g for g, rows in part.groups().items() if g in touched and not part.describe(g, rows).is_complete}
+        unfinished = {g for g, rows in part.groups().items() if g in touched and not part.done(g, rows)}
         for key in keys:
-            self._remove(part, key, f"evicted:{reason}", None, now)
-        for group in short - set(part.groups()):
+            self._remove(part, key, f"evicted:{reason}", now)
+        for group in unfinished - set(part.groups()):
             part.closed_groups[group] = now + self.config.tombstone_s
 
-    def clear(self, name: str, keys: list[str] | None) -> None:
-        """Remove rows without a trace but the counts: later puts make new rows."""
+    def clear(self, name: str, keys: list[str] | None, now: float) -> None:
+        """Remove rows; later puts make new ones."""
         part = self.partitions.get(name)
         if part is None:
             return
         for key in list(part.rows) if keys is None else keys:
-            part.tombs.pop(key, None)
-            if part.rows.pop(key, None) is not None:
-                part.removed["cleared"] += 1
+            self._remove(part, key, "cleared", now)
         if keys is None:
             self._cleared[name] = self.partitions.pop(name)
 
-    def _evict_group(self, part: Partition, group: str, rows: list[Row], reason: str, now: float) -> None:
+    def _evict_group(self, part: Partition, rows: list[Row], reason: str, now: float) -> None:
         self.evict(part.name, [row.key for row in rows], reason, now)
-        part.closed_groups[group] = now + self.config.tombstone_s
 
-    def _remove(self, part: Partition, key: str, reason: str, token: str | None, now: float) -> None:
+    def _remove(self, part: Partition, key: str, reason: str, now: float) -> None:
         row = part.rows.pop(key, None)
         if row is None:
             return
+        hold = row.holds.get(part.final_task)
+        token = hold.token if hold is not None and hold.state in (Held.LEASED, Held.LAPSED) else None
         part.removed[reason] += 1
         part.tombs[key] = Tombstone(reason, token, row.contents, now + self.config.tombstone_s)
 

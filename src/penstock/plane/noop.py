@@ -297,6 +297,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         fields = checks.names(select_fields, "select_fields", may_be_empty=False)
         with self._turn(timeout_s):
             part = self._shared.plane.partition(partition_id)
+            part.known_fields(fields)
             readable = [i for i, key in enumerate(keys) if key in part.rows and not part.rows[key].lacks(fields)]
             rows = [part.rows[keys[i]] for i in readable] if drop else part.rows_of(keys)
             values = {field: [row.values[field] for row in rows if field in row.values] for field in fields}
@@ -320,8 +321,8 @@ class NoOpDataPlaneClient(DataPlaneClient):
     ) -> None:
         keys = None if sample_ids is None else checks.keys(sample_ids)
         name = checks.name(partition_id, "partition_id")
-        with self._turn(timeout_s):
-            self._shared.plane.clear(name, keys)
+        with self._turn(timeout_s) as now:
+            self._shared.plane.clear(name, keys, now)
             self._forget(name, keys)
 
     # -- recovery -----------------------------------------------------------------------------------------------------
@@ -356,9 +357,8 @@ class NoOpDataPlaneClient(DataPlaneClient):
         if age is not None:
             born_before = self._shared.wall() - age
             found = [g for g in found if g.created_at is not None and g.created_at < born_before]
-        if at_most is not None or after is not None:
-            found = sorted((g for g in found if after is None or g.group_id > after), key=lambda g: g.group_id)
-        return found[:at_most]
+        paged = sorted((g for g in found if after is None or g.group_id > after), key=lambda g: g.group_id)
+        return paged[:at_most]
 
     def pop(
         self,
@@ -370,11 +370,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
     ) -> None:
         rows, name, given = checks.keys(keys), checks.name(partition_id, "partition_id"), checks.tokens(lease)
         with self._turn(timeout_s) as now:
-            plane = self._shared.plane
-            if name not in plane.partitions and not given:
-                return
-            final = plane.partition(name).final_task
-            plane.finish("pop", name, final, rows, self._holding(name, given), self._session, now)
+            self._shared.plane.finish("pop", name, "", rows, self._holding(name, given), self._session, now)
             self._forget(name, rows)
 
     def evict(

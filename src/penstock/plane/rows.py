@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from penstock.errors import BadArgument, RowRemoved, UnknownName
-from penstock.records import DataPlaneGroupMeta, GroupPolicy, Tag, as_int, group_id_of, group_meta
+from penstock.errors import RowRemoved, UnknownName
+from penstock.records import DataPlaneGroupMeta, GroupPolicy, Tag, as_int, group_id_of, group_meta, is_true
 from penstock.requests import FieldSpec, PartitionAudit
+
+GROUP_TAGS = frozenset({"group_id", "committed", "expected_num_keys", "num_keys"})
 
 
 class Held(Enum):
@@ -56,6 +58,10 @@ class Row:
     @property
     def group(self) -> str:
         return group_id_of(self.key, self.tags)
+
+    @property
+    def committed(self) -> bool:
+        return is_true(self.tags.get("committed"))
 
     def leased(self, task: str) -> bool:
         return task in self.holds and self.holds[task].state is Held.LEASED
@@ -115,6 +121,17 @@ class Partition:
             )
         return task
 
+    def known_fields(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self.fields and name not in self.specs]
+        if unknown:
+            raise UnknownName(
+                f"unknown field {unknown} of partition {self.name!r}", partition=self.name, missing=unknown
+            )
+
+    def barred(self, key: str) -> bool:
+        """Whether a removed row stays removed: a cleared one may be put anew."""
+        return key in self.tombs and self.tombs[key].reason != "cleared"
+
     def groups(self) -> dict[str, list[Row]]:
         """Return the rows by group, both in order of arrival."""
         found: dict[str, list[Row]] = {}
@@ -136,23 +153,30 @@ class Partition:
         return [row for row in self.rows.values() if row.free(task) and not row.lacks(required)]
 
     def ready_groups(self, task: str, required: Sequence[str], now: float) -> list[list[Row]]:
-        """Return the groups that may be handed out whole: every row is ready, committed, and complete or overdue."""
-        return [
-            rows
-            for group, rows in self.groups().items()
-            if all(row.free(task) and not row.lacks(required) for row in rows) and self.whole(group, rows, now)
-        ]
+        """Return the groups that may be handed out: whole, or, overdue under the policy "partial", what there is."""
+        found = []
+        for group, rows in self.groups().items():
+            ready = [row for row in rows if row.free(task) and not row.lacks(required)]
+            if self.done(group, rows):
+                found.append(ready if len(ready) == len(rows) else [])
+            elif self.partial(rows, now):
+                found.append([row for row in ready if row.committed])
+        return [rows for rows in found if rows]
 
-    def whole(self, group: str, rows: Sequence[Row], now: float) -> bool:
+    def done(self, group: str, rows: Sequence[Row]) -> bool:
+        """Whether a group is committed and complete."""
         meta = self.describe(group, rows)
-        return meta.committed and (meta.is_complete or self.partial(rows, now))
+        return meta.committed and meta.is_complete
 
     def partial(self, rows: Sequence[Row], now: float) -> bool:
-        """Whether the policy lets an incomplete group go as it is."""
-        return self.policy.on_deadline == "partial" and self.overdue(rows, now) and len(rows) >= self.policy.min_ready
+        """Whether the policy lets an unfinished group go as it is."""
+        enough = sum(row.committed for row in rows) >= self.policy.min_ready
+        return self.policy.on_deadline == "partial" and self.overdue(rows, now) and enough
 
     def overdue(self, rows: Sequence[Row], now: float) -> bool:
-        return self.policy.deadline_s is not None and now >= rows[0].born_at + self.policy.deadline_s
+        """Whether the deadline of a group that says it is one has passed."""
+        tagged = any(GROUP_TAGS & row.tags.keys() for row in rows)
+        return tagged and self.policy.deadline_s is not None and now >= rows[0].born_at + self.policy.deadline_s
 
     def chosen_rows(self, keys: Sequence[str], task: str, required: Sequence[str]) -> list[Row] | None:
         """Return exactly these rows, or None while one is leased or lacks a field."""
@@ -162,7 +186,7 @@ class Partition:
         rows = self.rows_of(keys)
         done = [row.key for row in rows if row.consumed(task)]
         if done:
-            raise BadArgument(f"task {task!r} has consumed rows {done} already", partition=self.name, keys=done)
+            raise RowRemoved(f"task {task!r} has consumed rows {done} already", partition=self.name, keys=done)
         return rows if all(row.free(task) and not row.lacks(required) for row in rows) else None
 
     def rows_of(self, keys: Sequence[str]) -> list[Row]:

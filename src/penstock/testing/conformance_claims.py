@@ -8,7 +8,7 @@ import time
 import torch
 
 from penstock.errors import DataPlaneBadRequest, DataPlaneTimeout, UnknownName
-from penstock.testing.conformance_world import SOON_S, World, ints, names, raises, same, together, true
+from penstock.testing.conformance_world import SOON_S, World, ints, later, names, raises, same, together, true
 
 
 def a_claim_takes_the_oldest_rows(w: World) -> None:
@@ -102,7 +102,7 @@ def a_claim_waits_for_min_rows(w: World) -> None:
     got: list[str] = []
     together(
         lambda: got.extend(flow.take(batch=10, min_rows=3).sample_ids),
-        lambda: flow.put(["late0", "late1"], x=ints(1, 2)),
+        later(lambda: flow.put(["late0", "late1"], x=ints(1, 2))),
     )
     same(got, ["k0", "late0", "late1"], "rows of the claim that waited")
 
@@ -212,7 +212,7 @@ def a_claim_by_key_waits_until_the_rows_are_free(w: World) -> None:
     got: list[str] = []
     together(
         lambda: got.extend(flow.take(keys=["k0", "k1"]).sample_ids),
-        lambda: flow.client.release(held),
+        later(lambda: flow.client.release(held)),
     )
     same(sorted(got), ["k0", "k1"], "rows of the claim that waited")
 
@@ -224,7 +224,7 @@ def a_waiting_claim_wakes_for_its_last_field(w: World) -> None:
     got: list[str] = []
     together(
         lambda: got.extend(flow.take(required=["x", "y"]).sample_ids),
-        lambda: flow.put(["k0"], y=torch.ones(1)),
+        later(lambda: flow.put(["k0"], y=torch.ones(1))),
     )
     same(got, ["k0"], "rows of the claim that waited")
 
@@ -240,7 +240,7 @@ def waiting_claims_share_what_comes(w: World) -> None:
         with lock:
             got.extend(keys)
 
-    together(take, take, take, lambda: flow.put_rows(3))
+    together(take, take, take, later(lambda: flow.put_rows(3)))
     same(sorted(got), names("k", 3), "rows of all claims")
 
 

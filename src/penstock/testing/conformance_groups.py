@@ -6,7 +6,7 @@ import time
 
 from penstock.errors import DataPlaneBadRequest, DataPlaneTimeout, RowRemoved
 from penstock.records import GroupPolicy
-from penstock.testing.conformance_world import SOON_S, Flow, World, ints, names, raises, same, together, true
+from penstock.testing.conformance_world import SOON_S, Flow, World, ints, later, names, raises, same, together, true
 
 _BRIEF_S = 0.05
 
@@ -115,7 +115,7 @@ def listings_are_filtered(w: World) -> None:
     flow.put_group("v2", 1, weight_version=2)
     flow.put_group("v3", 1, weight_version=3, committed=False)
     flow.put_group("none", 1)
-    same(_ids(flow, committed=True), ["v1", "v2", "none"], "committed")
+    same(_ids(flow, committed=True), ["none", "v1", "v2"], "committed")
     same(_ids(flow, committed=False), ["v3"], "not committed")
     same(_ids(flow, min_weight_version=2), ["v2", "v3"], "at least version 2")
     same(_ids(flow, max_weight_version=2), ["v1", "v2"], "at most version 2")
@@ -124,7 +124,7 @@ def listings_are_filtered(w: World) -> None:
 
 
 def listings_are_paged(w: World) -> None:
-    """Pages of limit groups, each after the last group of the one before, make the whole listing, in order of id."""
+    """Groups come in order of id; pages of limit groups, each after the last of the one before, make the listing."""
     flow = w.flow()
     for group in ("d", "a", "e", "c", "b"):
         flow.put_group(group, 2)
@@ -133,6 +133,7 @@ def listings_are_paged(w: World) -> None:
         pages.append(page)
         after = page[-1]
     same(pages, [["a", "b"], ["c", "d"], ["e"]], "pages")
+    same(_ids(flow), ["a", "b", "c", "d", "e"], "the whole listing")
     for wrong in (0, -1, 1.5):
         with raises(DataPlaneBadRequest, ValueError):
             _ids(flow, limit=wrong)
@@ -205,7 +206,7 @@ def a_commit_by_tag_wakes_a_waiting_claim(w: World) -> None:
     got: list[str] = []
     together(
         lambda: got.extend(flow.take(whole_groups=True).sample_ids),
-        lambda: flow.client.put_samples(keys, flow.name, tags=[{"committed": True}] * 2),
+        later(lambda: flow.client.put_samples(keys, flow.name, tags=[{"committed": True}] * 2)),
     )
     same(got, keys, "rows of the claim that waited")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from collections.abc import Callable
 
 from penstock.errors import DataPlaneBadRequest, DataPlaneError, DataPlaneUnavailable
 from penstock.plane.contract import DataPlaneClient
 from penstock.records import DataPlaneCapabilities, KVBatchMeta
-from penstock.testing.conformance_world import SOON_S, World, ints, raises, same, together, true
+from penstock.testing.conformance_world import SOON_S, World, ints, later, raises, same, together, true
 
 
 def _every_call(client: DataPlaneClient, name: str) -> dict[str, Callable[[], object]]:
@@ -72,18 +71,20 @@ def removal_takes_lists(w: World) -> None:
 
 
 def removal_is_verified_and_idempotent(w: World) -> None:
-    """Pop and evict remove exactly their rows, take absent ones, unknown partitions and repeats for done."""
+    """Pop and evict remove exactly their rows, take absent rows and repeats for done, after a clear too."""
     flow = w.flow()
     flow.put_rows(4)
     flow.client.pop(["k0", "absent"], flow.name)
     flow.client.evict(["k1", "absent"], flow.name, "stale")
     flow.client.evict(["k1", "k0"], flow.name, "stale")
     same(flow.keys(), ["k2", "k3"], "rows")
-    flow.client.pop(["k0"], w.new_name())
-    flow.client.evict(["k0"], w.new_name())
     flow.client.clear_samples(["k0"], w.new_name())
     flow.client.clear_samples(None, w.new_name())
     same(flow.claim().sample_ids, ["k2", "k3"], "rows ready")
+    flow.client.clear_samples(None, flow.name)
+    flow.client.pop(["k0"], flow.name)
+    flow.client.evict(["k1"], flow.name)
+    same(flow.keys(), [], "rows")
 
 
 def bad_deadlines_are_refused(w: World) -> None:
@@ -141,17 +142,11 @@ def a_client_is_a_context_manager(w: World) -> None:
 def closing_ends_a_waiting_claim(w: World) -> None:
     """A claim that waits when its client is closed ends at once, with an error of the tree."""
     flow = w.flow()
-    waiting = threading.Event()
     started = time.monotonic()
 
     def wait() -> None:
-        waiting.set()
         with raises(DataPlaneError):
             flow.take(timeout_s=SOON_S * 2)
 
-    def close() -> None:
-        waiting.wait(SOON_S)
-        flow.client.close()
-
-    together(wait, close)
+    together(wait, later(flow.client.close))
     true(time.monotonic() - started < SOON_S, "the claim waited on")

@@ -9,7 +9,18 @@ from contextlib import suppress
 import torch
 
 from penstock.errors import DataPlaneBadRequest, DataPlaneError, DataPlaneTimeout, LeaseLost
-from penstock.testing.conformance_world import SOON_S, World, ints, names, raises, same, same_tensor, together, true
+from penstock.testing.conformance_world import (
+    SOON_S,
+    World,
+    ints,
+    later,
+    names,
+    raises,
+    same,
+    same_tensor,
+    together,
+    true,
+)
 
 
 def trap_01_a_get_of_present_and_missing_rows_is_an_error(w: World) -> None:
@@ -25,7 +36,7 @@ def trap_02_a_failed_put_leaves_no_row_listed(w: World) -> None:
     """A put that fails leaves nothing behind: no key listed, no field produced, no tag changed."""
     flow = w.flow()
     flow.put(["old"], [{"status": "before"}], x=ints(1))
-    with raises(DataPlaneBadRequest, TypeError):
+    with raises(DataPlaneBadRequest):
         flow.client.put_samples(
             ["old", "new"], flow.name, {"y": torch.zeros(2), "x": torch.zeros(2, 3)}, [{"status": "after"}, {}]
         )
@@ -142,9 +153,9 @@ def trap_09_a_field_keeps_its_dtype_and_rank(w: World) -> None:
     """A put whose dtype or rank differs from the field's first put is refused, naming both; nothing is cast."""
     flow = w.flow()
     flow.put(["a"], x=torch.ones(1, dtype=torch.float32))
-    with raises(DataPlaneBadRequest, TypeError, naming=["x", "float32", "int64"]):
+    with raises(DataPlaneBadRequest, naming=["x", "float32", "int64"]):
         flow.put(["b"], x=ints(1))
-    with raises(DataPlaneBadRequest, TypeError, naming=["x"]):
+    with raises(DataPlaneBadRequest, naming=["x"]):
         flow.put(["b"], x=torch.ones(1, 2, dtype=torch.float32))
     with raises(DataPlaneBadRequest, TypeError, naming=["x"]):
         flow.client.put_samples(["b", "c"], flow.name, {"x": [torch.ones(2), torch.ones(2, dtype=torch.int64)]})
@@ -160,7 +171,7 @@ def trap_10_a_waiting_claim_stalls_nobody(w: World) -> None:
 
     def wait() -> None:
         with raises(DataPlaneTimeout):
-            flow.take(timeout_s=3.0)
+            flow.take(timeout_s=2.0)
         ended.set()
 
     def work() -> None:
@@ -171,7 +182,7 @@ def trap_10_a_waiting_claim_stalls_nobody(w: World) -> None:
             busy.claim("prep")
         true(not ended.is_set(), "other calls waited until the blocked claim gave up")
 
-    together(wait, work)
+    together(wait, later(work))
 
 
 def trap_11_a_whole_group_is_one_prompt(w: World) -> None:

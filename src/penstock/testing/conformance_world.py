@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -25,6 +26,7 @@ from penstock.records import KVBatchMeta
 Measure: TypeAlias = Callable[[DataPlaneClient], int]
 
 SOON_S = 20.0  # what "at once" may take on a loaded machine
+_MOMENT_S = 0.15
 TASKS = ("prep", "train")  # "train" is the final task
 _numbers = itertools.count(1)
 
@@ -113,6 +115,16 @@ def together(*bodies: Callable[[], object]) -> None:
         true(not thread.is_alive(), "a thread did not end")
     if errors:
         raise errors[0]
+
+
+def later(body: Callable[[], object]) -> Callable[[], object]:
+    """Return ``body``, done after a moment: by then a claim that was started beside it waits."""
+
+    def wait_first() -> None:
+        time.sleep(_MOMENT_S)
+        body()
+
+    return wait_first
 
 
 class Flow:
