@@ -11,7 +11,18 @@ from pathlib import Path
 
 from penstock.errors import DataPlaneUnavailable
 from penstock.plane.dialing import Starting
-from penstock.requests import Call, Done, Failed, Heartbeat, OpenSession, Reply, ReplyBody, ResumeSession, Welcome
+from penstock.requests import (
+    Call,
+    Done,
+    Failed,
+    Goodbye,
+    Heartbeat,
+    OpenSession,
+    Reply,
+    ReplyBody,
+    ResumeSession,
+    Welcome,
+)
 from penstock.wire import FrameReader, decode_call, encode_reply
 
 
@@ -118,7 +129,7 @@ class FakePlane:
         if isinstance(move, Cut):
             return False
         client.sendall(move.data if isinstance(move, Raw) else encode_reply(Reply(call.id, self.incarnation, move)))
-        return True
+        return not isinstance(call.body, Goodbye)
 
     def _decide(self, call: Call) -> Move:
         if isinstance(call.body, OpenSession | ResumeSession):

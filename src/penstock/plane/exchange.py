@@ -22,7 +22,7 @@ from penstock.requests import (
     Heartbeat,
     OpenSession,
     Ping,
-    ReplyBody,
+    Record,
     Request,
     ResumeSession,
     Shutdown,
@@ -49,7 +49,7 @@ _OF_NO_PARTITION = (
 )
 
 Outcome = Settled | Ended
-R = TypeVar("R", bound=ReplyBody)
+R = TypeVar("R", bound=Record)
 
 
 class Waiter:

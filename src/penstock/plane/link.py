@@ -32,7 +32,7 @@ from penstock.plane.dialing import Dialer, Starting
 from penstock.plane.events import Effect, Ended, Event, Verdict
 from penstock.plane.exchange import Exchange, Waiter
 from penstock.plane.waker import Waker
-from penstock.requests import Failed, ReplyBody, Request
+from penstock.requests import Failed, Record, Request
 from penstock.retry import Deadline, reconnect_delays
 from penstock.wire import FrameReader, WireError, decode_reply, encode_call
 
@@ -51,7 +51,7 @@ _EXIT_S = 1.0  # at the interpreter's exit
 _HEARTBEAT_S = 2.0  # until the plane says otherwise
 _CLOSED = "the client is closed"
 
-R = TypeVar("R", bound=ReplyBody)
+R = TypeVar("R", bound=Record)
 
 
 class _Parcel:
@@ -147,8 +147,7 @@ class Link:
             DataPlaneTimeout: no answer in time; the outcome is not known.
             DataPlaneError: the plane refused; as it said it.
         """
-        if os.getpid() != self._pid:
-            raise DataPlaneUnavailable("a client does not survive a fork: make a new one in the child process")
+        self._require_own_process()
         return Exchange(self, body, kind, deadline, once=once, remembered=remembered)
 
     def ask(
@@ -200,9 +199,15 @@ class Link:
         if self._sock is not None:
             self._sock.close()
 
-    @property
-    def closed(self) -> bool:
-        return self._closing
+    def require_open(self) -> None:
+        """Raise ``DataPlaneUnavailable`` if the client is closed."""
+        self._require_own_process()
+        if self._closing:
+            raise DataPlaneUnavailable(_CLOSED)
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise DataPlaneUnavailable("a client does not survive a fork: make a new one in the child process")
 
     @property
     def incarnation(self) -> int:

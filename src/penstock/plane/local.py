@@ -1,0 +1,425 @@
+"""The embedded engine's client: metadata over the plane's Unix socket, payload bytes through shared memory.
+
+Invariants: a call checks its arguments before anything is sent; every error is of the tree in ``errors``; a client that
+is closed, collected or forked away leaves no view that depends on memory it does not pin; a client is fit for use by
+several threads, each call with its own deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from penstock import requests
+from penstock.config import ClientConfig, PlaneConfig
+from penstock.errors import BadArgument
+from penstock.payload import codec
+from penstock.plane import checks
+from penstock.plane.arenas import Arenas
+from penstock.plane.contract import Columns, DataPlaneClient, OnFailed, TagRow
+from penstock.plane.courier import Identity
+from penstock.plane.dialing import LocalDialer
+from penstock.plane.link import Link, LinkStatistics
+from penstock.plane.puts import GRANT_AGAIN, Puts
+from penstock.plane.reads import RE_READ, Reads
+from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag, as_int
+from penstock.requests import AuditReport, Done, StatusReport, Tokens, WhyReport
+from penstock.retry import Deadline, Retrier
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+__all__ = ["LocalDataPlaneClient"]
+
+R = TypeVar("R", bound=requests.Record)
+
+
+class LocalDataPlaneClient(DataPlaneClient):
+    """A session on the plane of a data directory, which is started if none runs and none was ever served there.
+
+    Args:
+        data_dir: the plane's directory; None = a private plane, which ends with this client and leaves nothing.
+        config: this client's behaviour.
+        plane: how a plane that is started behaves; one that runs keeps its own configuration.
+
+    Raises:
+        DataPlaneUnavailable: no plane answers within ``config.timeout_s``; says what was tried.
+        BadArgument: the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str] | None = None,
+        *,
+        config: ClientConfig | None = None,
+        plane: PlaneConfig | None = None,
+    ) -> None:
+        self._config = config or ClientConfig()
+        dialer = LocalDialer(data_dir, plane or PlaneConfig())
+        self.data_dir: Path = dialer.data_dir
+        unpins = _Unpins()
+        self._arenas = Arenas(self.data_dir, unpins, self._config.integrity)
+        self._link = Link(_identity(self._config), dialer, before_end=self._arenas.end)
+        unpins.link = self._link
+        paranoid = self._config.integrity == "paranoid"
+        self._puts = Puts(self._link, self._arenas, Retrier(GRANT_AGAIN), read_back=paranoid)
+        self._reads = Reads(self._link, self._arenas, Retrier(RE_READ))
+        weakref.finalize(self, self._link.end).atexit = False  # the link has its own farewell
+        try:
+            self._ask(requests.Ping(), Done, self._deadline(None))
+        except BaseException:
+            self._link.close(_CLOSE_S)
+            raise
+
+    def __repr__(self) -> str:
+        state = self._link.statistics()
+        return (
+            f"LocalDataPlaneClient({str(self.data_dir)!r}, {state.phase}, life {state.incarnation}, "
+            f"{state.pending} calls under way, {self._arenas.live_views} views)"
+        )
+
+    # -- task-mediated ------------------------------------------------------------------------------------------------
+
+    def register_partition(
+        self,
+        partition_id: str,
+        fields: Sequence[str],
+        num_samples: int,
+        consumer_tasks: Sequence[str],
+        grpo_group_size: int | None = None,
+        enums: Mapping[str, Sequence[str]] | None = None,
+        *,
+        group_policy: GroupPolicy | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        deadline = self._deadline(timeout_s)
+        body = requests.RegisterPartition(
+            checks.name(partition_id, "partition_id"),
+            checks.names(fields, "fields"),
+            checks.count(num_samples, "num_samples"),
+            checks.names(consumer_tasks, "consumer_tasks", unique=True, may_be_empty=False),
+            None if grpo_group_size is None else checks.count(grpo_group_size, "grpo_group_size", least=1),
+            {name: checks.names(values, f"enums[{name!r}]") for name, values in (enums or {}).items()} or None,
+            group_policy,
+        )
+        self._ask(body, Done, deadline)
+
+    def claim_meta(
+        self,
+        partition_id: str,
+        task_name: str,
+        required_fields: Sequence[str],
+        batch_size: int,
+        dp_rank: int | None = None,
+        blocking: bool = True,
+        timeout_s: float | None = 60.0,
+        *,
+        min_rows: int = 1,
+        keys: Sequence[str] | None = None,
+        whole_groups: bool = False,
+        lease_s: float | None = None,
+    ) -> KVBatchMeta:
+        deadline = self._deadline(timeout_s)
+        chosen = None if keys is None else checks.keys(keys, unique=True)
+        batch, least = checks.claim_sizes(batch_size, min_rows, chosen)
+        body = requests.Claim(
+            checks.name(partition_id, "partition_id"),
+            checks.name(task_name, "task_name"),
+            checks.names(required_fields, "required_fields"),
+            0 if chosen is not None else batch,
+            least,
+            bool(blocking),
+            chosen,
+            bool(whole_groups),
+            checks.lease_s(lease_s),
+            None if dp_rank is None else checks.count(dp_rank, "dp_rank"),
+        )
+        # Within the ``with``: a signal before the meta is complete gives the rows back.
+        with self._link.call(body, requests.Claimed, deadline) as claimed:
+            return KVBatchMeta(
+                partition_id=body.partition,
+                task_name=body.task,
+                sample_ids=claimed.keys,
+                fields=list(body.required),
+                sequence_lengths=claimed.lengths,
+                tags=[dict(tags) for tags in claimed.tags],
+                lease=(claimed.token,) if claimed.token else (),
+            )
+
+    def get_data(
+        self,
+        meta: KVBatchMeta,
+        select_fields: Sequence[str] | None = None,
+        *,
+        on_failed: OnFailed = "raise",
+        timeout_s: float | None = None,
+    ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
+        checks.meta(meta)
+        fields = meta.fields if select_fields is None else select_fields
+        if fields is None:
+            raise BadArgument(
+                "get_data: neither select_fields nor meta.fields names a column", partition=meta.partition_id
+            )
+        table, kept = self._read(meta.partition_id, meta.sample_ids, fields, on_failed, timeout_s)
+        return table if on_failed == "raise" else (table, meta.subset(kept))
+
+    def ack(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
+        deadline = self._deadline(timeout_s)
+        partition, task, keys, tokens = _held(meta, "ack")
+        self._ask(requests.Ack(partition, task, keys, tokens), Done, deadline, remembered=meta.lease is None)
+
+    def release(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
+        deadline = self._deadline(timeout_s)
+        partition, task, keys, tokens = _held(meta, "release")
+        self._ask(requests.Release(partition, task, keys, tokens), Done, deadline, remembered=meta.lease is None)
+
+    def renew(self, meta: KVBatchMeta, lease_s: float | None, *, timeout_s: float | None = None) -> None:
+        deadline = self._deadline(timeout_s)
+        partition, task, keys, tokens = _held(meta, "renew")
+        body = requests.Renew(partition, task, keys, tokens, checks.lease_s(lease_s))
+        self._ask(body, Done, deadline, remembered=meta.lease is None)
+
+    def check_consumption_status(
+        self, partition_id: str, task_names: Sequence[str], *, timeout_s: float | None = None
+    ) -> bool:
+        deadline = self._deadline(timeout_s)
+        tasks = checks.names(task_names, "task_names", may_be_empty=False)
+        body = requests.CheckConsumption(checks.name(partition_id, "partition_id"), tasks)
+        return self._ask(body, requests.Flag, deadline).value
+
+    # -- direct, by key -----------------------------------------------------------------------------------------------
+
+    def put_samples(
+        self,
+        sample_ids: Sequence[str],
+        partition_id: str,
+        fields: Columns | None = None,
+        tags: Sequence[TagRow] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> KVBatchMeta:
+        deadline = self._deadline(timeout_s)
+        partition = checks.name(partition_id, "partition_id")
+        keys = checks.keys(sample_ids, unique=True)
+        rows = checks.tag_rows(tags, len(keys))
+        if fields is None and rows is None:
+            raise BadArgument("put_samples: neither fields nor tags", partition=partition)
+        batch = codec.encode({} if fields is None else fields, len(keys), strict_tensors=self._config.strict_tensors)
+        meta = KVBatchMeta(
+            partition_id=partition,
+            task_name=None,
+            sample_ids=keys,
+            fields=[column.name for column in batch.columns],
+            sequence_lengths=_lengths(rows) or batch.lengths,
+            tags=rows,
+        )
+        columns = checks.tag_columns(rows or [])
+        if not keys:
+            self._require_open()
+        elif batch.columns:
+            wanted = requests.Grant(partition, keys, batch.specs, columns, batch.nbytes, batch.row_bytes, batch.lengths)
+            self._puts.put(wanted, batch, deadline)
+        else:
+            self._ask(requests.PutTags(partition, keys, columns), Done, deadline)
+        return meta
+
+    def get_samples(
+        self,
+        sample_ids: Sequence[str],
+        partition_id: str,
+        select_fields: Sequence[str],
+        *,
+        on_failed: OnFailed = "raise",
+        timeout_s: float | None = None,
+    ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
+        table, kept = self._read(partition_id, sample_ids, select_fields, on_failed, timeout_s)
+        if on_failed == "raise":
+            return table
+        keys = checks.keys(sample_ids)
+        return table, KVBatchMeta(partition_id, None, [keys[i] for i in kept], fields=list(select_fields))
+
+    def _read(
+        self,
+        partition_id: str,
+        sample_ids: Sequence[str],
+        select_fields: Sequence[str],
+        on_failed: OnFailed,
+        timeout_s: float | None,
+    ) -> tuple[TensorDict, list[int]]:
+        """Return the columns of the rows that can be read, and their positions in ``sample_ids``."""
+        deadline = self._deadline(timeout_s)
+        partition = checks.name(partition_id, "partition_id")
+        keys, drop = checks.keys(sample_ids), checks.on_failed(on_failed)
+        fields = list(dict.fromkeys(checks.names(select_fields, "select_fields", may_be_empty=False)))
+        return self._reads.read(partition, keys, fields, deadline, drop=drop)
+
+    def clear_samples(
+        self, sample_ids: Sequence[str] | None, partition_id: str, *, timeout_s: float | None = None
+    ) -> None:
+        deadline = self._deadline(timeout_s)
+        keys = None if sample_ids is None else checks.keys(sample_ids)
+        self._ask(requests.Clear(checks.name(partition_id, "partition_id"), keys), Done, deadline)
+
+    # -- recovery -----------------------------------------------------------------------------------------------------
+
+    def ping(self, timeout_s: float | None = None) -> None:
+        self._link.ask(requests.Ping(), Done, self._deadline(timeout_s), once=True)
+
+    def list_metadata(
+        self,
+        partition_id: str,
+        *,
+        committed: bool | None = None,
+        min_weight_version: int | None = None,
+        max_weight_version: int | None = None,
+        older_than_s: float | None = None,
+        ready_for: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[DataPlaneGroupMeta]:
+        deadline = self._deadline(timeout_s)
+        wanted = None if limit is None else checks.count(limit, "limit", least=1)
+        partition = checks.name(partition_id, "partition_id")
+        age = None if older_than_s is None else checks.seconds(older_than_s, "older_than_s", 0.0)
+        found: list[DataPlaneGroupMeta] = []
+        while True:
+            body = requests.ListMetadata(
+                partition,
+                committed,
+                min_weight_version,
+                max_weight_version,
+                age,
+                ready_for,
+                0 if wanted is None else wanted - len(found),
+                after,
+            )
+            page = self._ask(body, requests.Groups, deadline)
+            found += page.groups
+            if not page.more or not page.groups or len(found) == wanted:
+                return found
+            after = page.groups[-1].group_id
+
+    def depth(self, partition_id: str, *, timeout_s: float | None = None) -> int:
+        deadline = self._deadline(timeout_s)
+        return self._ask(requests.Depth(checks.name(partition_id, "partition_id")), requests.Number, deadline).value
+
+    def pop(
+        self,
+        keys: Sequence[str],
+        partition_id: str,
+        *,
+        lease: str | Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        # The plane removes all rows or none and answers with what became of them: its word is the verification.
+        deadline = self._deadline(timeout_s)
+        partition, rows, given = checks.name(partition_id, "partition_id"), checks.keys(keys), checks.tokens(lease)
+        body = requests.Pop(partition, rows, Tokens(given or [], []))
+        self._ask(body, Done, deadline, remembered=given is None)
+
+    def evict(
+        self,
+        keys: Sequence[str],
+        partition_id: str,
+        reason: str = "stale",
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        deadline = self._deadline(timeout_s)
+        partition, rows, why = (
+            checks.name(partition_id, "partition_id"),
+            checks.keys(keys),
+            checks.name(reason, "reason"),
+        )
+        self._ask(requests.Evict(partition, rows, why), Done, deadline)
+
+    def get_capabilities(self, *, timeout_s: float | None = None) -> DataPlaneCapabilities:
+        return self._ask(requests.Capabilities(), requests.CapabilitiesAre, self._deadline(timeout_s)).value
+
+    # -- questions of operators ---------------------------------------------------------------------------------------
+
+    def audit(self, partition: str | None = None, *, timeout_s: float | None = None) -> AuditReport:
+        """Return the conservation equation of one partition, or of all, those that were cleared included."""
+        deadline = self._deadline(timeout_s)
+        name = None if partition is None else checks.name(partition, "partition")
+        return self._ask(requests.Audit(name), AuditReport, deadline)
+
+    def why(
+        self,
+        partition: str,
+        *,
+        task: str | None = None,
+        key: str | None = None,
+        group: str | None = None,
+        timeout_s: float | None = None,
+    ) -> WhyReport:
+        """Return what a task, a row or a group of the partition is waiting for, since when, and its last events."""
+        deadline = self._deadline(timeout_s)
+        given = {"task": task, "key": key, "group": group}
+        named = {what: None if value is None else checks.name(value, what) for what, value in given.items()}
+        body = requests.Why(checks.name(partition, "partition"), named["task"], named["key"], named["group"])
+        return self._ask(body, WhyReport, deadline)
+
+    def status(self, *, timeout_s: float | None = None) -> StatusReport:
+        """Return the plane at a glance."""
+        return self._ask(requests.Status(), StatusReport, self._deadline(timeout_s))
+
+    def statistics(self) -> LinkStatistics:
+        """Return this client's own counts; asks nobody."""
+        return self._link.statistics()
+
+    # -- lifecycle ----------------------------------------------------------------------------------------------------
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        self._link.close(checks.seconds(timeout_s, "timeout_s", _CLOSE_S))
+
+    def _ask(self, body: requests.Request, kind: type[R], deadline: Deadline, *, remembered: bool = False) -> R:
+        return self._link.ask(body, kind, deadline, remembered=remembered)
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(checks.seconds(timeout_s, "timeout_s", self._config.timeout_s))
+
+    def _require_open(self) -> None:
+        self._link.require_open()
+
+
+_CLOSE_S = 30.0  # views may be large: each of their pages is written before the end
+
+
+class _Unpins:
+    """Where the pins of views go; the link comes after the arenas, which it lets go of at its end."""
+
+    link: Link | None = None
+
+    def __call__(self, pin: int) -> None:
+        if self.link is not None and pin:
+            self.link.unpin(pin)
+
+
+def _identity(config: ClientConfig) -> Identity:
+    owner = config.owner or f"{Path(sys.argv[0]).name or 'python'}:{os.getpid()}"
+    return Identity(secrets.randbits(63), owner, config.role, socket.gethostname(), os.getpid())
+
+
+def _held(meta: KVBatchMeta, what: str) -> tuple[str, str, list[str], Tokens]:
+    """Return what an ack, release or renewal is about, with the tokens that the meta names."""
+    checks.meta(meta)
+    if meta.task_name is None:
+        raise BadArgument(f"{what}: the meta names no task; only claimed rows can be", partition=meta.partition_id)
+    task = checks.name(meta.task_name, "task_name")
+    keys = checks.keys(meta.sample_ids)
+    tokens = Tokens(checks.tokens(meta.lease) or [], [])
+    return checks.name(meta.partition_id, "partition_id"), task, keys, tokens
+
+
+def _lengths(rows: Sequence[Mapping[str, Tag]] | None) -> list[int] | None:
+    """Return the rows' tag ``input_lengths``, if all have one."""
+    lengths = [as_int(row.get("input_lengths")) for row in rows or []]
+    return [n for n in lengths if n is not None] if lengths and None not in lengths else None
