@@ -22,7 +22,7 @@ import msgspec
 from penstock.demo.messages import Heard, Left, Order, Said
 from penstock.demo.spec import RunFiles
 
-__all__ = ["Ended", "Life", "Processes", "kind_of", "slot_of"]
+__all__ = ["Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
 
 _POLL_S = 0.02
 
@@ -35,6 +35,11 @@ def kind_of(name: str) -> str:
 def slot_of(peer: str) -> str:
     """Return the slot of a peer: "worker-0" of "worker-0.3"."""
     return peer.partition(".")[0]
+
+
+def role_command(root: Path, peer: str) -> list[str]:
+    """Return the command line of a role; it ends with the process that calls this."""
+    return [sys.executable, "-m", "penstock.demo.role", kind_of(peer), str(root), peer, str(os.getpid())]
 
 
 @dataclass
@@ -68,11 +73,18 @@ class Processes:
     Args:
         files: the run's directory; stderr of a slot goes to its log there, life after life.
         listen: called with what peers say, from one thread per peer; must not block.
+        command: makes the command line of a peer, given the run's directory and the peer's name.
     """
 
-    def __init__(self, files: RunFiles, listen: Callable[[Heard | Left], None]) -> None:
+    def __init__(
+        self,
+        files: RunFiles,
+        listen: Callable[[Heard | Left], None],
+        command: Callable[[Path, str], list[str]] | None = None,
+    ) -> None:
         self._files = files
         self._listen = listen
+        self._command = command or role_command
         self._lives: dict[str, Life] = {}  # slot -> its present life
         self._ears: list[threading.Thread] = []
         self._born = 0
@@ -83,10 +95,9 @@ class Processes:
         peer = f"{slot}.{self._born}"
         talks = kind_of(slot) != "plane"
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
-        command = [sys.executable, "-m", "penstock.demo.role", kind_of(slot), str(self._files.root), peer]
         with self.log_path(slot).open("ab") as log:
             process = subprocess.Popen(
-                [*command, str(os.getpid())],
+                self._command(self._files.root, peer),
                 stdin=pipe,
                 stdout=pipe if talks else log,
                 stderr=log,

@@ -118,13 +118,16 @@ def plane_command(files: RunFiles) -> list[str]:
 def connect(
     files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] | None = None
 ) -> LocalDataPlaneClient:
-    """Return a client of the run's plane, which may just be restarting."""
+    """Return a client of the run's plane, which may just be restarting.
+
+    Not by ``penstock.connect``, which makes sure of torch first: the launcher lives without it.
+    """
     from penstock.demo.patience import patiently
     from penstock.plane.local import LocalDataPlaneClient
 
     config = ClientConfig(timeout_s=CALL_S, role=role, owner=owner)
     patience = files.spec().plane_patience_s
-    return patiently(lambda: LocalDataPlaneClient(files.plane, config=config, start=False), patience, sleep)
+    return patiently(lambda: LocalDataPlaneClient(files.plane, config=config), patience, sleep)
 
 
 def end_with(parent: int, by: signal.Signals) -> None:

@@ -7,17 +7,25 @@ and skips none; the reward is the fraction of right digits, computed by rule, in
 from __future__ import annotations
 
 import torch
+import xxhash
 from torch import Tensor
 
 from penstock.demo.spec import TaskSpec
 
-__all__ = ["prompt_digits", "prompt_tokens", "rewards"]
+__all__ = ["prompt_digits", "prompt_tokens", "randomness", "rewards"]
+
+
+def randomness(*names: str | int) -> torch.Generator:
+    """Return the source of randomness that ``names`` name.
+
+    They are hashed to 32 bits: torch's CPU generator silently ignores the upper half of a longer seed.
+    """
+    return torch.Generator().manual_seed(xxhash.xxh32_intdigest(repr(names).encode()))
 
 
 def prompt_digits(spec: TaskSpec, index: int) -> Tensor:
     """Return question ``index`` as int64 ``[length]``."""
-    source = torch.Generator().manual_seed(((spec.seed & 0xFFFF) << 32) | (index & 0xFFFFFFFF))
-    return torch.randint(spec.digits, (spec.length,), generator=source)
+    return torch.randint(spec.digits, (spec.length,), generator=randomness("prompt", spec.seed, index))
 
 
 def prompt_tokens(spec: TaskSpec, index: int) -> Tensor:

@@ -19,7 +19,7 @@ from penstock.demo.model import Policy, generate
 from penstock.demo.patience import patiently
 from penstock.demo.rows import group_keys, group_tags, put_entries, row_hashes
 from penstock.demo.spec import PARTITION, RunFiles, RunSpec
-from penstock.demo.task import prompt_tokens, rewards
+from penstock.demo.task import prompt_tokens, randomness, rewards
 from penstock.errors import RowRemoved, UnknownName
 from penstock.plane.contract import DataPlaneClient
 from penstock.testing.checker import EventLog
@@ -58,13 +58,10 @@ class Worker:
         task = self.spec.task
         questions = torch.stack([prompt_tokens(task, ref.index) for ref in prompts])
         questions = questions.repeat_interleave(self.spec.group_size, dim=0)
-        answers, logprobs = generate(self._policy, questions, task.length, self._source(prompts[0]))
+        source = randomness("answers", task.seed, *(number for ref in prompts for number in (ref.index, ref.attempt)))
+        answers, logprobs = generate(self._policy, questions, task.length, source)
         reward = rewards(task, questions, answers)
         return {"prompt": questions, "answer": answers, "generation_logprobs": logprobs, "reward": reward}
-
-    def _source(self, ref: PromptRef) -> torch.Generator:
-        seed = (self.spec.task.seed & 0xFFFF) << 44 | (ref.index & 0xFFFFFFFF) << 12 | (ref.attempt & 0xFFF)
-        return torch.Generator().manual_seed(seed)
 
     def _deliver(self, prompts: list[PromptRef], columns: dict[str, Tensor]) -> None:
         size, now = self.spec.group_size, time.time()
