@@ -27,7 +27,7 @@ def rows_are(books: Books, fact: f.RowsAre) -> None:
         if row_is_tagged(row):
             books.join(partition, row)
         if row.group is not None:
-            row.group.putters.update(write.session_id for write, _ in row.pairs())
+            row.group.putters.update(write.session_id for write, _ in row.pairs() if write.names & GROUP_TAGS)
             groups[row.group.id] = row.group
         refresh_row(partition, row)
     for group in groups.values():
@@ -36,11 +36,11 @@ def rows_are(books: Books, fact: f.RowsAre) -> None:
 
 
 def _row_is(books: Books, partition: Partition, state: f.RowIs) -> Row | None:
-    if state.id in partition.units:
+    if state.id in partition.rows_by_id:
         return None  # known from a put that is still in the journal
     row = Row(state.id, state.key, state.wall)
     partition.rows[row.key] = row
-    partition.units[row.id] = row
+    partition.rows_by_id[row.id] = row
     pairs: list[Write | int] = []
     for write_id, index in state.writes:
         write = books.state.writes[write_id]

@@ -24,7 +24,8 @@ def leased(books: Books, fact: f.Leased) -> None:
         task.lapsed.pop(row.id, None)
         lease.rows[row.id] = row
     books.state.next_token = max(books.state.next_token, int(fact.token.rpartition("-")[2]) + 1)
-    books.hold(lease, fact.lease_s)
+    if lease.rows:
+        books.hold(lease, fact.lease_s)
     session = books.state.sessions.get(fact.session_id)
     if session is not None and fact.seq >= max(session.done_below, 1):
         session.replies[fact.seq] = lease

@@ -13,7 +13,7 @@ def put(books: Books, fact: f.Put) -> None:
     write = books.write_of(fact, partition)
     fresh = None if fact.fresh is None else set(fact.fresh)
     rows = partition.rows
-    units = partition.units
+    rows_by_id = partition.rows_by_id
     known: list[Row] = []
     for index, (key, row_id) in enumerate(zip(fact.keys, fact.ids, strict=True)):
         if row_id == 0:  # a row whose earlier put of the same bytes is all there is to say
@@ -22,17 +22,16 @@ def put(books: Books, fact: f.Put) -> None:
         if fresh is None or index in fresh:
             row = Row(row_id, key, fact.wall)
             rows[key] = row
-            units[row_id] = row
+            rows_by_id[row_id] = row
             row.writes = (write, index)
             row.produced = write.field_bits
         else:
-            unit = units.get(row_id)
-            if unit is None:
+            found = rows_by_id.get(row_id)
+            if found is None:
                 books.state.unseen += 1
                 write.bury(index)
                 continue
-            assert isinstance(unit, Row)
-            row = unit
+            row = found
             _supersede(books, partition, row, write, index)
         known.append(row)
     partition.put += len(fact.keys) if fresh is None else len(fresh)
@@ -40,8 +39,7 @@ def put(books: Books, fact: f.Put) -> None:
     _account_new(partition, write, known)
     if write.live == 0:
         books.drop_write(write)
-    _regroup(books, partition, write, known, fact.session_id)
-    books.touched.add(partition.name)
+    _regroup(books, partition, write, known, fact)
 
 
 def _account_new(partition: Partition, write: Write, known: list[Row]) -> None:
@@ -68,16 +66,18 @@ def _supersede(books: Books, partition: Partition, row: Row, write: Write, index
     row.produced = fields
 
 
-def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], session_id: int) -> None:
+def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], fact: f.Put) -> None:
     """Place the put's rows in their groups and in the queues."""
     books.touched.add(partition.name)
     grouped = bool(write.names & GROUP_TAGS)
+    producing = grouped or fact.fresh != []  # a stage that only adds a column does not answer for the group
     touched: dict[str, Group] = {}
     for row in rows:
         if grouped:
             books.join(partition, row)
         if row.group is not None:
-            row.group.putters.add(session_id)
+            if producing:
+                row.group.putters.add(fact.session_id)
             touched[row.group.gid] = row.group
         refresh_row(partition, row)
     for group in touched.values():

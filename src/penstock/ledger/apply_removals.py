@@ -21,7 +21,7 @@ def removed(books: Books, fact: f.Removed) -> None:
     for group in groups.values():
         books.after_leaving(partition, group)
     for queue in partition.queues:
-        queue.trim(partition.units)
+        queue.trim(partition)
     books.forget_old_graves(partition)
     books.touched.add(partition.name)
     if fact.reason != "trained":
@@ -39,7 +39,7 @@ def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: i
             contents.append((write.content, index))
         books.bury(partition, write, index)
     del partition.rows[row.key]
-    del partition.units[row.id]
+    del partition.rows_by_id[row.id]
     if row.queued:
         for queue in partition.queues:
             if row.queued & queue.bit:

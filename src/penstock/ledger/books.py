@@ -24,6 +24,7 @@ class Books:
         self.state = State()
         self.clock = 0.0
         self.wall = 0.0
+        self.replaying = False
         self.freed: list[int] = []
         self.touched: set[str] = set()
         self.timers: list[tuple[float, int, str, tuple[str, ...]]] = []  # (when, order, kind, of what)
@@ -45,13 +46,10 @@ class Books:
         self.state.history.append((self.wall, partition, text, tuple(keys)))
 
     def rows_of(self, partition: Partition, ids: list[int]) -> list[Row]:
-        rows = []
-        for row_id in ids:
-            row = partition.units.get(row_id)
-            if isinstance(row, Row):
-                rows.append(row)
-            else:
-                self.state.unseen += 1
+        """The rows with these ids; replay may not have seen all of them yet."""
+        found = [partition.rows_by_id.get(row_id) for row_id in ids]
+        rows = [row for row in found if row is not None]
+        self.state.unseen += len(found) - len(rows)
         return rows
 
     def write_of(self, fact: f.Put, partition: Partition) -> Write:
@@ -78,7 +76,8 @@ class Books:
             self.drop_write(write)
 
     def drop_write(self, write: Write) -> None:
-        if self.state.writes.pop(write.id, None) is not None and write.place is not None:
+        """Nothing of the write shows any more. Replay keeps it: a checkpoint's later slice may still name it."""
+        if not self.replaying and self.state.writes.pop(write.id, None) is not None and write.place is not None:
             self.freed.append(write.id)
 
     def join(self, partition: Partition, row: Row) -> None:
@@ -91,11 +90,11 @@ class Books:
             self.leave(partition, row)
         group = partition.groups.get(gid)
         if group is None:
-            group = Group(self.state.next_id, gid, row.wall)
-            self.state.next_id += 1
+            group = Group(self.state.next_group, gid, row.wall)
+            self.state.next_group += 1
             group.first_bytes = row.bytes()
             partition.groups[gid] = group
-            partition.units[group.id] = group
+            partition.groups_by_id[group.id] = group
             policy = partition.request.policy
             if policy is not None and policy.deadline_s is not None and policy.on_deadline != "wait":
                 self.start_timer(policy.deadline_s, "group", partition.name, gid)
@@ -114,7 +113,7 @@ class Books:
         self.note_unfinished(partition, group)
         if not group.rows:
             del partition.groups[group.gid]
-            del partition.units[group.id]
+            del partition.groups_by_id[group.id]
 
     def note_unfinished(self, partition: Partition, group: Group) -> None:
         """Sessions remember the groups that would be abandoned if they ended."""

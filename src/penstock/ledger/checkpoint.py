@@ -55,7 +55,7 @@ def _slice(desk: Desk, name: str, ids: list[int], written: set[int]) -> list[f.A
     partition = desk.state.partitions.get(name)
     if partition is None:
         return []
-    rows = [row for row in map(partition.units.get, ids) if isinstance(row, Row)]
+    rows = [row for row in map(partition.rows_by_id.get, ids) if row is not None]
     facts: list[f.AnyFact] = []
     for row in rows:
         for write, _ in row.pairs():

@@ -141,11 +141,11 @@ def _oldest(partition: Partition, queue: Queue, body: Claim) -> list[Row]:
         return rows
     want = min(body.batch, queue.count)
     while len(rows) < want:
-        unit = partition.units.get(heapq.heappop(queue.heap))
-        if isinstance(unit, Row) and unit.queued & queue.bit:
-            unit.queued &= ~queue.bit  # a stale second entry must not take it again
+        row = partition.rows_by_id.get(heapq.heappop(queue.heap))
+        if row is not None and row.queued & queue.bit:
+            row.queued &= ~queue.bit  # a stale second entry must not take it again
             queue.count -= 1
-            rows.append(unit)
+            rows.append(row)
     return rows
 
 
@@ -156,8 +156,8 @@ def _whole_groups(partition: Partition, queue: Queue, body: Claim) -> list[Row]:
     if queue.count < body.min_rows:
         return rows
     while queue.heap and len(rows) < body.batch:
-        group = partition.units.get(queue.heap[0])
-        if not isinstance(group, Group) or not group.queued & queue.bit or group.id in taken:
+        group = partition.groups_by_id.get(queue.heap[0])
+        if group is None or not group.queued & queue.bit or group.id in taken:
             heapq.heappop(queue.heap)
             continue
         of_group = ready_rows(group, queue)

@@ -1,14 +1,14 @@
 """The durable state as plain values: equal fingerprints mean that a replayed ledger owes what the live one does.
 
 Left out: what is volatile (grants, waiting calls, history, the order of queues), what restarts in full (durations), and
-replies that say that nothing happened (they are decided anew).
+the bytes promised to groups (an estimate, renewed when a group changes).
 """
 
 from __future__ import annotations
 
 from penstock.ledger.machine import Ledger
 from penstock.ledger.state import Lease, Partition, Row, Session, Task
-from penstock.requests import Done
+from penstock.requests import Claimed, ReplyBody
 
 
 def fingerprint(ledger: Ledger) -> dict[str, object]:
@@ -24,23 +24,30 @@ def fingerprint(ledger: Ledger) -> dict[str, object]:
         owner = (lease.partition, lease.task, lease.session_id)
         found[f"lease {token}"] = (owner, keys, lease.lease_s, lease.whole_groups)
     found["blocks"] = sorted(
-        (w.id, w.place, w.live, w.content, tuple(w.kept or ())) for w in state.writes.values() if w.place is not None
+        (w.id, w.place, w.live, w.content, tuple(w.kept or ()))
+        for w in state.writes.values()
+        if w.place is not None and w.live
     )
     return found
 
 
 def _session(session: Session) -> object:
-    taken = {seq: r for seq, r in session.replies.items() if seq >= session.done_below}
-    leases = {seq: r.token for seq, r in taken.items() if isinstance(r, Lease) and r.rows}
-    done = sorted(seq for seq, r in taken.items() if isinstance(r, Done))
-    return (session.secret, session.client_id, session.pid, leases, done, sorted(session.leases))
+    """(secret, client, done below, replies, leases). A claim's reply is ("lease", token or "" if it holds nothing)."""
+    replies = {seq: _reply(reply) for seq, reply in session.replies.items()}
+    return (session.secret, session.client_id, session.done_below, replies, sorted(session.leases))
+
+
+def _reply(reply: ReplyBody | Lease) -> object:
+    if isinstance(reply, Lease):
+        return ("lease", reply.token if reply.rows else "")
+    return ("lease", "") if isinstance(reply, Claimed) else reply
 
 
 def _partition(p: Partition) -> dict[str, object]:
     found: dict[str, object] = {
         f"partition {p.name}": (p.registered, p.request if p.registered else None, sorted(p.closed_groups)),
         f"counts {p.name}": (p.put, p.trained, p.cleared, p.quarantined, p.evicted, p.lost, p.finished_rows),
-        f"sizes {p.name}": (p.depth, p.live_bytes, p.promised_bytes, p.promised_rows),
+        f"sizes {p.name}": (p.depth, p.live_bytes, p.promised_rows),
         f"queues {p.name}": sorted((q.task.name, sorted(q.required), q.whole, q.count) for q in p.queues),
         f"tombstones {p.name}": {key: (s.reason, s.token, sorted(s.contents)) for key, s in p.tombstones.items()},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.ledger.desk import Desk
 from penstock.ledger.readiness import ready_rows, row_ready
 from penstock.ledger.reports import audit_partition
-from penstock.ledger.state import Group, Partition, Row, Unit
+from penstock.ledger.state import Group, Partition, Row
 from penstock.records import is_true
 
 
@@ -31,8 +31,8 @@ def _check_partition(desk: Desk, partition: Partition) -> None:
     audit = audit_partition(partition)
     assert audit.residue == 0, f"{name}: residue {audit.residue}"
     assert not audit.broken, f"{name}: {audit.broken}"
-    units: list[Unit] = [*partition.rows.values(), *partition.groups.values()]
-    assert {u.id: u for u in units} == partition.units, f"{name}: units"
+    assert {row.id: row for row in partition.rows.values()} == partition.rows_by_id, f"{name}: rows by id"
+    assert {group.id: group for group in partition.groups.values()} == partition.groups_by_id, f"{name}: groups by id"
     assert partition.live_bytes == sum(row.bytes() for row in partition.rows.values()), f"{name}: live_bytes"
     assert partition.depth == sum(group.done for group in partition.groups.values()), f"{name}: depth"
     assert partition.promised_bytes == sum(g.promised_bytes for g in partition.groups.values()), f"{name}: promises"
@@ -67,7 +67,7 @@ def _check_tasks(partition: Partition) -> None:
     for task in partition.tasks.values():
         assert task.consumed == sum(1 for row in partition.rows.values() if row.consumed & task.bit), task.name
         for row_id in (*task.held, *task.lapsed, *task.deliveries, *task.ended):
-            assert isinstance(partition.units.get(row_id), Row), f"{task.name}: remembers a row that is gone"
+            assert row_id in partition.rows_by_id, f"{task.name}: remembers a row that is gone"
         assert not task.held.keys() & task.lapsed.keys(), f"{task.name}: held and lapsed"
 
 

@@ -137,6 +137,7 @@ class Ledger:
         """Apply one journal entry of an earlier life. Entries come in order, before ``begin_life``."""
         books = self.desk.books
         books.clock = self._last = now
+        books.replaying = True
         for fact in entry.facts:
             apply(books, fact)
         books.freed.clear()
@@ -152,6 +153,8 @@ class Ledger:
         """Start serving. Sessions of the earlier life may resume within ``resume_grace_s``."""
         desk = self.desk
         self._last = now
+        desk.books.replaying = False
+        desk.state.writes = {write.id: write for write in desk.state.writes.values() if write.live}
         desk.now = desk.books.clock = now
         desk.books.wall = wall
         if incarnation <= desk.state.incarnation:

@@ -98,10 +98,11 @@ def open_queue(partition: Partition, task: Task, required: list[str], whole: boo
             return queue
     queue = Queue(task, required, mask, whole, 1 << len(partition.queues))
     partition.queues.append(queue)
-    for unit in partition.units.values():
-        if isinstance(unit, Group):
-            if whole:
-                _refresh_in(queue, unit)
-        elif not whole and row_ready(unit, task, mask):
-            queue.push(unit, 1)
+    if whole:
+        for group in partition.groups.values():
+            _refresh_in(queue, group)
+    else:
+        for row in partition.rows.values():
+            if row_ready(row, task, mask):
+                queue.push(row, 1)
     return queue

@@ -311,7 +311,7 @@ def status(desk: Desk, session: Session, asked: Asked) -> None:
 
 
 def _partition_status(desk: Desk, p: Partition) -> PartitionStatus:
-    singles = len(p.units) - len(p.groups) - sum(len(g.rows) for g in p.groups.values())
+    singles = len(p.rows) - sum(len(g.rows) for g in p.groups.values())
     return PartitionStatus(
         partition=p.name,
         fields=list(p.specs.values()),

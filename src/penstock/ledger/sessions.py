@@ -82,6 +82,7 @@ def end(desk: Desk, session: Session, why: str) -> None:
         facts += give_back(desk, lease, f"session of {session.who()} ended: {why}")
     for seq in list(session.waiting):
         del session.waiting[seq]
+    desk.grants = [waiter for waiter in desk.grants if waiter.session_id != session.id]
     facts.append(SessionEnded(session.id, why))
     desk.record(facts)
     desk.counters["sessions.ended"] += 1

@@ -2,7 +2,7 @@
 
 Durable: partitions, rows, writes, groups, leases, tombstones, sessions with their replies, counters; only ``apply``
 changes them. Volatile: grants, waiting calls, queues' order, timers.
-Invariants: a row is in ``Partition.rows`` and ``Partition.units`` from its first put to its removal; a queue's bit is
+Invariants: a row is in ``Partition.rows`` and ``rows_by_id`` from its first put to its removal; a queue's bit is
 set in ``Unit.queued`` exactly while the unit is ready for it; ids grow and are never reused.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from penstock.records import Tag
@@ -277,9 +277,10 @@ class Queue:
         self.count += rows
         heapq.heappush(self.heap, unit.id)
 
-    def trim(self, units: dict[int, Unit]) -> None:
+    def trim(self, partition: Partition) -> None:
         """Rebuild the heap when most of it is stale; O(1) amortised."""
         if len(self.heap) > 2 * self.count + 1024:
+            units: Mapping[int, Unit] = partition.groups_by_id if self.whole else partition.rows_by_id
             self.heap = sorted({i for i in self.heap if (u := units.get(i)) is not None and u.queued & self.bit})
 
 
@@ -316,6 +317,7 @@ class Partition:
         "granted_rows",
         "graves",
         "groups",
+        "groups_by_id",
         "live_bytes",
         "lost",
         "name",
@@ -327,11 +329,11 @@ class Partition:
         "registered",
         "request",
         "rows",
+        "rows_by_id",
         "specs",
         "tasks",
         "tombstones",
         "trained",
-        "units",
     )
 
     def __init__(self, name: str) -> None:
@@ -356,8 +358,9 @@ class Partition:
         self.specs: dict[str, FieldSpec] = {}
         self.tasks: dict[str, Task] = {}
         self.rows: dict[str, Row] = {}
-        self.units: dict[int, Unit] = {}
+        self.rows_by_id: dict[int, Row] = {}
         self.groups: dict[str, Group] = {}
+        self.groups_by_id: dict[int, Group] = {}
         self.queues: list[Queue] = []
         self.closed_groups: dict[str, float] = {}
         self.depth = 0
@@ -492,6 +495,7 @@ class State:
         "history",
         "incarnation",
         "leases",
+        "next_group",
         "next_id",
         "next_token",
         "partitions",
@@ -503,6 +507,7 @@ class State:
     def __init__(self) -> None:
         self.incarnation = 0
         self.next_id = 1
+        self.next_group = 1  # groups are numbered anew at each start: the journal names them by group_id
         self.next_token = 1
         self.clears = 1
         self.checkpoints = 0

@@ -59,7 +59,7 @@ def _row_state(partition: Partition, row: Row, task: Task, mask: int) -> str:
 
 
 def _fields_missing(partition: Partition, task: Task, required: list[str]) -> list[str]:
-    looked = [u for u in islice(partition.units.values(), LOOKED_AT) if isinstance(u, Row)]
+    looked = list(islice(partition.rows.values(), LOOKED_AT))
     waiting = [row for row in looked if not row.consumed & task.bit and row.id not in task.held]
     missing = []
     for name in required:
@@ -77,7 +77,7 @@ def _fields_missing(partition: Partition, task: Task, required: list[str]) -> li
 
 
 def _groups_missing(desk: Desk, partition: Partition) -> list[str]:
-    undone = [u for u in islice(partition.units.values(), LOOKED_AT) if isinstance(u, Group) and not u.done]
+    undone = [group for group in islice(partition.groups.values(), LOOKED_AT) if not group.done]
     return [_group_state(desk, group) for group in undone[:SHOWN]]
 
 

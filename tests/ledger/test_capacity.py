@@ -1,0 +1,138 @@
+"""Capacity: producers wait, nothing is dropped, and a full plane does not wait for itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.ledger.events import NotAllotted, SessionGone
+from penstock.requests import Commit, Grant
+from tests.ledger.office import Office, group_tags
+
+
+@pytest.fixture
+def office() -> Office:
+    made = Office(max_bytes=1000, max_rows=100)
+    made.open(1)
+    made.open(2)
+    made.register()
+    return made
+
+
+def test_a_put_over_the_limit_waits_and_goes_on_when_there_is_room(office: Office) -> None:
+    """Backpressure: the grant comes when rows are popped."""
+    office.put_done(1, ["a"], row_bytes=900)
+    call = office.grant(1, ["b"], row_bytes=200)
+    assert office.reply(call) is None
+    office.pop(1, ["a"])
+    assert office.granted(call) is not None
+
+
+def test_a_put_that_waits_in_vain_is_refused_as_full(office: Office) -> None:
+    """At its deadline, with what is taken."""
+    office.put_done(1, ["a"], row_bytes=900)
+    call = office.grant(1, ["b"], row_bytes=200, timeout_s=2.0)
+    office.later(2.5)
+    reply = office.reply(call)
+    assert reply.code == "DataPlaneFull"  # type: ignore[union-attr]
+    assert "900 of 1000 bytes" in reply.message  # type: ignore[union-attr]
+
+
+def test_what_can_never_fit_fails_at_once(office: Office) -> None:
+    """By bytes and by rows."""
+    assert office.put(1, ["a"], row_bytes=1001).code == "DataPlaneFull"  # type: ignore[union-attr]
+    many = [str(i) for i in range(101)]
+    assert office.put(1, many, row_bytes=1).code == "DataPlaneFull"  # type: ignore[union-attr]
+
+
+def test_new_groups_are_admitted_in_order(office: Office) -> None:
+    """A small put does not overtake a large one that waits."""
+    office.put_done(1, ["a"], row_bytes=900)
+    large = office.grant(1, ["b"], row_bytes=200)
+    small = office.grant(2, ["c"], row_bytes=50)
+    assert office.reply(large) is None
+    assert office.reply(small) is None
+    office.evict(1, ["a"])
+    assert office.granted(large) is not None
+    assert office.granted(small) is not None
+
+
+def test_finishing_what_was_admitted_never_queues_behind_new_groups(office: Office) -> None:
+    """The last column of a full plane's rows draws on the reserve."""
+    office.put_done(1, ["a"], row_bytes=950)
+    waiting = office.grant(2, ["b"], row_bytes=200)
+    assert office.reply(waiting) is None
+    office.put_done(1, ["a"], fields=["logprobs"], row_bytes=150)
+    assert office.reply(waiting) is None
+
+
+def test_the_reserve_too_has_an_end(office: Office) -> None:
+    """Beyond it even existing rows wait."""
+    office.put_done(1, ["a"], row_bytes=950)
+    assert office.reply(office.grant(1, ["a"], fields=["y"], row_bytes=400)) is None
+
+
+def test_a_group_is_charged_whole_at_admission(office: Office) -> None:
+    """Its declared siblings have their room; a second group that would not fit beside them waits."""
+    office.put_done(1, ["g_0"], tags=group_tags("g", 8), row_bytes=100)
+    other = office.grant(2, ["h_0"], tags=group_tags("h", 8), row_bytes=100)
+    assert office.reply(other) is None
+    for i in range(1, 8):
+        office.put_done(1, [f"g_{i}"], tags=group_tags("g", 8), row_bytes=100)
+    assert office.reply(other) is None
+    office.pop(1, [f"g_{i}" for i in range(8)])
+    assert office.granted(other) is not None
+
+
+def test_the_mean_of_trained_rows_charges_the_columns_that_are_still_to_come(office: Office) -> None:
+    """A row that will grow by a column is charged with it from the start, once such rows have been trained."""
+    office.put_done(1, ["a"], row_bytes=100)
+    office.put_done(1, ["a"], fields=["logprobs"], row_bytes=500)
+    office.pop(1, ["a"])
+    assert office.granted(office.grant(1, ["g_0"], tags=group_tags("g", 1), row_bytes=100)) is not None
+    assert office.reply(office.grant(2, ["h_0"], tags=group_tags("h", 1), row_bytes=100)) is None
+
+
+def test_a_dropped_grant_gives_its_room_back(office: Office) -> None:
+    """The writer died or gave up: the next in line goes on, and a commit of it comes too late."""
+    first = office.granted(office.grant(1, ["a"], row_bytes=900))
+    waiting = office.grant(2, ["b"], row_bytes=900)
+    assert first is not None
+    office.event(NotAllotted(first))
+    assert office.dropped == [first]
+    assert office.granted(waiting) is not None
+    assert type(office.ask(1, Commit(first, 7))).__name__ == "GrantAgain"
+
+
+def test_a_waiting_put_of_a_dead_session_is_forgotten(office: Office) -> None:
+    """It holds up nobody."""
+    office.put_done(1, ["a"], row_bytes=900)
+    office.grant(2, ["b"], row_bytes=900)
+    office.event(SessionGone(2, "killed"))
+    third = office.grant(1, ["c"], row_bytes=100)
+    assert office.granted(third) is not None
+
+
+def test_a_partitions_own_limit_holds_up_that_partition_only() -> None:
+    """Others go on."""
+    office = Office(max_bytes=10_000, partition_max_bytes=1000)
+    office.open(1)
+    office.register()
+    office.register(name="q")
+    office.put_done(1, ["a"], row_bytes=900)
+    assert office.reply(office.grant(1, ["b"], row_bytes=900)) is None
+    assert office.granted(office.grant(1, ["c"], row_bytes=900, partition="q")) is not None
+
+
+def test_a_grant_for_a_group_that_another_grant_began_is_not_charged_twice(office: Office) -> None:
+    """Two workers put siblings of one group at the same moment."""
+    one = office.grant(1, ["g_0"], tags=group_tags("g", 8), row_bytes=100)
+    two = office.grant(2, ["g_1"], tags=group_tags("g", 8), row_bytes=100)
+    assert office.granted(one) is not None
+    assert office.granted(two) is not None
+    assert office.ledger.desk.state.partitions["p"].granted_bytes == 900
+
+
+def test_unregistered_partitions_take_no_puts(office: Office) -> None:
+    """The refusal lists those that are registered."""
+    body = Grant("nowhere", ["a"], [], [], 100, [1])
+    assert "'p'" in office.fails(1, body, "UnknownName").message
