@@ -33,7 +33,7 @@ def names(values: object, what: str, *, unique: bool = False, may_be_empty: bool
     """Return ``values``, a list of names, as a plain list; ``what`` says in errors what they are."""
     if values is None or isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise BadArgument(f"{what} must be a list of strings, got {_shown(values)}")
-    plain = [str(v) if isinstance(v, str) else v for v in values]
+    plain = [str.__str__(v) if isinstance(v, str) else v for v in values]  # str() of an Enum is not its value
     bad = [v for v in plain if not isinstance(v, str) or not v or len(v) > MAX_NAME_CHARS]
     if bad:
         raise BadArgument(

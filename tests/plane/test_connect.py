@@ -1,0 +1,105 @@
+"""One door to every adapter, and the public names behind it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import penstock
+from penstock.config import ClientConfig, PlaneConfig
+from penstock.errors import BadArgument, MissingExtra
+from penstock.plane import local
+from penstock.plane.connect import connect
+from penstock.plane.noop import NoOpDataPlaneClient
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the local adapter was asked for, instead of a plane."""
+    made: list[Any] = []
+
+    def build(data_dir: Path | None = None, *, config: ClientConfig, plane: PlaneConfig) -> NoOpDataPlaneClient:
+        made.append((data_dir, config, plane))
+        return NoOpDataPlaneClient()
+
+    monkeypatch.setattr(local, "LocalDataPlaneClient", build)
+    return made
+
+
+def test_noop_is_a_plane_in_memory() -> None:
+    """connect("noop") gives the reference model, with the options it was given."""
+    with connect("noop", strict_tensors=False, timeout_s=5) as client:
+        assert isinstance(client, NoOpDataPlaneClient)
+        client.register_partition("p", ["x"], 1, ["t"])
+        client.put_samples(["a"], "p", {"x": ["text"]})
+
+
+def test_local_is_the_default(built: list[Any]) -> None:
+    """connect() gives the embedded engine with default configuration; options are split by who knows them."""
+    connect()
+    connect("local", data_dir="/tmp/run", timeout_s=3, owner="me", max_rows=10)
+    connect({"impl": "local", "durability": "memory", "owner": "a", "enabled": True}, owner="b")
+    assert built[0] == (None, ClientConfig(), PlaneConfig())
+    assert built[1] == (Path("/tmp/run"), ClientConfig(timeout_s=3.0, owner="me"), PlaneConfig(max_rows=10))
+    assert built[2] == (None, ClientConfig(owner="b"), PlaneConfig(durability="memory"))
+
+
+@pytest.mark.parametrize("url", ["redis", "", "ftp://host", 7, None, {"impl": "nope"}])
+def test_unknown_implementations_list_the_known(url: Any) -> None:
+    """What is not known is a ValueError that lists what is."""
+    with pytest.raises(BadArgument, match=r"known: \['local', 'noop'\]") as caught:
+        connect(url)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("url", ["penstock://host:1234", "transferqueue://"])
+def test_what_is_not_there_yet_says_so(url: str) -> None:
+    """Names that a later version brings are refused as such."""
+    with pytest.raises(BadArgument, match=r"not available in this version.*known"):
+        connect(url)
+
+
+def test_a_disabled_plane_is_refused() -> None:
+    """A configuration with enabled=False is a ValueError that lists the known implementations."""
+    with pytest.raises(ValueError, match=r"disabled.*known"):
+        connect({"impl": "noop", "enabled": False})
+
+
+@pytest.mark.parametrize("options", [{"tmeout_s": 1}, {"timeout_s": "soon"}, {"data_dir": "/tmp/x"}])
+def test_unknown_options_are_named(options: dict[str, Any]) -> None:
+    """An option that nobody knows, or of the wrong type, is a ValueError that names it."""
+    with pytest.raises(BadArgument, match=next(iter(options))):
+        connect("noop", **options)
+
+
+def test_missing_torch_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch the error is an ImportError with the command that helps."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'penstock\[torch\]'") as caught:
+        connect("noop")
+    assert isinstance(caught.value, ImportError)
+
+
+def test_public_names_are_few_and_all_there() -> None:
+    """At most 25 names, each of which can be had, and no other."""
+    assert len(penstock.__all__) <= 25
+    assert [name for name in penstock.__all__ if not hasattr(penstock, name)] == []
+    assert set(penstock.__all__) <= set(dir(penstock))
+    assert penstock.connect is connect
+    with pytest.raises(AttributeError, match="nonsense"):
+        penstock.nonsense  # noqa: B018
+
+
+def test_importing_penstock_imports_no_torch() -> None:
+    """import penstock is cheap; the contract and connect need no torch either."""
+    code = (
+        "import sys, penstock; penstock.connect; penstock.DataPlaneClient; penstock.KVBatchMeta; penstock.LeaseLost;"
+        "sys.exit(bool({'torch', 'tensordict', 'numpy.testing'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert torch.is_tensor(torch.ones(1))
