@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -25,16 +25,15 @@ def live_bytes(client: DataPlaneClient) -> int:
 class TestLocal(ConformanceSuite):
     shares_plane = True
     measure_bytes = staticmethod(live_bytes)
-    directory: ClassVar[str]
+    directory: ClassVar[Path]
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def one_plane(cls) -> Iterator[None]:
+    def one_plane(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         """One plane for all cases: its first client keeps it from ending in between."""
-        with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
-            cls.directory = directory
-            with LocalDataPlaneClient(directory, plane=QUICK):
-                yield
+        cls.directory = tmp_path_factory.mktemp("plane")
+        with LocalDataPlaneClient(cls.directory, plane=QUICK):
+            yield
 
     def make_client(self) -> DataPlaneClient:
         return LocalDataPlaneClient(self.directory, plane=QUICK)

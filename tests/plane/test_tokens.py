@@ -46,6 +46,15 @@ def test_a_pop_names_the_tokens_of_every_task() -> None:
     assert book.tokens("p", None, ["a", "b"]) == Tokens(["t1", "t2"], [ANY_TOKEN, 0])
 
 
+def test_a_pop_names_the_final_task_only_once_it_is_known() -> None:
+    """Leases of other tasks do not matter to a pop, and a token that does not fit would be refused."""
+    book = LeaseBook()
+    book.hold("p", "score", "t1", ["a", "b"])
+    book.hold("p", "train", "t2", ["a"])
+    book.learn("p", "train")
+    assert book.pop_tokens("p", ["a", "b"]) == Tokens(["t2"], [0, NO_TOKEN])
+
+
 def test_nothing_known_is_no_token() -> None:
     """Rows that were never claimed go without tokens, for pops by key."""
     assert LeaseBook().tokens("p", None, ["a"]) == Tokens([], [])

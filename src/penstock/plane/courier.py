@@ -111,8 +111,8 @@ class Courier:
 
     @property
     def pending(self) -> int:
-        """Errands that have not ended."""
-        return len(self._pending)
+        """Errands that wait for a reply."""
+        return sum(errand.answer is None for errand in list(self._pending.values()))
 
     @property
     def calls(self) -> int:
@@ -137,7 +137,7 @@ class Courier:
     def _with_tokens(self, body: Request) -> Request:
         """Name the leases under which this client got the keys."""
         if isinstance(body, requests.Pop):
-            return msgspec.structs.replace(body, tokens=self.book.tokens(body.partition, None, body.keys))
+            return msgspec.structs.replace(body, tokens=self.book.pop_tokens(body.partition, body.keys))
         assert isinstance(body, requests.Ack | requests.Release | requests.Renew), body
         return msgspec.structs.replace(body, tokens=self.book.tokens(body.partition, body.task, body.keys))
 
@@ -166,6 +166,10 @@ class Courier:
 
     def _unpinned(self, event: ev.Unpinned, _now: float) -> list[Effect]:
         self._drop_pins(event.pins)
+        return []
+
+    def _learned(self, event: ev.Learned, _now: float) -> list[Effect]:
+        self.book.learn(event.partition, event.final_task)
         return []
 
     def _grant_over(self, event: ev.GrantOver, _now: float) -> list[Effect]:
@@ -296,6 +300,8 @@ class Courier:
             self.book.end(asked.partition, asked.task, asked.keys)
         elif isinstance(asked, requests.Pop):
             self.book.end(asked.partition, None, asked.keys)
+        elif isinstance(asked, requests.RegisterPartition):
+            self.book.learn(asked.partition, asked.tasks[-1])
         elif isinstance(asked, requests.Evict | requests.Clear):
             self.book.forget(asked.partition, asked.keys)
 
@@ -397,6 +403,7 @@ class Courier:
         **_in(Phase, ev.Take, _take),
         **_in(Phase, ev.Leave, _leave),
         **_in(Phase, ev.Unpinned, _unpinned),
+        **_in(Phase, ev.Learned, _learned),
         **_in(Phase, ev.GrantOver, _grant_over),
         **_in((Phase.DOWN,), ev.Connected, _connected),
         **_in((Phase.DOWN,), ev.NotConnected, _not_connected),

@@ -22,6 +22,7 @@ __all__ = [
     "Ended",
     "Event",
     "GrantOver",
+    "Learned",
     "Leave",
     "Lost",
     "NotConnected",
@@ -114,6 +115,13 @@ class Unpinned(_Event, frozen=True):
     pins: tuple[int, ...]
 
 
+class Learned(_Event, frozen=True):
+    """The shell has found out which task of the partition is the final one."""
+
+    partition: str
+    final_task: str
+
+
 class GrantOver(_Event, frozen=True):
     """Nothing will be written under this grant any more."""
 
@@ -166,7 +174,7 @@ class Disconnect(_Effect, frozen=True):
     why: str
 
 
-Event: TypeAlias = (
-    Submit | Take | Leave | Connected | NotConnected | Refused | Lost | Received | Beat | Unpinned | GrantOver | Close
-)
+_OfCallers: TypeAlias = Submit | Take | Leave | Unpinned | Learned | GrantOver | Close
+_OfTheConnection: TypeAlias = Connected | NotConnected | Refused | Lost | Received | Beat
+Event: TypeAlias = _OfCallers | _OfTheConnection
 Effect: TypeAlias = Transmit | Settled | Ended | Opened | Disconnect

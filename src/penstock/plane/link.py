@@ -31,6 +31,7 @@ from penstock.plane.courier import Courier, Identity, Phase
 from penstock.plane.dialing import Dialer, Starting
 from penstock.plane.events import Effect, Ended, Event, Verdict
 from penstock.plane.exchange import Exchange, Waiter
+from penstock.plane.tokens import LeaseBook
 from penstock.plane.waker import Waker
 from penstock.requests import Failed, Record, Request
 from penstock.retry import Deadline, reconnect_delays
@@ -208,6 +209,11 @@ class Link:
     def _require_own_process(self) -> None:
         if os.getpid() != self._pid:
             raise DataPlaneUnavailable("a client does not survive a fork: make a new one in the child process")
+
+    @property
+    def book(self) -> LeaseBook:
+        """The leases this client has; the thread's to change."""
+        return self._courier.book
 
     @property
     def incarnation(self) -> int:

@@ -21,6 +21,7 @@ from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import BadArgument
 from penstock.payload import codec
 from penstock.plane import checks
+from penstock.plane import events as ev
 from penstock.plane.arenas import Arenas
 from penstock.plane.contract import Columns, DataPlaneClient, OnFailed, TagRow
 from penstock.plane.courier import Identity
@@ -133,7 +134,7 @@ class LocalDataPlaneClient(DataPlaneClient):
             checks.name(task_name, "task_name"),
             checks.names(required_fields, "required_fields"),
             0 if chosen is not None else batch,
-            least,
+            least if blocking else 1,
             bool(blocking),
             chosen,
             bool(whole_groups),
@@ -321,8 +322,16 @@ class LocalDataPlaneClient(DataPlaneClient):
         # The plane removes all rows or none and answers with what became of them: its word is the verification.
         deadline = self._deadline(timeout_s)
         partition, rows, given = checks.name(partition_id, "partition_id"), checks.keys(keys), checks.tokens(lease)
+        if given is None and not self._link.book.knows(partition):
+            self._learn_final_tasks(deadline)
         body = requests.Pop(partition, rows, Tokens(given or [], []))
         self._ask(body, Done, deadline, remembered=given is None)
+
+    def _learn_final_tasks(self, deadline: Deadline) -> None:
+        """Find out which task's leases a pop must name, where this client did not register the partition itself."""
+        for found in self._ask(requests.Status(), StatusReport, deadline).partitions:
+            if found.tasks:
+                self._link.note(ev.Learned(found.partition, found.tasks[-1]))
 
     def evict(
         self,

@@ -27,7 +27,7 @@ from penstock.payload import decode
 from penstock.payload.mapping import BlockReader
 from penstock.plane.arenas import ArenaGone, Arenas
 from penstock.plane.link import Link
-from penstock.requests import Damaged, Done, Locate, Located, RowIssue
+from penstock.requests import Damaged, Done, Locate, Located, RowIssue, Status, StatusReport
 from penstock.retry import Answer, Deadline, Kind, Policy, Retrier
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class Reads:
         """
         asked = list(range(len(keys)))
         while True:
+            if not asked:
+                return self._nothing(partition, fields, deadline), asked
             try:
                 return self._with_retries(partition, [keys[i] for i in asked], list(fields), deadline), asked
             except _Unreadable as bad:
@@ -79,6 +81,17 @@ class Reads:
                     raise bad.error from None
                 gone = set(bad.keys)
                 asked = [i for i in asked if keys[i] not in gone]
+
+    def _nothing(self, partition: str, fields: Sequence[str], deadline: Deadline) -> TensorDict:
+        """No rows, with the dtypes that the partition's fields have."""
+        from penstock.plane import columns as tables
+
+        status = self._link.ask(Status(), StatusReport, deadline)
+        found = next((p for p in status.partitions if p.partition == partition), None)
+        if found is None:
+            raise UnknownName(f"unknown partition {partition!r}", partition=partition, missing=[partition])
+        specs = {spec.name: spec for spec in found.fields}
+        return tables.table({name: tables.join(specs.get(name), []) for name in fields}, 0)
 
     def _with_retries(self, partition: str, keys: list[str], fields: list[str], deadline: Deadline) -> TensorDict:
         last: list[DataPlaneError] = []

@@ -68,6 +68,7 @@ class LeaseBook:
     def __init__(self, max_live: int = MAX_LIVE, max_ended: int = MAX_ENDED) -> None:
         self._limits = (max_live, max_ended)
         self._of: dict[str, dict[str, _Leases]] = {}  # partition -> task
+        self._finals: dict[str, str] = {}  # partition -> its final task
 
     def hold(self, partition: str, task: str, token: str, keys: Sequence[str]) -> None:
         """The client got ``keys`` under ``token``."""
@@ -84,16 +85,26 @@ class LeaseBook:
         """The rows were cleared or evicted: later rows of these keys are other rows. None = the whole partition."""
         if keys is None:
             self._of.pop(partition, None)
+            self._finals.pop(partition, None)
             return
         for leases in self._leases(partition, None):
             leases.live.take(keys)
             leases.ended.take(keys)
 
-    def tokens(self, partition: str, task: str | None, keys: Sequence[str]) -> Tokens:
-        """Return what to send with a request about ``keys``.
+    def learn(self, partition: str, final_task: str) -> None:
+        """The partition's final task is this: a pop looks at its leases only."""
+        self._finals[partition] = final_task
 
-        ``task`` None = of whichever task: a pop concerns the final one, and only the plane knows which that is.
-        """
+    def knows(self, partition: str) -> bool:
+        """Whether the partition's final task is known."""
+        return partition in self._finals
+
+    def pop_tokens(self, partition: str, keys: Sequence[str]) -> Tokens:
+        """Return what to send with a pop: the leases of the final task, of any task if it is not known."""
+        return self.tokens(partition, self._finals.get(partition), keys)
+
+    def tokens(self, partition: str, task: str | None, keys: Sequence[str]) -> Tokens:
+        """Return what to send with a request about ``keys``; ``task`` None = the leases of any task."""
         known = self._leases(partition, task)
         held = [list(dict.fromkeys(t for leases in known if (t := leases.token_of(key)))) for key in keys]
         distinct = {token: at for at, token in enumerate(dict.fromkeys(t for tokens in held for t in tokens))}
