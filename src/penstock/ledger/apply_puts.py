@@ -9,43 +9,71 @@ from penstock.ledger.state import GROUP_TAGS, Group, Partition, Row, Write
 
 
 def put(books: Books, fact: f.Put) -> None:
+    """Make the put visible: rows are made or added to, and placed in groups and queues."""
     partition = books.partition(fact.partition)
     write = books.write_of(fact, partition)
-    fresh = None if fact.fresh is None else set(fact.fresh)
-    rows = partition.rows
-    rows_by_id = partition.rows_by_id
     known: list[Row] = []
+    if fact.fresh is None:
+        made = _all_made(partition, write, fact)
+    else:
+        made, known = _made_and_known(books, partition, write, fact)
+    partition.put += len(made)
+    books.state.next_id = max(books.state.next_id, fact.write_id + 1, max(fact.ids, default=0) + 1)
+    _account_new(partition, write, len(made) + len(known))
+    if write.live == 0:
+        books.drop_write(write)
+    _enqueue(partition, write, made, known)
+    _regroup(books, partition, write, made + known, fact)
+
+
+def _all_made(partition: Partition, write: Write, fact: f.Put) -> list[Row]:
+    """The put of new rows only: nearly every put."""
+    wall, bits = fact.wall, write.field_bits
+    made = [
+        Row(row_id, key, wall, (write, index), bits)
+        for index, (key, row_id) in enumerate(zip(fact.keys, fact.ids, strict=True))
+    ]
+    partition.rows.update(zip(fact.keys, made, strict=True))
+    partition.rows_by_id.update(zip(fact.ids, made, strict=True))
+    return made
+
+
+def _made_and_known(books: Books, partition: Partition, write: Write, fact: f.Put) -> tuple[list[Row], list[Row]]:
+    made: list[Row] = []
+    known: list[Row] = []
+    fresh = set(fact.fresh or ())
     for index, (key, row_id) in enumerate(zip(fact.keys, fact.ids, strict=True)):
         if row_id == 0:  # a row whose earlier put of the same bytes is all there is to say
             write.bury(index)
-            continue
-        if fresh is None or index in fresh:
-            row = Row(row_id, key, fact.wall)
-            rows[key] = row
-            rows_by_id[row_id] = row
-            row.writes = (write, index)
-            row.produced = write.field_bits
+        elif index in fresh:
+            row = Row(row_id, key, fact.wall, (write, index), write.field_bits)
+            partition.rows[key] = row
+            partition.rows_by_id[row_id] = row
+            made.append(row)
         else:
-            found = rows_by_id.get(row_id)
+            found = partition.rows_by_id.get(row_id)
             if found is None:
                 books.state.unseen += 1
                 write.bury(index)
-                continue
-            row = found
-            _supersede(books, partition, row, write, index)
-        known.append(row)
-    partition.put += len(fact.keys) if fresh is None else len(fresh)
-    books.state.next_id = max(books.state.next_id, fact.write_id + 1, max(fact.ids, default=0) + 1)
-    _account_new(partition, write, known)
-    if write.live == 0:
-        books.drop_write(write)
-    _regroup(books, partition, write, known, fact)
+            else:
+                _supersede(books, partition, found, write, index)
+                known.append(found)
+    return made, known
 
 
-def _account_new(partition: Partition, write: Write, known: list[Row]) -> None:
+def _enqueue(partition: Partition, write: Write, made: list[Row], known: list[Row]) -> None:
+    for queue in partition.queues:
+        if not queue.whole and write.field_bits & queue.mask == queue.mask:
+            queue.extend(made)
+    if partition.queues:
+        for row in known:
+            refresh_row(partition, row)
+
+
+def _account_new(partition: Partition, write: Write, number: int) -> None:
     if write.place is None:
         return
-    if len(known) == write.size:
+    if number == write.size:
         partition.live_bytes += sum(write.row_bytes)
     else:
         partition.live_bytes += sum(write.row_bytes[i] for i in write.alive())
@@ -67,19 +95,18 @@ def _supersede(books: Books, partition: Partition, row: Row, write: Write, index
 
 
 def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], fact: f.Put) -> None:
-    """Place the put's rows in their groups and in the queues."""
+    """Place the put's rows in their groups, and bring those up to date."""
     books.touched.add(partition.name)
     grouped = bool(write.names & GROUP_TAGS)
     producing = grouped or fact.fresh != []  # a stage that only adds a column does not answer for the group
     touched: dict[str, Group] = {}
-    for row in rows:
+    for row in rows if partition.groups or grouped else ():
         if grouped:
             books.join(partition, row)
         if row.group is not None:
             if producing:
                 row.group.putters.add(fact.session_id)
             touched[row.group.gid] = row.group
-        refresh_row(partition, row)
     for group in touched.values():
         if grouped:
             refresh_group(partition, group)

@@ -29,33 +29,30 @@ def removed(books: Books, fact: f.Removed) -> None:
 
 
 def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: int) -> None:
-    token = partition.final_task.token_of(row.id) if partition.tasks else ""
+    row_id = row.id
+    token = partition.final_task.token_of(row_id) if partition.tasks else ""
     if reason == "trained":
         partition.finished_rows += 1
         partition.finished_bytes += row.bytes()
-    contents = []
-    for write, index in row.pairs():
-        if write.place is not None:
-            contents.append((write.content, index))
+    pairs = row.pairs()
+    contents = tuple([(write.content, index) for write, index in pairs if write.place is not None])
+    for write, index in pairs:
         books.bury(partition, write, index)
     del partition.rows[row.key]
-    del partition.rows_by_id[row.id]
+    del partition.rows_by_id[row_id]
     if row.queued:
         for queue in partition.queues:
             if row.queued & queue.bit:
                 queue.count -= 1
         row.queued = 0
     for task in partition.tasks.values():
-        lease = task.held.get(row.id)
-        if row.consumed & task.bit:
-            task.consumed -= 1
-        task.forget(row.id)
-        if lease is not None:
+        lease = task.forget(row_id, bool(row.consumed & task.bit))
+        if lease is not None and not lease.rows:
             books.drop_if_empty(lease)
     if row.group is not None:
-        del row.group.rows[row.id]
+        del row.group.rows[row_id]
         row.group = None
-    books.remember(partition, row.key, Tombstone(reason, token, tuple(contents), at, books.grave_end()))
+    books.remember(partition, row.key, Tombstone(reason, token, contents, at, books.grave_end()))
 
 
 def _count_removed(partition: Partition, reason: str, detail: str, number: int) -> None:

@@ -17,28 +17,36 @@ from penstock.requests import Grant
 
 
 def charge_of(state: State, partition: Partition, grant: Grant) -> Charge:
-    """Work out what ``grant`` would take. With ``groups`` empty it only finishes what was admitted."""
+    """Work out what ``grant`` would take until its commit."""
+    rows = partition.rows
+    mean = partition.mean_row_bytes
+    known = [size for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key in rows]
+    columns = {c.name: TagValues(c, len(grant.keys)) for c in grant.tags if c.name in _GROUPING}
+    if not columns:  # rows that nobody groups: each new one begins a group of its own
+        new = [max(size, mean) for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key not in rows]
+        return Charge(sum(known) + sum(new), len(new), bool(new))
     admitted = {gid for g in state.grants.values() if g.request.partition == grant.partition for gid in g.groups}
-    columns = [(c.name, TagValues(c, len(grant.keys))) for c in grant.tags if c.name in _GROUPING]
-    new: dict[str, list[int]] = {}
-    more_bytes = more_rows = 0
+    more_bytes, more_rows = sum(known), 0
+    begun: dict[str, list[int]] = {}  # group -> [declared rows, bytes of one, rows here]
+    gids = columns.get("group_id")
     for index, key in enumerate(grant.keys):
-        size = grant.row_bytes[index]
-        if key in partition.rows:
-            more_bytes += size
+        if key in rows:
             continue
-        tags: dict[str, Tag] = {name: column.get(index) for name, column in columns}  # type: ignore[misc]
-        gid = key if tags.get("group_id") is None else str(tags["group_id"])
-        if gid in partition.groups or gid in admitted:
-            more_bytes += size
+        tag = None if gids is None else gids.get(index)
+        gid = key if tag is None else str(tag)
+        entry = begun.get(gid)
+        if entry is not None:
+            entry[2] += 1
+        elif gid in partition.groups or gid in admitted:
+            more_bytes += grant.row_bytes[index]
             more_rows += 1
-            continue
-        expected = expected_of(tags, partition.request.group_size) or 1
-        entry = new.setdefault(gid, [expected, max(size, partition.mean_row_bytes), 0])
-        entry[2] += 1
-    group_bytes = sum(max(expected, count) * size for expected, size, count in new.values())
-    group_rows = sum(max(expected, count) for expected, _, count in new.values())
-    return Charge(more_bytes + group_bytes, more_rows + group_rows, list(new))
+        else:
+            tags: dict[str, Tag] = {name: column.get(index) for name, column in columns.items()}  # type: ignore[misc]
+            expected = expected_of(tags, partition.request.group_size) or 1
+            begun[gid] = [expected, max(grant.row_bytes[index], mean), 1]
+    more_bytes += sum(max(expected, count) * size for expected, size, count in begun.values())
+    more_rows += sum(max(expected, count) for expected, _, count in begun.values())
+    return Charge(more_bytes, more_rows, bool(begun), list(begun))
 
 
 _GROUPING = ("group_id", "expected_num_keys", "num_keys")
@@ -50,10 +58,10 @@ def ask(desk: Desk, waiter: Waiter) -> None:
     assert isinstance(grant, Grant)
     partition = desk.registered(grant.partition)
     charge = charge_of(desk.state, partition, grant)
-    if charge.groups:
+    if charge.begins:
         _refuse_impossible(desk.config, partition, charge)
     waiter.charge = charge
-    ahead = bool(charge.groups) and any(_holds_up(desk.config, w, partition) for w in desk.grants)
+    ahead = charge.begins and any(_holds_up(desk.config, w, partition) for w in desk.grants)
     if not ahead and _fits(desk, partition, charge):
         _admit(desk, waiter, partition, charge)
     else:
@@ -73,14 +81,14 @@ def serve_waiting(desk: Desk) -> None:
         if waiter.deadline <= desk.now:
             left.append(waiter)
             continue
-        if waiter.charge.groups and ("" in full or partition.name in full):
+        if waiter.charge.begins and ("" in full or partition.name in full):
             left.append(waiter)
             continue
         charge = waiter.charge = charge_of(desk.state, partition, grant)
         if _fits(desk, partition, charge):
             _admit(desk, waiter, partition, charge)
             continue
-        if charge.groups:
+        if charge.begins:
             full.add(partition.name if _partition_full(desk.config, partition, charge) else "")
         left.append(waiter)
     desk.grants = left
@@ -145,13 +153,13 @@ def _holds_up(config: PlaneConfig, waiter: Waiter, partition: Partition) -> bool
     """Whether ``waiter`` is ahead of a new group of ``partition``: it waits for a new one too, at the same limit."""
     grant = waiter.body
     own_limit = config.partition_max_bytes is not None or config.partition_max_rows is not None
-    return bool(waiter.charge.groups) and (grant.partition == partition.name or not own_limit)
+    return waiter.charge.begins and (grant.partition == partition.name or not own_limit)
 
 
 def _fits(desk: Desk, partition: Partition, charge: Charge) -> bool:
     config = desk.config
     state = desk.state
-    if charge.groups:
+    if charge.begins:
         return (
             used_bytes(state) + charge.bytes <= config.max_bytes
             and used_rows(state) + charge.rows <= config.max_rows

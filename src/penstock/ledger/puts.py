@@ -117,14 +117,32 @@ def _decide(desk: Desk, pending: PendingGrant, content: int, session_id: int, wa
     if not partition.registered or partition.cleared_at > pending.stamp:
         raise _removed(partition, request.keys, "the partition was cleared")
     _check_specs(partition, request.fields)
-    gids = next((TagValues(c, len(request.keys)) for c in request.tags if c.name == "group_id"), None)
+    ids, fresh = _fates(desk, partition, pending, content)
+    if not any(ids):
+        return None
+    return Put(
+        pending.id, partition.name, session_id, request.keys, ids, fresh, request.fields, request.tags, pending.place,
+        content, request.row_bytes, request.lengths, wall,
+    )  # fmt: skip
+
+
+def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int) -> tuple[list[int], list[int] | None]:
+    """What becomes of each row: (ids, positions of those that are new, None = all); id 0: nothing new is said of it."""
+    keys = pending.request.keys
+    if (
+        partition.rows.keys().isdisjoint(keys)
+        and partition.tombstones.keys().isdisjoint(keys)
+        and not (pending.cleared or partition.closed_groups)
+    ):
+        return list(desk.new_ids(len(keys))), None
+    gids = next((TagValues(c, len(keys)) for c in pending.request.tags if c.name == "group_id"), None)
     ids: list[int] = []
     fresh: list[int] = []
     removed: list[str] = []
-    for index, key in enumerate(request.keys):
+    for index, key in enumerate(keys):
         row = partition.rows.get(key)
         if row is not None:
-            ids.append(0 if _says_nothing_new(row, partition, request, content, index) else row.id)
+            ids.append(0 if _says_nothing_new(row, partition, pending.request, content, index) else row.id)
             continue
         stone = partition.tombstones.get(key)
         gid = key if gids is None else gids.get(index)
@@ -137,15 +155,9 @@ def _decide(desk: Desk, pending: PendingGrant, content: int, session_id: int, wa
             fresh.append(index)
     if removed:
         raise _removed(partition, removed, "a late put does not bring them back")
-    if not any(ids):
-        return None
     for index, row_id in zip(fresh, desk.new_ids(len(fresh)), strict=True):
         ids[index] = row_id
-    whole = len(fresh) == len(ids)
-    return Put(
-        pending.id, partition.name, session_id, request.keys, ids, None if whole else fresh, request.fields,
-        request.tags, pending.place, content, request.row_bytes, request.lengths, wall,
-    )  # fmt: skip
+    return ids, None if len(fresh) == len(ids) else fresh
 
 
 def _bars(stone: Tombstone | None, stamp: int) -> bool:

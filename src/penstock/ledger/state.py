@@ -107,13 +107,15 @@ class Row:
 
     __slots__ = ("consumed", "group", "id", "key", "produced", "queued", "wall", "writes")
 
-    def __init__(self, row_id: int, key: str, wall: float) -> None:
+    def __init__(
+        self, row_id: int, key: str, wall: float, writes: tuple[Write | int, ...] = (), produced: int = 0
+    ) -> None:
         self.id = row_id
         self.key = key
         self.wall = wall
         self.group: Group | None = None
-        self.writes: tuple[Write | int, ...] = ()
-        self.produced = 0  # field bits
+        self.writes = writes
+        self.produced = produced  # field bits
         self.consumed = 0  # task bits
         self.queued = 0  # queue bits
 
@@ -243,14 +245,19 @@ class Task:
         self.ended: dict[int, str] = {}
         self.deliveries: dict[int, int] = {}
 
-    def forget(self, row_id: int) -> None:
-        """The row is gone."""
+    def forget(self, row_id: int, consumed: bool) -> Lease | None:
+        """The row is gone. Return the lease that held it."""
+        self.consumed -= consumed
+        if self.lapsed:
+            self.lapsed.pop(row_id, None)
+        if self.ended:
+            self.ended.pop(row_id, None)
+        if self.deliveries:
+            self.deliveries.pop(row_id, None)
         lease = self.held.pop(row_id, None)
         if lease is not None:
             lease.rows.pop(row_id, None)
-        for memory in (self.lapsed, self.ended, self.deliveries):
-            if memory:
-                memory.pop(row_id, None)
+        return lease
 
     def token_of(self, row_id: int) -> str:
         """The newest token under which the row was leased and not yet consumed; "" = never."""
@@ -276,6 +283,14 @@ class Queue:
         unit.queued |= self.bit
         self.count += rows
         heapq.heappush(self.heap, unit.id)
+
+    def extend(self, rows: list[Row]) -> None:
+        """Queue rows that were just made: their ids are beyond any in the heap, so that it stays one."""
+        bit = self.bit
+        for row in rows:
+            row.queued |= bit
+        self.heap.extend([row.id for row in rows])
+        self.count += len(rows)
 
     def trim(self, partition: Partition) -> None:
         """Rebuild the heap when most of it is stale; O(1) amortised."""
@@ -457,13 +472,18 @@ class PendingGrant:
 
 
 class Charge:
-    """What a put asks for: bytes and rows reserved until its commit, and the groups that it would begin."""
+    """What a put asks for: bytes and rows reserved until its commit.
 
-    __slots__ = ("bytes", "groups", "rows")
+    ``begins``: it begins something new, a row of its own or a group; else it only finishes what was admitted.
+    ``groups``: the declared groups that it begins.
+    """
 
-    def __init__(self, size: int = 0, rows: int = 0, groups: Sequence[str] = ()) -> None:
+    __slots__ = ("begins", "bytes", "groups", "rows")
+
+    def __init__(self, size: int = 0, rows: int = 0, begins: bool = False, groups: Sequence[str] = ()) -> None:
         self.bytes = size
         self.rows = rows
+        self.begins = begins
         self.groups = list(groups)
 
 
