@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from penstock.ops.report import ExitCode, Report
 from penstock.ops.tables import table
 
 if TYPE_CHECKING:
     from penstock.demo.spec import DemoOptions
-    from penstock.testing.sim.run import SimReport
+    from penstock.testing.sim import Outcome, SimReport
 
 __all__ = ["run_demo", "run_explore_ledger", "run_sim"]
-
-_SHOWN_TRACE = 40  # last lines of a failing world's trace
 
 
 def run_demo(report: Report, options: DemoOptions) -> None:
@@ -34,10 +32,10 @@ def run_demo(report: Report, options: DemoOptions) -> None:
 
 def run_sim(report: Report, *, seed: int, worlds: int) -> None:
     """Run worlds; name the seeds of those that broke a promise."""
-    from penstock.testing.sim.run import run
+    from penstock.testing.sim import run
 
     found = run(worlds, seed)
-    report.answer(found, _sim_table(found), *(_failure(o.seed, o.violations, o.trace) for o in found.failures))
+    report.answer(found, _sim_table(found), *(_failure(o, with_trace=worlds == 1) for o in found.failures))
     if not found.ok:
         raise typer.Exit(ExitCode.FINDING)
 
@@ -56,9 +54,9 @@ def _sim_table(found: SimReport) -> Table:
     return table("simulation: " + ("every promise was kept" if found.ok else "BROKEN"), ("", ""), rows)
 
 
-def _failure(seed: int, violations: list[str], trace: list[str]) -> str:
-    lines = [f"seed {seed} (penstock sim --seed {seed} --worlds 1):", *violations, *trace[-_SHOWN_TRACE:]]
-    return escape("\n  ".join(lines))
+def _failure(outcome: Outcome, *, with_trace: bool) -> Text:
+    told = outcome.trace if with_trace else [f"its trace: penstock sim --seed {outcome.seed} --worlds 1"]
+    return Text("\n  ".join([f"seed {outcome.seed}:", *outcome.violations, *told]))
 
 
 def run_explore_ledger(report: Report, budget_s: float) -> None:
