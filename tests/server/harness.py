@@ -194,12 +194,22 @@ class RawClient:
                 raise ConnectionError("the plane closed the connection")
             self.replies.extend(decode_reply(frame) for frame in self.reader.feed(data))
 
-    def call(self, body: Request, *, seq: int | None = None, deadline_s: float = DEADLINE_S) -> ReplyBody:
-        return self.receive(self.send(body, seq=seq, deadline_s=deadline_s))
+    def call(
+        self, body: Request, *, seq: int | None = None, deadline_s: float = DEADLINE_S, done_below: int = 0
+    ) -> ReplyBody:
+        return self.receive(self.send(body, seq=seq, deadline_s=deadline_s, done_below=done_below))
 
-    def expect(self, kind: type[T], body: Request, *, seq: int | None = None, deadline_s: float = DEADLINE_S) -> T:
+    def expect(
+        self,
+        kind: type[T],
+        body: Request,
+        *,
+        seq: int | None = None,
+        deadline_s: float = DEADLINE_S,
+        done_below: int = 0,
+    ) -> T:
         """Call, and insist on the kind of the reply."""
-        reply = self.call(body, seq=seq, deadline_s=deadline_s)
+        reply = self.call(body, seq=seq, deadline_s=deadline_s, done_below=done_below)
         assert isinstance(reply, kind), reply
         return reply
 
@@ -285,6 +295,16 @@ class RawClient:
         body = Claim(partition="p", task="train", required=["x"], batch=batch, min_rows=min_rows, blocking=blocking)
         return self.expect(Claimed, body, deadline_s=deadline_s)
 
+    def send_claim(self, batch: int, *, min_rows: int = 1, deadline_s: float = DEADLINE_S) -> int:
+        """Send a blocking claim and do not wait for it."""
+        body = Claim(partition="p", task="train", required=["x"], batch=batch, min_rows=min_rows)
+        return self.send(body, deadline_s=deadline_s)
+
+    def receive_claimed(self, call_id: int) -> Claimed:
+        reply = self.receive(call_id)
+        assert isinstance(reply, Claimed), reply
+        return reply
+
     def heartbeat(self, grants: list[int], pins: list[int], grant_high: int = 0, pin_high: int = 0) -> None:
         self.expect(Done, Heartbeat(grant_high, pin_high, grants, pins))
 
@@ -337,3 +357,42 @@ def refused(reply: object, code: str) -> Failed:
     assert isinstance(reply, Failed), reply
     assert reply.code == code, reply
     return reply
+
+
+class ClientProcess:
+    """A client in a process of its own, running ``script`` with ``client`` (not opened) and ``say`` at hand."""
+
+    def __init__(self, data_dir: Path, script: str, client_id: int = 77) -> None:
+        prelude = (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from penstock.requests import *\n"
+            "from tests.server.harness import *\n"
+            "say = lambda *words: print(*words, flush=True)\n"
+            f"client = RawClient(Path({str(data_dir)!r}), {client_id})\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", prelude + script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            text=True,
+        )
+
+    def line(self) -> str:
+        """The next thing it says."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()

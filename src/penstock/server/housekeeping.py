@@ -47,8 +47,6 @@ class Housekeeping:
         self._linger_s = linger_s
         self._started = plane.clock()
         self._patience_s = max(resumable_s, 0.0)
-        self._had_clients = False
-        self._idle_since = self._started
         self._last_tick = self._started
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -133,13 +131,10 @@ class Housekeeping:
 
     def _consider_end(self, now: float) -> None:
         plane = self._plane
-        if plane.connections or len(plane.sessions):
-            self._had_clients |= len(plane.sessions) > 0
-            self._idle_since = now
-        if self._linger_s is None:
+        if self._linger_s is None or plane.connections or len(plane.sessions):
             return
-        wait = self._linger_s if self._had_clients else _FIRST_CLIENT_S
-        if now - self._idle_since >= wait and now - self._started >= self._patience_s:
+        wait = self._linger_s if plane.greeted else _FIRST_CLIENT_S
+        if now - plane.last_client >= wait and now - self._started >= self._patience_s:
             plane.stop("its last client has gone")
 
     # -- the journal ----------------------------------------------------------------------------------------------

@@ -117,7 +117,9 @@ class Plane:
         self.stopped = asyncio.Event()
         self.exit_code = 0
         self.reason = ""
-        self.received = 0
+        self.received = 0  # calls
+        self.greeted = 0  # sessions opened or resumed
+        self.last_client = clock()  # when a client last came or went
         self.after_settle: Callable[[], None] = lambda: None
         self.verify: Callable[[int, int], None] = lambda _block_id, _number: None
         self._served = served
@@ -214,6 +216,7 @@ class Plane:
             DataPlaneUnavailable: its process has ended or is another user's.
         """
         self._connections.add(connection)
+        self.last_client = self.clock()
         if len(self._connections) > self.config.max_connections:
             self.warnings.warn("connections_refused", f"more than {self.config.max_connections} connections")
             connection.discard()
@@ -223,6 +226,7 @@ class Plane:
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self.last_client = self.clock()
         session_id = self.sessions.unbind(connection)
         if session_id:
             self.tell(Disconnected(session_id))
@@ -345,6 +349,7 @@ class Plane:
         holder = self.custody.holdings.of(connection.process, client_id)
         holder.settle()
         self.sessions.bind(session_id, holder, connection)
+        self.greeted += 1
 
     def _end_session(self, effect: EndSession) -> None:
         session = self.sessions.end(effect.session_id)
@@ -355,6 +360,7 @@ class Plane:
                 session.connection.close()
             else:
                 session.connection.discard()
+        self.last_client = self.clock()
         if session.holder.idle:
             self.custody.holdings.forget(session.holder)
         log.info("session %d ended: %s", effect.session_id, effect.why)

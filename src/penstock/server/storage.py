@@ -72,7 +72,9 @@ class Storage:
         if earlier is not None:
             earlier.drop(block_id)
             return
-        self._freed |= self.arena.release(self._keys.pop(block_id, block_id))
+        key = self._keys.pop(block_id, block_id)
+        if self._lies_here(key):  # a lost block lies nowhere
+            self._freed |= self.arena.release(key)
 
     def pin(self, block_id: int, owner: int) -> tuple[BlockPlace, Hold]:
         """Keep the block's bytes for ``owner``; say where they lie.
@@ -184,6 +186,13 @@ class Storage:
         self.arena.close(unlink=unlink)
         for earlier in self._old.values():
             earlier.close(unlink=unlink)
+
+    def _lies_here(self, key: int) -> bool:
+        try:
+            self.arena.place_of(key)
+        except StaleSlotError:
+            return False
+        return True
 
     def _key(self, block_id: int) -> int:
         return self._keys.get(block_id, block_id)

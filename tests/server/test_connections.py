@@ -1,0 +1,186 @@
+"""One bad peer costs one connection, and gets nobody else's replies."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import socket
+import struct
+import threading
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from penstock.requests import WIRE_VERSION, Depth, ListMetadata, OpenSession, Ping, Welcome
+from penstock.wire import paths
+from tests.server.harness import PlaneProcess, RawClient, eventually
+
+
+def _framed(payload: bytes) -> bytes:
+    return struct.pack("<I", len(payload)) + payload
+
+
+class _Exploit:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (eval, ("__import__('os').system('touch PWNED')",))
+
+
+_HELLO = msgspec.msgpack.encode([1, 0, 0, 1.0, [], [], ["OpenSession", WIRE_VERSION, 9, "", "", "", 1]])
+MALFORMED = {
+    "a length of zero": struct.pack("<I", 0),
+    "a length beyond the limit": struct.pack("<I", 2**32 - 1),
+    "a garbage byte": b"\xff",
+    "garbage in a frame": _framed(b"\xc1\xc1\xc1"),
+    "a pickle": _framed(pickle.dumps(_Exploit())),
+    "an extension that other systems execute": _framed(msgspec.msgpack.encode(msgspec.msgpack.Ext(1, b"x"))),
+    "an unknown request": _framed(msgspec.msgpack.encode([1, 0, 0, 1.0, [], [], ["Unheard"]])),
+    "a request before its session": _framed(msgspec.msgpack.encode([1, 0, 0, 1.0, [], [], ["Ping"]])),
+    "an unknown request in a session": _framed(_HELLO)
+    + _framed(msgspec.msgpack.encode([2, 0, 0, 1.0, [], [], ["Unheard"]])),
+    "a second opening": _framed(_HELLO) + _framed(_HELLO),
+    "a wrong type in a session": _framed(_HELLO)
+    + _framed(msgspec.msgpack.encode([2, 0, 0, 1.0, [], [], ["Depth", 7]])),
+    "nesting": _framed(b"\x91" * 50_000),
+}
+
+
+def _attack(data_dir: Path, payload: bytes) -> bytes:
+    """Send it on a connection of its own, end the sending, and return everything that comes back."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(30)
+        sock.connect(str(paths.socket_path(data_dir)))
+        try:
+            sock.sendall(payload)
+            sock.shutdown(socket.SHUT_WR)
+            got = b""
+            while data := sock.recv(65536):
+                got += data
+        except ConnectionError:
+            return b""
+        return got
+
+
+def _ask_until_blocked(client: RawClient) -> int:
+    """Ask for long answers and read none, until asking blocks; return how many were asked."""
+    for asked in range(20_000):
+        try:
+            client.send(ListMetadata("p"))
+        except TimeoutError:
+            return asked
+    return 20_000
+
+
+def test_malformed_connections_cost_only_themselves(tmp_path: Path) -> None:
+    """Under hundreds of malformed connections a good client's every call is answered, and attackers get no data."""
+    with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir) as client:
+        client.open().register()
+        client.put(["a"], fill=4)
+        answers: list[bytes] = []
+        rng = random.Random(7)
+        payloads = [*MALFORMED.values(), *(rng.randbytes(rng.randrange(1, 200)) for _ in range(40))]
+
+        def flood() -> None:
+            answers.extend(_attack(plane.data_dir, payload) for _ in range(6) for payload in payloads)
+
+        attackers = [threading.Thread(target=flood) for _ in range(2)]
+        for attacker in attackers:
+            attacker.start()
+        calls = 0
+        while any(attacker.is_alive() for attacker in attackers):
+            assert client.read(["a"]) == [4]
+            calls += 1
+        for attacker in attackers:
+            attacker.join()
+        assert calls > 10
+        assert len(answers) == 2 * 6 * len(payloads)
+        counters = client.status().counters
+        assert counters["connections_misbehaved"] > 300  # the fault fired
+        assert plane.log().count("WARNING") < 50  # and did not fill the log
+        eventually("nobody is left", lambda: client.status().counters["connections.open"] == 1)
+        assert not list(tmp_path.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_a_malformed_connection_gets(tmp_path: Path, name: str) -> None:
+    """It is closed; at most it got the welcome to its own session, never a reply meant for somebody else (trap 15)."""
+    with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir) as client:
+        client.open().register()
+        client.put(["secret"])
+        client.read(["secret"])
+        got = _attack(plane.data_dir, MALFORMED[name])
+        assert b"secret" not in got
+        assert len(got) < 200
+        assert client.read(["secret"]) == [7]
+
+
+def test_a_frame_over_the_limit_is_refused_at_its_length(tmp_path: Path) -> None:
+    """A frame that announces more than max_frame_bytes ends its connection before it is sent."""
+    with PlaneProcess(tmp_path / "d", max_frame_bytes=4096) as plane, RawClient(plane.data_dir) as client:
+        welcome = client.expect(Welcome, OpenSession(WIRE_VERSION, 1, "", "", "", 1))
+        assert welcome.max_frame_bytes == 4096
+        client.sock.sendall(struct.pack("<I", 4097))
+        assert client.is_closed()
+
+
+def test_a_slow_reader_does_not_grow_the_plane(tmp_path: Path) -> None:
+    """A client that asks and asks and never reads is not read any more; memory stays bounded and others are served."""
+    with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir, 1) as good:
+        good.open().register()
+        for part in range(4):
+            good.put([f"{part}-{'x' * 200}-{i}" for i in range(1000)])
+        process = psutil.Process(plane.pid)
+        before = process.memory_info().rss
+        with RawClient(plane.data_dir, 2) as greedy:
+            greedy.open()
+            greedy.sock.settimeout(2.0)
+            sent = _ask_until_blocked(greedy)
+            assert 100 < sent < 20_000
+            assert good.call(Depth("p")) is not None
+            assert process.memory_info().rss - before < 200 * 1024 * 1024
+        assert good.read([f"0-{'x' * 200}-0"]) == [7]
+
+
+def test_more_connections_than_the_limit_are_refused(tmp_path: Path) -> None:
+    """max_connections holds; a place that comes free can be used."""
+    with PlaneProcess(tmp_path / "d", max_connections=3) as plane:
+        clients = [RawClient(plane.data_dir, i).open() for i in range(3)]
+        with RawClient(plane.data_dir, 9) as late:
+            assert late.is_closed()
+        clients.pop().close()
+
+        def admitted() -> bool:
+            with RawClient(plane.data_dir, 10) as client:
+                try:
+                    client.open()
+                except ConnectionError:
+                    return False
+                return True
+
+        eventually("a place comes free", admitted)
+        for client in clients:
+            client.close()
+
+
+def test_silent_connections_are_ended(tmp_path: Path) -> None:
+    """A connection that never opens a session does not keep its place."""
+    with PlaneProcess(tmp_path / "d", heartbeat_s=0.1, dead_after_s=0.5) as plane, RawClient(plane.data_dir) as silent:
+        assert silent.is_closed()
+
+
+def test_pipelined_calls_are_answered_in_turn(tmp_path: Path) -> None:
+    """Far more calls than a connection may have open, sent at once, are all answered."""
+    with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir) as client:
+        client.open().register()
+        ids = [client.send(Ping() if i % 2 else Depth("p")) for i in range(2000)]
+        for call_id in ids:
+            client.receive(call_id)
+
+
+def test_other_versions_of_the_wire_are_refused(tmp_path: Path) -> None:
+    """A client that speaks another version is told so."""
+    with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir) as client:
+        reply = client.call(OpenSession(WIRE_VERSION + 1, 1, "", "", "", 1))
+        assert "version" in str(reply)
+        client.open()
