@@ -7,8 +7,9 @@ memory and, unless ``out`` was asked for, no file but the curve.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -17,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +27,7 @@ from penstock.demo.chaos import Chaos, FaultLedger
 from penstock.demo.checkpoint import latest_step, read_record
 from penstock.demo.controller_loop import Controller
 from penstock.demo.finale import print_end, write_curve
+from penstock.demo.interrupt import Interrupt, signals_as_flag
 from penstock.demo.messages import Heard, Left, RolledOut, Trained
 from penstock.demo.processes import Ended, Processes, kind_of, slot_of
 from penstock.demo.role import connect
@@ -44,7 +45,7 @@ from penstock.demo.spec import (
     window_mean,
 )
 from penstock.demo.view import LifeLine, Snapshot, View, view_on
-from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
+from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable, MissingExtra
 from penstock.requests import AuditReport
 from penstock.testing.checker import EventLog, Report, check, read_log
 from penstock.wire.paths import arena_files, served_path
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+PACKAGES = ("torch", "tensordict", "safetensors", "matplotlib")  # the extra "demo"
 PLANE = "plane-0"
 START_S = 20.0  # for a plane to serve
 TICK_S = 0.05
@@ -62,60 +64,41 @@ STALL_S = 45.0  # without a step: the run is stuck
 MAX_DEATHS = 5  # not by our hand
 
 
-class Interrupt:
-    """SIGINT and SIGTERM as a flag. The first asks for the end, the second for a quick one."""
-
-    def __init__(self) -> None:
-        self._came = threading.Event()
-        self.times = 0
-
-    def note(self, _signal: int, _frame: FrameType | None) -> None:
-        self.times += 1
-        self._came.set()
-
-    def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` if a signal came."""
-        if self._came.is_set():
-            raise KeyboardInterrupt
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, or raise ``KeyboardInterrupt`` as soon as a signal comes."""
-        self._came.wait(seconds)
-        self.check()
-
-    def hurry(self) -> bool:
-        return self.times > 1
-
-
 def run(options: DemoOptions) -> DemoResult:
-    """Run the main job and print how it ended (with ``options.json``, on stderr).
+    """Run the main job and print how it ended (with ``options.json`` on stderr: stdout is the caller's).
 
     Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM came; everything has been removed.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; everything has been removed.
         DataPlaneError: the plane could not be started.
-        BadArgument: ``out`` is not empty.
+        MissingExtra: a package of the extra ``demo`` is not installed.
+        BadArgument: ``out`` is not empty, or the curve cannot be written where it should go.
     """
+    _require_packages()
+    curve = _curve_path(options)
     console = Console(stderr=True)
-    with _signals() as interrupt, _run_directory(options) as files:
-        launch = Launch(options, files, interrupt)
+    with signals_as_flag() as interrupt, _run_directory(options) as directory:
+        job = Job(options, directory.files, interrupt)
         try:
             view = view_on(console)
             try:
-                launch.begin()
-                why = launch.supervise(view)
+                job.begin()
+                why = job.supervise(view)
             finally:
                 view.close()
-            result, audit, report = launch.conclude(why)
-            curve = launch.draw()
+            result, audit, report = job.conclude(why)
         finally:
-            launch.close()
+            job.close()
+        if result.steps:
+            write_curve(curve, job.rewards, job.fault_steps)
+        if not result.ok:
+            result = msgspec.structs.replace(result, why=f"{result.why}; logs: {directory.keep()}")
         if options.out is not None:
             (options.out / "result.json").write_bytes(msgspec.json.encode(result))
-    print_end(console if options.json else Console(), result, audit, report, curve)
+    print_end(console if options.json else Console(), result, audit, report, curve if result.steps else None)
     return result
 
 
-class Launch:
+class Job:
     """One run, from its first process to its last."""
 
     def __init__(self, options: DemoOptions, files: RunFiles, interrupt: Interrupt) -> None:
@@ -343,21 +326,12 @@ class Launch:
             why="; ".join(filter(None, [books, broken, why])),
         )
 
-    def draw(self) -> Path | None:
-        """Write the reward curve; return where it lies. A run without a step has none."""
-        if not self.rewards:
-            return None
-        out = self.options.out
-        path = self.options.curve or (out / "reward.png" if out is not None else Path("penstock-demo.png"))
-        write_curve(path, self.rewards, self.fault_steps)
-        return path
-
     def close(self) -> None:
-        """End and remove whatever is left. Idempotent."""
+        """End and remove whatever is left, in whatever state it is. Idempotent."""
         self.stop.set()
         self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], 0.0)
-        self._stop_controller()
         self._end_plane()
+        self._stop_controller()
         self.processes.close()
         self.log.close()
         for path, _ in arena_files(self.files.plane):  # only if the plane could not end by itself
@@ -372,39 +346,55 @@ class Launch:
         client, self.client = self.client, None
         if client is not None:
             with suppress(DataPlaneError):
-                client.close(timeout_s=1.0)
+                client.close(timeout_s=1.0)  # whoever is in a call of it is told at once
         self.processes.end([PLANE], 2 * GRACE_S, self.interrupt.hurry)
 
 
-@contextmanager
-def _signals() -> Iterator[Interrupt]:
-    """Let SIGINT and SIGTERM raise a flag for as long as this lasts; outside the main thread there are no signals."""
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-    before = {number: signal.signal(number, interrupt.note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class _RunDirectory:
+    """The folder of a run: ``out``, which stays, or a temporary one, which goes unless it is needed to see why."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._stays = out is not None
+        self.files = RunFiles(out or Path(tempfile.mkdtemp(prefix="penstock-demo-")))
+
+    def keep(self) -> Path:
+        """Let what the processes said and wrote down stay; return where it is."""
+        if not self._stays:
+            self._stays = True
+            for folder in (self.files.plane, self.files.checkpoints):
+                shutil.rmtree(folder, ignore_errors=True)
+        return self.files.root
+
+    def leave(self) -> None:
+        if not self._stays:
+            shutil.rmtree(self.files.root, ignore_errors=True)
 
 
 @contextmanager
-def _run_directory(options: DemoOptions) -> Iterator[RunFiles]:
-    """Yield the folder of the run: ``out``, which stays, or a temporary one, which does not."""
+def _run_directory(options: DemoOptions) -> Iterator[_RunDirectory]:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         if any(options.out.iterdir()):
             raise BadArgument(f"{options.out} is not empty: name another folder, or empty it")
-        yield RunFiles(options.out)
-        return
-    root = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
+    directory = _RunDirectory(options.out)
     try:
-        yield RunFiles(root)
+        yield directory
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        directory.leave()
+
+
+def _curve_path(options: DemoOptions) -> Path:
+    path = options.curve or (options.out / "reward.png" if options.out is not None else Path("penstock-demo.png"))
+    folder = path.parent
+    if folder != options.out and not os.access(folder, os.W_OK):
+        raise BadArgument(f"the reward curve cannot be written into {folder.absolute()}: name a file with --curve")
+    return path
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"the demo needs {', '.join(missing)}; install with: pip install 'penstock[demo]'")
 
 
 def _last_line(path: Path) -> str:
