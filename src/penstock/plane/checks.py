@@ -19,6 +19,7 @@ from penstock.records import KVBatchMeta, Tag
 from penstock.requests import TagColumn
 
 MAX_NAME_CHARS = 1024  # partitions, tasks, fields, keys and tag names; keys live in memory for each row
+_AS_THEY_ARE = frozenset((bool, float, type(None)))  # tag values that need no look
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1  # what one msgpack integer holds
 
 
@@ -128,7 +129,21 @@ def tag_rows(tags: object, n_rows: int) -> list[dict[str, Tag]] | None:
     odd = [row for row in rows if not isinstance(row, Mapping)]
     if odd:
         raise BadArgument(f"tags must be mappings, got {_shown(odd[0])}")
-    return [{name(tag, "tag name"): tag_value(tag, value) for tag, value in row.items()} for row in rows]
+    known: dict[object, str] = {}  # tag names that were checked: rows mostly have the same ones
+    return [_tag_row(row, known) for row in rows]
+
+
+def _tag_row(row: Mapping[Any, Any], known: dict[object, str]) -> dict[str, Tag]:
+    plain: dict[str, Tag] = {}
+    for tag, value in row.items():
+        if tag not in known:
+            known[tag] = name(tag, "tag name")
+        kind = type(value)
+        if kind in _AS_THEY_ARE or (kind is str and value.isascii()) or (kind is int and 0 <= value <= _INT_MAX):
+            plain[known[tag]] = value
+        else:
+            plain[known[tag]] = tag_value(tag, value)
+    return plain
 
 
 def tag_value(tag: str, value: Any) -> Tag:
