@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import resource
 import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from penstock.payload import arena as arena_module
 from penstock.payload import block, codec
 from penstock.payload.arena import Arena, OldArena
 from penstock.payload.mapping import ArenaMap
-from penstock.payload.memory import PAGE
+from penstock.payload.memory import PAGE, available_memory
 from penstock.requests import BlockPlace
 from tests.payload.room import Room, a_room, new_path
 
@@ -65,18 +63,28 @@ def test_no_memory_is_an_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
         room.arena.check_invariants()
 
 
-def test_a_refusal_of_the_kernels_is_an_answer(room: Room) -> None:
-    """The file size limit stands in for a full tmpfs: refused in mid-grant, nothing kept, a smaller grant succeeds."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8 * MIB, hard))
-    try:
-        assert room.arena.grant(1, 16 * MIB, 7) is None
-        assert room.arena.statistics().no_memory == 1
-        assert room.arena.statistics().resident == 0
-        assert room.arena.grant(2, 4 * MIB, 7) is not None
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    room.arena.check_invariants()
+def test_a_tmpfs_larger_than_the_memory_does_not_wake_the_oom_killer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared memory promises more than the machine has: what would leave too little to others is refused."""
+    left = [300 * MIB]
+    monkeypatch.setattr(arena_module, "available_memory", lambda: left[0])
+    with a_room() as room:
+        assert room.arena.grant(1, 60 * MIB, 7) is None
+        assert room.arena.grant(2, 20 * MIB, 7) is not None
+        left[0] = 258 * MIB
+        small = [room.arena.grant(n, MIB, 7) for n in range(3, 20)]
+        assert small[0] is not None, "small blocks are looked at together"
+        assert small[-1] is None
+        assert room.arena.statistics().no_memory > 0
+        left[0] = 10_000 * MIB
+        assert room.arena.grant(99, 20 * MIB, 7) is not None
+        room.arena.check_invariants()
+
+
+def test_the_machine_says_what_memory_it_has() -> None:
+    """The kernel's reckoning is a sane number of bytes."""
+    available = available_memory()
+    assert available is not None
+    assert MIB < available < 1 << 50
 
 
 def test_fragmented_space_is_joined_when_a_large_block_needs_it() -> None:

@@ -150,7 +150,16 @@ def test_a_header_that_contradicts_itself_is_corrupt(lie: dict[str, object]) -> 
         block.parse(forged(**lie), 42)
 
 
-@pytest.mark.parametrize("shapes", [[2**62, 2**62, 8], [-3, 3, 8], [2**63 - 1, 1, 8], [4, 0, 5]])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [2**62, 2**62, 8],
+        [2**60, 2**60, 2**61 + 2**60 + 2**60 + 2**60 + 2**60 + 8],
+        [-3, 3, 8],
+        [2**63 - 1, 1, 8],
+        [4, 0, 5],
+    ],
+)
 def test_row_shapes_that_wrap_or_disagree_are_corrupt(shapes: list[int]) -> None:
     """Sums that overflow 64 bits do not come out right by accident."""
     data = bytearray(SAMPLE)

@@ -26,11 +26,13 @@ from penstock.payload import block, slots
 from penstock.payload.block import Bytes
 from penstock.payload.extents import Extents, Range
 from penstock.payload.files import checked_size
-from penstock.payload.memory import PAGE, Mapped, allocate, map_file, punch
+from penstock.payload.memory import PAGE, Mapped, allocate, available_memory, map_file, punch
 from penstock.payload.slots import Freed, Granted, Ignored, Slots, State
 from penstock.requests import BlockPlace
 
 _log = logging.getLogger(__name__)
+_CHECK_EVERY = 4 * 1024 * 1024  # bytes; reading /proc/meminfo costs as much as allocating 1 MiB
+_KEEP_AVAILABLE = 256 * 1024 * 1024  # bytes that an arena leaves to everybody else
 _NO_MEMORY = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG}
 
 
@@ -89,6 +91,7 @@ class Arena:
         self._punched = 0
         self._not_punched = 0
         self._unknown = 0
+        self._unchecked = 0  # bytes allocated since the machine's memory was last looked at
 
     @classmethod
     def create(
@@ -271,14 +274,26 @@ class Arena:
 
     def _allocate(self, cold: Range) -> bool:
         try:
+            self._check_memory(cold.nbytes)
             allocate(self._fd, cold.offset, cold.nbytes)
         except OSError as error:
             if error.errno not in _NO_MEMORY:
                 raise
             self._no_memory += 1
-            _warn(self._no_memory, "arena %d: no memory for %d more bytes: %s", self.arena_id, cold.nbytes, error)
+            _warn(self._no_memory, "arena %d: no memory for %d more bytes: %s", self.arena_id, cold.nbytes, str(error))
             return False
         return True
+
+    def _check_memory(self, nbytes: int) -> None:
+        """Refuse what would wake the OOM killer: a tmpfs larger than the memory promises what the machine has not."""
+        self._unchecked += nbytes
+        if self._unchecked < _CHECK_EVERY:
+            return
+        available = available_memory()
+        if available is not None and available - self._unchecked < _KEEP_AVAILABLE:
+            self._unchecked -= nbytes
+            raise OSError(errno.ENOMEM, f"the machine has {available >> 20} MiB of memory left")
+        self._unchecked = 0
 
     def _apply(self, block_id: int, generation: int | None, event: Callable[[_Slot], slots.SlotEvent]) -> bool:
         slot = self._blocks.get(block_id)

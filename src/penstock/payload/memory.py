@@ -12,6 +12,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,19 @@ def allocate(fd: int, offset: int, nbytes: int) -> None:
             return os.posix_fallocate(fd, offset, nbytes)
         except InterruptedError:
             continue
+
+
+def available_memory() -> int | None:
+    """Return the bytes that can be had without swapping or killing, as the kernel reckons; None if it does not say.
+
+    A container's own limit is not in it.
+    """
+    try:
+        with Path("/proc/meminfo").open("rb") as lines:
+            found = next((line for line in lines if line.startswith(b"MemAvailable:")), None)
+    except OSError:
+        return None
+    return None if found is None else int(found.split()[1]) * 1024
 
 
 def _os_error(call: str) -> OSError:
