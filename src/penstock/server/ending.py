@@ -51,7 +51,7 @@ def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
     file, where = make_arena(data_dir, max(taken) + 1, capacity, plane.config, in_shm=False, clock=plane.clock)
     try:
         for place in places:
-            plane.tell(BlockMoved(_copy(plane, file, place)))
+            plane.take(plane.ledger.handle(BlockMoved(_copy(plane, file, place)), plane.clock()))
         plane.write(plane.journal.flush)
     except BaseException:
         file.close(unlink=True)

@@ -16,7 +16,7 @@ from penstock.ledger.events import Tick
 from penstock.ledger.facts import Entry
 from penstock.server.plane import Plane
 
-__all__ = ["Housekeeping", "quiet_collector"]
+__all__ = ["Housekeeping", "freeze_collector", "quiet_collector"]
 
 _TICK_S = 1.0
 _LATE_S = 1.0  # a tick later than this means that the plane was stopped, or starved
@@ -31,6 +31,11 @@ log = logging.getLogger("penstock.server")
 def quiet_collector() -> None:
     """Take the garbage collector into our own hands: its full passes over a million rows would last seconds."""
     gc.disable()
+
+
+def freeze_collector() -> None:
+    """What there is now will stay: never look at it."""
+    gc.freeze()
 
 
 class Housekeeping:
@@ -58,9 +63,6 @@ class Housekeeping:
         plane.after_settle = self._after_settle
 
     def start(self) -> None:
-        gc.collect()
-        gc.freeze()
-        self._restated_bytes = 0
         self._arm()
 
     def stop(self) -> None:

@@ -31,7 +31,7 @@ from penstock.ledger.events import BlocksLost
 from penstock.server import lock as locks
 from penstock.server.connections import Connection
 from penstock.server.ending import leave
-from penstock.server.housekeeping import Housekeeping, quiet_collector
+from penstock.server.housekeeping import Housekeeping, freeze_collector, quiet_collector
 from penstock.server.moving import Mover
 from penstock.server.plane import EX_IOERR, EX_SOFTWARE, Plane
 from penstock.server.recovery import Recovered, recover
@@ -123,6 +123,7 @@ def _prepare(options: Options, lock: locks.Lock) -> None:
 async def _live(options: Options) -> int:
     """From recovery to the end."""
     recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
+    freeze_collector()
     plane = _plane(options, recovered)
     house = Housekeeping(
         plane,
@@ -173,7 +174,7 @@ async def _guarded(plane: Plane, mover: Mover) -> None:
     """The top frame of the mover: what it did not expect ends the plane."""
     try:
         await mover.run()
-    except Exception:
+    except Exception:  # top frame of the mover
         log.exception("a bug of ours while moving blocks")
         plane.fail(EX_SOFTWARE, "a bug of ours while moving blocks")
 

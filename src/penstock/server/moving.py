@@ -32,7 +32,7 @@ log = logging.getLogger("penstock.server")
 
 
 class Mover:
-    """Args: plane; sparse_bytes: sparse blocks of so many bytes together are compacted though no room is wanted."""
+    """Args: plane; sparse_bytes: when so many bytes more hold no living row, sparse blocks are compacted."""
 
     def __init__(self, plane: Plane, sparse_bytes: int) -> None:
         self._plane = plane
@@ -40,6 +40,7 @@ class Mover:
         self._stopping = asyncio.Event()
         self._verifying: dict[int, list[int]] = {}  # block -> calls that reported it
         self._tasks: set[asyncio.Task[None]] = set()
+        self._idle_bytes = 0  # bytes without rows that the last look could not help
         self.moved = 0
         self.compacted = 0
         plane.verify = self.verify
@@ -109,14 +110,21 @@ class Mover:
 
     async def _compact_sparse(self, *, pressed: bool) -> None:
         """Make sparse blocks small, if room is wanted or there are enough of them."""
-        sparse = self._plane.ledger.sparse_blocks()
         pressed = pressed or len(self._plane.custody.allotment) > 0
-        if not pressed and sum(place.nbytes for place, _, _ in sparse) < self._sparse_bytes:
+        self._idle_bytes = min(self._idle_bytes, self._bytes_without_rows())
+        grown = self._bytes_without_rows() - self._idle_bytes
+        if grown < (1 if pressed else self._sparse_bytes):  # looking costs a step for each block
             return
-        for place, kept, positions in sparse:
+        for place, kept, positions in self._plane.ledger.sparse_blocks():
             if self._stopping.is_set():
                 return
             await self._compact(place.block_id, kept, positions)
+        self._plane.settle()
+        self._idle_bytes = self._bytes_without_rows()
+
+    def _bytes_without_rows(self) -> int:
+        """Bytes in slots that hold no row that lives: dead rows, headers, padding, grants, pins."""
+        return self._plane.storage.statistics().used - self._plane.ledger.live_bytes
 
     async def _compact(self, block_id: int, kept: list[int], positions: Sequence[int]) -> None:
         storage = self._plane.storage

@@ -130,12 +130,13 @@ class Plane:
         self._due: list[AnyEffect] = []
         self._settle_scheduled = False
         self._failed = False
+        self._closed = False
 
     # -- events in ------------------------------------------------------------------------------------------------
 
     def tell(self, event: AnyEvent) -> None:
         """Give the ledger an event; what it wants done is done when the batch settles."""
-        if not self._failed:
+        if not (self._failed or self._closed):
             self.take(self.ledger.handle(event, self.clock()))
 
     def take(self, effects: list[AnyEffect]) -> None:
@@ -169,6 +170,8 @@ class Plane:
     def settle(self) -> None:
         """Write the journal, then carry out what waited for it; until nothing is due."""
         self._settle_scheduled = False
+        if self._closed:
+            return
         try:
             self._carry_out_all()
         except DataPlaneWriteError as error:
@@ -245,7 +248,7 @@ class Plane:
 
     def receive(self, connection: Connection, call: Call) -> None:
         """Decide one call."""
-        if self._failed:
+        if self._failed or self._closed:
             return
         self.received += 1
         if connection.session_id == 0:
@@ -299,7 +302,7 @@ class Plane:
         )
         try:
             self.tell(asked)
-        except Exception as bug:  # the top frame of one request
+        except Exception as bug:  # top frame of one request
             if not isinstance(call.body, _READ_ONLY):
                 raise  # what it changed is not known: the plane ends and comes back as its journal says
             log.exception("a bug of ours in %s", type(call.body).__name__)
@@ -431,8 +434,11 @@ class Plane:
 
     def close(self) -> None:
         """Settle what is due and close every connection. Idempotent."""
+        if self._closed:
+            return
         if not self._failed:
             self.settle()
+        self._closed = True
         for connection in list(self._connections):
             connection.close()
         self._processes.close()
