@@ -14,7 +14,7 @@ from penstock.ledger.machine import Ledger
 from penstock.ledger.state import Lease, Session, State
 from penstock.requests import Claimed, ReplyBody
 
-__all__ = ["differences", "state_of"]
+__all__ = ["differences", "owed", "state_of"]
 
 _MAX_SHOWN = 6
 
@@ -31,10 +31,15 @@ def differences(live: Ledger, replayed: Ledger) -> list[str]:
     return [*found[:_MAX_SHOWN], f"and {more} more"] if more > 0 else found
 
 
+def owed(ledger: Ledger) -> dict[str, object]:
+    """The durable state but for the sessions' replies."""
+    return {name: value for name, value in fingerprint(ledger).items() if not name.startswith("session ")}
+
+
 def _durable_differences(live: Ledger, replayed: Ledger) -> Iterator[str]:
-    was, now = fingerprint(live), fingerprint(replayed)
+    was, now = owed(live), owed(replayed)
     for name in sorted(was.keys() | now.keys()):
-        if was.get(name) != now.get(name) and not name.startswith("session "):
+        if was.get(name) != now.get(name):
             yield f"{name}: was {was.get(name)}, is {now.get(name)}"
 
 

@@ -1,0 +1,1 @@
+"""The explorer: every path of a few actions through small configurations of a machine, against a readable model."""

@@ -1,0 +1,150 @@
+"""Exhaustive exploration of the ledger's leases and commits: every path of a few actions in small configurations.
+
+Breadth first, so that what it finds is as short as can be; two paths that lead to the same state up to the names of
+tokens are followed once. Each state is reached by running its path again on a fresh ledger: nothing is copied, and a
+path that is printed can be run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import replace
+
+import msgspec
+
+from penstock.ledger.machine import Ledger
+from penstock.testing.explore.planted import PLANTED
+from penstock.testing.explore.rig import Action, LedgerFactory, Rig, Shape
+
+__all__ = ["SHAPES", "ExploreReport", "Finding", "explore", "run"]
+
+SHAPES = (
+    Shape("one row, quarantine", rows=1, tasks=("train",), max_deliveries=1, depth=5),
+    Shape("one row, two tasks", rows=1, tasks=("logp", "train"), max_deliveries=2, depth=4),
+    Shape("two rows, one task", rows=2, tasks=("train",), max_deliveries=2, depth=4),
+)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A path to a state that must not be."""
+
+    shape: str
+    path: list[str]
+    what: str
+
+
+class Exploration(msgspec.Struct, frozen=True):
+    """One configuration, explored. ``complete``: to its full depth, within the time."""
+
+    shape: str
+    states: int
+    transitions: int
+    complete: bool
+    finding: Finding | None
+
+
+class ExploreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was explored and found.
+
+    Attributes:
+        violations: of the real ledger; none is the promise.
+        planted: for each planted bug, the shortest path to it; None = it was not found.
+        complete: every configuration was explored to its depth.
+    """
+
+    states: int
+    transitions: int
+    violations: list[Finding]
+    planted: dict[str, Finding | None]
+    planted_found: int
+    planted_total: int
+    complete: bool
+    elapsed_s: float
+
+    @property
+    def ok(self) -> bool:
+        """No violation, and every planted bug was found."""
+        return not self.violations and self.planted_found == self.planted_total
+
+
+def run(*, shapes: tuple[Shape, ...] = SHAPES, budget_s: float = 120.0) -> ExploreReport:
+    """Explore the real ledger in each of ``shapes``, then hunt every planted bug.
+
+    Args:
+        shapes: what to explore; the defaults take about 15 s of one core.
+        budget_s: of processor time; after that it ends anyway, and is not ``complete``.
+    """
+    begun, wall = time.process_time(), time.perf_counter()
+    real = [explore(shape, Ledger, _left(begun, budget_s)) for shape in shapes]
+    planted = {name: _hunt(shapes, bug, _left(begun, budget_s)) for name, bug in PLANTED.items()}
+    found = sum(finding is not None for finding in planted.values())
+    return ExploreReport(
+        states=sum(e.states for e in real),
+        transitions=sum(e.transitions for e in real),
+        violations=[e.finding for e in real if e.finding is not None],
+        planted=planted,
+        planted_found=found,
+        planted_total=len(PLANTED),
+        complete=all(e.complete for e in real),
+        elapsed_s=time.perf_counter() - wall,
+    )
+
+
+def _left(begun: float, budget_s: float) -> float:
+    return max(0.0, begun + budget_s - time.process_time())
+
+
+def _hunt(shapes: tuple[Shape, ...], bug: LedgerFactory, budget_s: float) -> Finding | None:
+    """Return the shortest path to the bug, over all shapes."""
+    begun = time.process_time()
+    for depth in range(1, max(shape.depth for shape in shapes) + 1):
+        for shape in shapes:
+            if depth <= shape.depth:
+                finding = explore(replace(shape, depth=depth), bug, _left(begun, budget_s)).finding
+                if finding is not None:
+                    return finding
+    return None
+
+
+def explore(shape: Shape, make_ledger: LedgerFactory, budget_s: float) -> Exploration:
+    """Follow every path of ``shape.depth`` actions, or until something is found or the time is over."""
+    until = time.process_time() + budget_s
+    seen: set[object] = {_after(shape, make_ledger, ()).canonical()}
+    queue: deque[tuple[Action, ...]] = deque([()])
+    transitions = 0
+    while queue:
+        path = queue.popleft()
+        for action in _after(shape, make_ledger, path).enabled():
+            if time.process_time() > until:
+                return Exploration(shape.name, len(seen), transitions, False, None)
+            transitions += 1
+            rig = _after(shape, make_ledger, path)
+            what = _broken_by(rig, action, seen)
+            if what:
+                told = [" ".join(map(str, step)) for step in (*shape.start, *path, action)]
+                return Exploration(shape.name, len(seen), transitions, False, Finding(shape.name, told, what))
+            state = rig.canonical()
+            if state not in seen:
+                seen.add(state)
+                if len(path) + 1 < shape.depth:
+                    queue.append((*path, action))
+    return Exploration(shape.name, len(seen), transitions, True, None)
+
+
+def _after(shape: Shape, make_ledger: LedgerFactory, path: tuple[Action, ...]) -> Rig:
+    rig = Rig(shape, make_ledger)
+    for action in (*shape.start, *path):
+        rig.apply(action, checked=False)
+    return rig
+
+
+def _broken_by(rig: Rig, action: Action, seen: set[object]) -> str:
+    """Do it, and see whether a new state survives a crash; return what went wrong, "" if nothing did."""
+    try:
+        rig.apply(action)
+        if rig.canonical() not in seen:
+            rig.check_recovery()
+    except Exception as broken:  # noqa: BLE001 - the step's top frame: whatever broke is the finding
+        return f"{type(broken).__name__}: {broken}"
+    return ""

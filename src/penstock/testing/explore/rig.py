@@ -1,0 +1,456 @@
+"""Drives the real ledger and the model side by side, one action at a time, and says where they part.
+
+Actions are plain tuples, so that a path can be printed, hashed and run again. Requests go in as a server's shell would
+give them; entries are kept as a journal would keep them; a crash is a new ledger that replays them.
+
+Checked after each action: the reply is the predicted one; a refusal and a repeat change nothing; rows, holders and
+tombstones are the model's; the ledger's own invariants hold; a ledger that replays the journal, or a checkpoint, is
+equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from penstock.config import PlaneConfig
+from penstock.ledger import events as ev
+from penstock.ledger.facts import Entry
+from penstock.ledger.machine import Ledger
+from penstock.requests import (
+    WIRE_VERSION,
+    Ack,
+    BlockPlace,
+    Claim,
+    Claimed,
+    Commit,
+    Done,
+    Evict,
+    Failed,
+    FieldSpec,
+    Grant,
+    OpenSession,
+    Pop,
+    RegisterPartition,
+    Release,
+    Renew,
+    ReplyBody,
+    Request,
+    Tokens,
+    Welcome,
+)
+from penstock.testing.explore.model import Model
+from penstock.testing.sim.recovery import differences, owed, state_of
+
+__all__ = ["Action", "Disagreement", "LedgerFactory", "Rig", "Shape"]
+
+Action: TypeAlias = tuple[Any, ...]
+LedgerFactory: TypeAlias = Callable[[PlaneConfig], Ledger]
+
+_PARTITION = "p"
+_LEASE_S = 0.5  # of client A's claims; B's are bounded by its session alone
+_TICK_S = 0.9  # longer than a lease, shorter than what the ledger takes for a stop of the plane
+_CODES = {"LeaseLost": "lease_lost", "RowRemoved": "row_removed", "UnknownName": "unknown"}
+_CONTENTS = (11, 22)
+
+
+class Disagreement(AssertionError):
+    """The ledger and the model part here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A small configuration: rows, tasks (the last is final), and how many failed deliveries a row may have."""
+
+    name: str
+    rows: int
+    tasks: tuple[str, ...]
+    max_deliveries: int
+    depth: int
+    start: tuple[Action, ...] = (("put", 0),)
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A request of a client. ``kept``: its reply is in the journal, or no life has ended since."""
+
+    action: Action
+    body: Request
+    seq: int
+    reply: ReplyBody
+    kept: bool
+    changed: bool
+
+
+class _Client:
+    """One client, across its sessions. ``tokens``: (token, task, keys) of each claim it ever got."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self.session_id = 0
+        self.secret = ""
+        self.sessions = 0
+        self.seq = 0
+        self.done_below = 1
+        self.sent: list[_Sent] = []
+        self.tokens: list[tuple[str, str, tuple[str, ...]]] = []
+
+
+class Rig:
+    """One path through the state space."""
+
+    def __init__(self, shape: Shape, make_ledger: LedgerFactory = Ledger) -> None:
+        self.shape = shape
+        self.keys = [f"k{i}" for i in range(shape.rows)]
+        self.model = Model(shape.tasks, shape.max_deliveries)
+        self._config = PlaneConfig(dead_after_s=1e6, resume_grace_s=1e6, max_deliveries=shape.max_deliveries)
+        self._make_ledger = make_ledger
+        self._entries: list[Entry] = []
+        self._now = 0.0
+        self._calls = 0
+        self._checked = True
+        self._action: Action = ()
+        self._incarnation = 1
+        self._replies: dict[int, ReplyBody] = {}
+        self._granted: dict[int, int] = {}
+        self._clients = {name: _Client(name, number) for number, name in enumerate("AB", 1)}
+        self.ledger = make_ledger(self._config)
+        self._carry_out(self.ledger.begin_life(1, 0.0, 0.0))
+        for client in self._clients.values():
+            self._open(client)
+        register = RegisterPartition(_PARTITION, ["f"], shape.rows, list(shape.tasks))
+        self._ask(self._clients["A"], register)
+
+    # -- what may happen next -----------------------------------------------------------------------------------------
+
+    def enabled(self) -> list[Action]:
+        """Every action that means something here, one for each class of alike ones."""
+        actions: list[Action] = [("put", 0), ("put", 1), ("pop", "A", "", ("k0",)), ("expire",), ("crash",)]
+        actions += [("evict", ("k0",)), ("intrude",)]
+        first = self._clients["A"]  # B does the same things; that A's alone come twice halves the exponent
+        if first.sent:
+            actions += [("settle", "A"), ("again", "A")]
+            if self._abandonable(first.sent[-1]):
+                actions.append(("abandon", "A"))
+        for name, client in self._clients.items():
+            actions.append(("end", name))
+            actions += [("claim", name, task) for task in self.shape.tasks]
+            for token, task, keys in self._distinct_tokens(client):
+                actions += self._with_token(name, token, task, keys)
+        return actions
+
+    def _with_token(self, name: str, token: str, task: str, keys: tuple[str, ...]) -> list[Action]:
+        """What a client, or the other one by mistake, may do with a token. The index stands for the token."""
+        own = self._clients[name].tokens.index((token, task, keys))
+        actions: list[Action] = [(verb, name, own, keys) for verb in ("ack", "release", "renew")]
+        if task == self.model.final:
+            actions.append(("pop", name, own, keys))
+        if len(keys) > 1:
+            actions += [("ack", name, own, keys[:1]), ("release", name, own, keys[:1])]
+        return actions
+
+    def _distinct_tokens(self, client: _Client) -> list[tuple[str, str, tuple[str, ...]]]:
+        """Of tokens that are good for the same, and of those that are good for nothing, one."""
+        seen: dict[object, tuple[str, str, tuple[str, ...]]] = {}
+        for entry in client.tokens:
+            token, task, keys = entry
+            standing = tuple(self._standing(key, task, token) for key in keys)
+            seen[task, keys, standing] = entry
+        return list(seen.values())
+
+    def _standing(self, key: str, task: str, token: str) -> str:
+        row = self.model.rows[key]
+        hold = row.holds[task]
+        if row.reason:
+            return "ending" if row.ending == token else "stale"
+        if token in (hold.token, hold.last):
+            return "held" if token == hold.token else "released" if hold.released else "lapsed"
+        return "ended" if hold.ended == token else "stale"
+
+    def _abandonable(self, sent: _Sent) -> bool:
+        return isinstance(sent.body, Claim) and isinstance(sent.reply, Claimed) and bool(sent.reply.token)
+
+    def canonical(self) -> object:
+        """This state up to the names of tokens and numbers: equal states have equal futures."""
+        names: dict[str, int] = {"": 0}
+
+        def name(token: str | None) -> int:
+            return -1 if token is None else names.setdefault(token, len(names))
+
+        rows = tuple(
+            (key, row.reason, name(row.ending), tuple(sorted(row.contents)), *(
+                (name(h.token), name(h.last), h.released, name(h.ended), h.owner, h.timed, h.deliveries)
+                for h in row.holds.values()
+            ))
+            for key, row in self.model.rows.items()
+        )  # fmt: skip
+        tokens = tuple(
+            frozenset((names.get(token, -2), task, keys) for token, task, keys in self._distinct_tokens(client))
+            for client in self._clients.values()
+        )
+        first = self._clients["A"]
+        session = state_of(self.ledger).sessions.get(first.session_id)
+        remembered = session.replies.keys() if session is not None else ()
+        latest = tuple(
+            (self._alike(first, s, names), s.kept, s.seq < first.done_below, s.seq in remembered)
+            for s in first.sent[-1:]
+        )
+        return rows, tokens, latest
+
+    def _alike(self, client: _Client, sent: _Sent, names: dict[str, int]) -> object:
+        token = ""
+        if sent.action[0] in ("ack", "release", "renew", "pop") and isinstance(sent.action[2], int):
+            token = client.tokens[sent.action[2]][0]
+        reply: object = type(sent.reply).__name__
+        if isinstance(sent.reply, Claimed):
+            reply = (names.get(sent.reply.token, -2), tuple(sent.reply.keys))
+        return sent.action[0], sent.action[3:], names.get(token, -2), reply
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def apply(self, action: Action, checked: bool = True) -> None:
+        """Do it. Raises ``Disagreement`` where ledger and model part; the ledger's own assertions pass through.
+
+        ``checked`` False: a step that has been checked before is only done again.
+        """
+        self._checked = checked
+        self._action = action
+        getattr(self, f"_do_{action[0]}")(*action[1:])
+        if checked:
+            self.ledger.check_invariants()
+            self._compare_state()
+
+    def _owed(self) -> dict[str, object]:
+        return owed(self.ledger) if self._checked else {}
+
+    def _do_put(self, which: int) -> None:
+        client = self._clients["A"]
+        count = len(self.keys)
+        grant = Grant(_PARTITION, self.keys, [FieldSpec("f", "int64", 1)], [], count, [1] * count)
+        self._calls += 1
+        call = self._calls
+        self._handle(self._asked(client, call, 0, grant))
+        block = self._granted.pop(call)
+        reply = self._request(client, Commit(block, _CONTENTS[which]))
+        self._expect(self.model.put(self.keys, _CONTENTS[which]), reply)
+
+    def _do_claim(self, name: str, task: str) -> None:
+        client = self._clients[name]
+        expected = self.model.claimable(task)
+        timed = name == "A"
+        body = Claim(_PARTITION, task, ["f"], 9, blocking=False, lease_s=_LEASE_S if timed else None)
+        reply = self._request(client, body)
+        self._must(isinstance(reply, Claimed) and reply.keys == expected, f"rows {expected}", reply)
+        if isinstance(reply, Claimed) and reply.token:
+            used = [token for c in self._clients.values() for token, _, _ in c.tokens]
+            self._must(reply.token not in used, "a fresh token", reply)
+            client.tokens.append((reply.token, task, tuple(reply.keys)))
+            self.model.claimed(task, expected, reply.token, name, timed)
+
+    def _do_ack(self, name: str, own: int, keys: tuple[str, ...]) -> None:
+        token, task, _ = self._clients[name].tokens[own]
+        body = Ack(_PARTITION, task, list(keys), Tokens([token], []))
+        reply = self._request(self._clients[name], body)
+        self._expect(self.model.ack(task, keys, token), reply)
+
+    def _do_pop(self, name: str, own: int | str, keys: tuple[str, ...]) -> None:
+        token = self._clients[name].tokens[own][0] if isinstance(own, int) else ""
+        body = Pop(_PARTITION, list(keys), Tokens([token] if token else [], []))
+        reply = self._request(self._clients[name], body)
+        self._expect(self.model.pop(keys, token), reply)
+
+    def _do_release(self, name: str, own: int, keys: tuple[str, ...]) -> None:
+        token, task, _ = self._clients[name].tokens[own]
+        body = Release(_PARTITION, task, list(keys), Tokens([token], []))
+        reply = self._request(self._clients[name], body)
+        self._expect(self.model.release(task, keys, token), reply)
+
+    def _do_renew(self, name: str, own: int, keys: tuple[str, ...]) -> None:
+        token, task, _ = self._clients[name].tokens[own]
+        timed = name == "A"
+        body = Renew(_PARTITION, task, list(keys), Tokens([token], []), _LEASE_S if timed else None)
+        reply = self._request(self._clients[name], body)
+        self._expect(self.model.renew(task, keys, token, name, timed), reply)
+
+    def _do_evict(self, keys: tuple[str, ...]) -> None:
+        reply = self._request(self._clients["B"], Evict(_PARTITION, list(keys), "stale"))
+        self._expect(self.model.evict(keys), reply)
+
+    def _do_expire(self) -> None:
+        self._now += _TICK_S
+        self._handle(ev.Tick(self._now))
+        self.model.expire()
+
+    def _do_end(self, name: str) -> None:
+        client = self._clients[name]
+        self._handle(ev.SessionGone(client.session_id, "goodbye"))
+        self.model.session_ends(name)
+        self._open(client)
+
+    def _do_settle(self, name: str) -> None:
+        """The client says that it has every reply."""
+        client = self._clients[name]
+        client.done_below = client.seq + 1
+        self._handle(ev.Heard(client.session_id, client.done_below, []))
+
+    def _do_abandon(self, name: str) -> None:
+        """The reply to the client's latest claim was never handed to its caller."""
+        client = self._clients[name]
+        sent = client.sent.pop()
+        assert isinstance(sent.reply, Claimed)
+        self._handle(ev.Heard(client.session_id, client.done_below, [sent.seq]))
+        if sent.seq >= client.done_below:
+            self.model.abandon(sent.reply.token)
+
+    def _do_again(self, name: str) -> None:
+        """The latest request of this session comes once more."""
+        client = self._clients[name]
+        sent = client.sent[-1]
+        if sent.seq < client.done_below:
+            before = self._owed()
+            reply = self._send(client, sent.body, sent.seq)
+            self._must(isinstance(reply, Failed), "a refusal", reply)
+            self._must(self._owed() == before, "no change", "a change")
+        elif sent.kept:
+            self._repeat(client, sent)
+        else:  # it was refused, or changed nothing, in a life that has ended: it is decided anew
+            client.sent.remove(sent)
+            client.seq, latest = sent.seq - 1, client.seq
+            self.apply(sent.action, self._checked)
+            client.seq = latest
+
+    def _repeat(self, client: _Client, sent: _Sent) -> None:
+        before = self._owed()
+        reply = self._send(client, sent.body, sent.seq)
+        if isinstance(sent.reply, Claimed):
+            holding = self.model.holding(sent.reply.token) if sent.reply.token else []
+            as_before = isinstance(reply, Claimed) and sorted(reply.keys) == sorted(holding)
+            self._must(as_before, f"the same lease of {holding}", reply)
+        else:
+            self._must(reply == sent.reply, sent.reply, reply)
+        self._must(self._owed() == before, "no change by a repeat", "a change")
+
+    def _do_intrude(self) -> None:
+        """Somebody without its secret wants to take A's session over."""
+        self._calls += 1
+        before = self._owed()
+        self._handle(ev.SessionResumes(self._clients["A"].session_id, "guessed", self._calls))
+        reply = self._replies.get(self._calls)
+        self._must(isinstance(reply, Failed), "a refusal", reply)
+        self._must(self._owed() == before, "no change", "a change")
+
+    def _do_crash(self) -> None:
+        """Kill -9: a new life replays what was journaled, and both clients come back."""
+        self.ledger = self._recovered(self._entries) if self._checked else self._replayed(self._entries)
+        self._incarnation += 1
+        self._carry_out(self.ledger.begin_life(self._incarnation, self._now, self._now))
+        for client in self._clients.values():
+            self._calls += 1
+            self._handle(ev.SessionResumes(client.session_id, client.secret, self._calls))
+            self._must(isinstance(self._replies.get(self._calls), Welcome), "a welcome", self._replies)
+            for sent in client.sent:
+                sent.kept = sent.kept and sent.changed
+
+    # -- the shell ----------------------------------------------------------------------------------------------------
+
+    def _request(self, client: _Client, body: Request) -> ReplyBody:
+        """A fresh mutation; what is refused must not change anything."""
+        client.seq += 1
+        before, written = self._owed(), len(self._entries)
+        reply = self._send(client, body, client.seq)
+        if isinstance(reply, Failed):
+            self._must(self._owed() == before, "no change by a refusal", reply)
+        changed = any(entry.seq for entry in self._entries[written:])
+        client.sent.append(_Sent(self._action, body, client.seq, reply, True, changed))
+        return reply
+
+    def _ask(self, client: _Client, body: Request) -> ReplyBody:
+        client.seq += 1
+        return self._send(client, body, client.seq)
+
+    def _send(self, client: _Client, body: Request, seq: int) -> ReplyBody:
+        self._calls += 1
+        call = self._calls
+        self._handle(self._asked(client, call, seq, body))
+        if call not in self._replies:
+            raise Disagreement(f"{type(body).__name__} was not answered")
+        return self._replies.pop(call)
+
+    def _asked(self, client: _Client, call: int, seq: int, body: Request) -> ev.Asked:
+        return ev.Asked(client.session_id, call, seq, client.done_below, [], self._now + 60.0, body, self._now)
+
+    def _open(self, client: _Client) -> None:
+        client.sessions += 1
+        client.session_id, client.secret = 1000 * client.number + client.sessions, f"{client.name}{client.sessions}"
+        client.seq, client.done_below, client.sent = 0, 1, []
+        self._calls += 1
+        opening = OpenSession(WIRE_VERSION, client.number, client.name, "", "", 0)
+        self._handle(ev.SessionOpens(client.session_id, client.secret, self._calls, opening, self._now))
+
+    def _handle(self, event: ev.AnyEvent) -> None:
+        self._carry_out(self.ledger.handle(event, self._now))
+
+    def _carry_out(self, effects: list[ev.AnyEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, ev.Persist):
+                self._entries.append(effect.entry)
+            elif isinstance(effect, ev.Answer):
+                self._replies[effect.call_id] = effect.body
+            elif isinstance(effect, ev.Allot):
+                self._granted[effect.call_id] = effect.grant
+                self._handle(ev.Allotted(effect.grant, BlockPlace(effect.grant, 0, 0, effect.nbytes, 1)))
+
+    # -- comparison ---------------------------------------------------------------------------------------------------
+
+    def check_recovery(self) -> None:
+        """What the journal gives back, and what a checkpoint alone gives back, is what is."""
+        self._action = ("recover",)
+        self._recovered(self._entries)
+        self._action = ("checkpoint",)
+        self._recovered(list(self.ledger.checkpoint(1)))
+
+    def _recovered(self, entries: list[Entry]) -> Ledger:
+        reborn = self._replayed(entries)
+        found = differences(self.ledger, reborn)
+        self._must(not found, "the state that was", "; ".join(found))
+        return reborn
+
+    def _replayed(self, entries: list[Entry]) -> Ledger:
+        reborn = self._make_ledger(self._config)
+        for entry in entries:
+            reborn.replay(entry, self._now)
+        return reborn
+
+    def _compare_state(self) -> None:
+        partition = state_of(self.ledger).partitions[_PARTITION]
+        for key, row in self.model.rows.items():
+            real = partition.rows.get(key)
+            self._must((real is None) == bool(row.reason), f"row there: {not row.reason}", real)
+            if real is None:
+                stone = partition.tombstones.get(key)
+                told = (stone.reason, stone.token) if stone is not None else None
+                self._must(told == (row.reason, row.ending), f"tombstone {row.reason} {row.ending!r}", told)
+                continue
+            for task in partition.tasks.values():
+                hold = row.holds[task.name]
+                lease = task.held.get(real.id)
+                holder = lease.token if lease is not None else ""
+                self._must(holder == hold.token, f"held under {hold.token!r}", holder)
+                failed = task.deliveries.get(real.id, 0)
+                self._must(failed == hold.deliveries, f"{hold.deliveries} failed deliveries", failed)
+
+    def _expect(self, outcome: str, reply: ReplyBody) -> None:
+        said = (
+            "done"
+            if isinstance(reply, Done)
+            else _CODES.get(reply.code, reply.code)
+            if isinstance(reply, Failed)
+            else "?"
+        )
+        self._must(said == outcome, outcome, reply)
+
+    def _must(self, holds: bool, expected: object, got: object) -> None:
+        if not holds:
+            raise Disagreement(f"{' '.join(map(str, self._action))}: expected {expected}, got {got}")
