@@ -10,7 +10,7 @@ quarantined; what a token may do to a row is ``TOKEN_RULES``, and a missing entr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import xxhash
@@ -19,7 +19,7 @@ from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, LeaseLost, RowRemoved, UnknownName, abbreviate
 from penstock.plane.columns import Column
 from penstock.plane.rows import Held, Hold, Partition, Row, Tombstone
-from penstock.records import DataPlaneGroupMeta, Tag, expected_of, group_id_of, is_true
+from penstock.records import DataPlaneGroupMeta, Tag, expected_of, is_true
 from penstock.requests import AuditReport, RegisterPartition
 
 Operation: TypeAlias = Literal["ack", "release", "renew", "pop"]
@@ -150,7 +150,7 @@ class MemoryPlane:
             raise BadArgument(f"partition {name!r} has enums {part.enums}, not {enums}", partition=name)
         if name not in self.partitions and name in self._cleared:
             past = self._cleared.pop(name)
-            part.put, part.removed = past.put, past.removed
+            part.put, part.removed, part.tombs = past.put, past.removed, past.tombs
         self.partitions[name] = part
         part.fields = list(dict.fromkeys([*part.fields, *wanted.fields]))
         part.num_samples, part.group_size = wanted.num_samples, wanted.group_size
@@ -212,11 +212,7 @@ class MemoryPlane:
         gone = [(i, key) for i, key in enumerate(keys) if key not in part.rows and part.barred(key)]
         repeated = {key for i, key in gone if content is not None and (content, i) in part.tombs[key].contents}
         late = [key for _, key in gone if key not in repeated]
-        late += [
-            key
-            for key, tag in zip(keys, tags, strict=True)
-            if key not in part.rows and not part.barred(key) and group_id_of(key, tag) in part.closed_groups
-        ]
+        late += [key for key, tag in zip(keys, tags, strict=True) if content is not None and part.closed(key, tag)]
         if late:
             raise RowRemoved(f"too late: rows were removed: {abbreviate(late)}", partition=part.name, keys=late)
         return repeated
@@ -395,6 +391,7 @@ class MemoryPlane:
         for key in list(part.rows) if keys is None else keys:
             self._remove(part, key, "cleared", now)
         if keys is None:
+            part.tombs = {key: replace(tomb, reason="cleared") for key, tomb in part.tombs.items()}  # all keys are free
             self._cleared[name] = self.partitions.pop(name)
 
     def _evict_group(self, part: Partition, rows: list[Row], reason: str, now: float) -> None:
@@ -405,7 +402,7 @@ class MemoryPlane:
         if row is None:
             return
         hold = row.holds.get(part.final_task)
-        token = hold.token if hold is not None and hold.state in (Held.LEASED, Held.LAPSED) else None
+        token = None if hold is None else hold.token
         part.removed[reason] += 1
         part.tombs[key] = Tombstone(reason, token, row.contents, now + self.config.tombstone_s)
 

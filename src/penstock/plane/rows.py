@@ -7,7 +7,7 @@ it, so that a consumer that was only slow can still be told from one that was re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -41,7 +41,7 @@ class Hold:
 
 @dataclass
 class Row:
-    """A row: ``values``, ``nbytes`` and ``versions`` by field; ``contents`` names the puts that made it."""
+    """A row: ``values`` and ``nbytes`` by field; ``contents``: the puts (checksum, index) that wrote it."""
 
     key: str
     born_at: float
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass
 class Tombstone:
-    """A removed row. ``token`` is the lease under which it ended, None if it was none's."""
+    """A removed row. ``token``: the latest lease of the final task on it, None if there was none."""
 
     reason: str
     token: str | None
@@ -131,6 +131,10 @@ class Partition:
     def barred(self, key: str) -> bool:
         """Whether a removed row stays removed: a cleared one may be put anew."""
         return key in self.tombs and self.tombs[key].reason != "cleared"
+
+    def closed(self, key: str, tags: Mapping[str, Tag]) -> bool:
+        """Whether ``key`` would be a late row of a group that was evicted unfinished."""
+        return key not in self.rows and not self.barred(key) and group_id_of(key, tags) in self.closed_groups
 
     def groups(self) -> dict[str, list[Row]]:
         """Return the rows by group, both in order of arrival."""

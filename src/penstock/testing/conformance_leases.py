@@ -213,6 +213,15 @@ def popping_your_own_rows_needs_no_token(w: World) -> None:
     same(flow.keys(), [], "rows")
 
 
+def released_rows_may_be_popped(w: World) -> None:
+    """A row whose lease was released is nobody's: the client that released it pops it as anyone may."""
+    flow = _leased_flow(w)
+    flow.client.release(flow.claim())
+    flow.client.pop(["k0"], flow.name)
+    w.other().pop(["k1"], flow.name)
+    same(flow.keys(), [], "rows")
+
+
 def popping_leased_rows_needs_their_token(w: World) -> None:
     """Rows that somebody else leases are popped with that lease's token only; all or none."""
     flow = _leased_flow(w, 3)
