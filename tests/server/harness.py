@@ -59,14 +59,21 @@ T = TypeVar("T")
 class PlaneProcess:
     """A plane started as users start it. ``with`` kills it and removes its shared memory."""
 
-    def __init__(self, data_dir: Path, *flags: str, wait: bool = True, **config: object) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        wait: bool = True,
+        python: tuple[str, ...] = ("-m", "penstock.server"),
+        **config: object,
+    ) -> None:
         self.data_dir = data_dir
         data_dir.mkdir(exist_ok=True)
         self.plane_id = paths.plane_id(data_dir)
         reading, writing = os.pipe()
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "penstock.server", "--data-dir", str(data_dir), *flags),
+                *(sys.executable, *python, "--data-dir", str(data_dir), *flags),
                 *("--config", msgspec.json.encode(config).decode(), "--ready-fd", str(writing)),
             ],
             pass_fds=[writing],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import resource
 import socket
 import struct
 import threading
@@ -184,3 +185,35 @@ def test_other_versions_of_the_wire_are_refused(tmp_path: Path) -> None:
         reply = client.call(OpenSession(WIRE_VERSION + 1, 1, "", "", "", 1))
         assert "version" in str(reply)
         client.open()
+
+
+def test_running_out_of_descriptors_costs_only_newcomers(tmp_path: Path) -> None:
+    """With no descriptor left the plane serves those who are in, and admits others when there are some again."""
+    with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir, 1) as client:
+        client.open().register()
+        used = len(list(Path(f"/proc/{plane.pid}/fd").iterdir()))
+        before = resource.prlimit(plane.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(plane.pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
+        newcomers = [RawClient(plane.data_dir, i) for i in range(2, 6)]
+        eventually("the fault fires", lambda: "accept_failed" in client.status().counters)
+        client.put(["a"])
+        assert client.read(["a"]) == [7]
+        resource.prlimit(plane.pid, resource.RLIMIT_NOFILE, before)
+        newcomers[-1].open()
+        assert newcomers[-1].read(["a"]) == [7]
+        for newcomer in newcomers:
+            newcomer.close()
+
+
+def test_few_open_files_allow_few_connections(tmp_path: Path) -> None:
+    """Where the limit of open files is low, connections are refused before the journal lacks a descriptor."""
+    limit = "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)); "
+    script = limit + "runpy.run_module('penstock.server', run_name='__main__')"
+    with PlaneProcess(tmp_path / "d", python=("-c", script)) as plane:
+        clients = [RawClient(plane.data_dir, i).open() for i in range(8)]
+        with RawClient(plane.data_dir, 9) as late:
+            assert late.is_closed()
+        clients[0].register()
+        for client in clients:
+            client.close()
+        assert "ulimit -n" in plane.log()

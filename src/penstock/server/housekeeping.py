@@ -19,6 +19,7 @@ from penstock.server.plane import Plane
 __all__ = ["Housekeeping", "freeze_collector", "quiet_collector"]
 
 _TICK_S = 1.0
+_SHORTEST_S = 0.001  # between two ticks
 _LATE_S = 1.0  # a tick later than this means that the plane was stopped, or starved
 _DRAIN_S = 2.0  # at most, reading sockets after such a pause
 _YOUNG_OBJECTS = 20_000  # collected at once: about 2 ms
@@ -90,7 +91,7 @@ class Housekeeping:
                 return
             self._timer.cancel()
         self._due = when
-        delay = max(0.0, when - self._plane.clock())
+        delay = max(_SHORTEST_S, when - self._plane.clock())
         self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def _wake(self) -> None:

@@ -42,6 +42,7 @@ __all__ = ["Options", "serve"]
 EX_DATAERR = 65  # sysexits.h: the journal is damaged
 _BACKLOG = 1024
 _DESCRIPTORS = 65536  # wanted; two for each client
+_OWN_DESCRIPTORS = 64  # journal, arenas, log, loop
 _LOG_BYTES = 16 * 1024 * 1024
 _SPARSE_SHARE = 4  # sparse blocks may waste a quarter of ``warm_bytes`` before they are compacted unasked
 _NO_MORE_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -78,7 +79,7 @@ def serve(options: Options) -> int:
         _say(options, "taken")
         return 0
     try:
-        _prepare(options, lock)
+        options = _prepare(options, lock)
         code = asyncio.run(_live(options))
         if code == 0 and options.ephemeral:
             shutil.rmtree(options.data_dir, ignore_errors=True)
@@ -110,14 +111,26 @@ def _lock(options: Options) -> locks.Lock | None:
         raise
 
 
-def _prepare(options: Options, lock: locks.Lock) -> None:
+def _prepare(options: Options, lock: locks.Lock) -> Options:
+    """Make the process fit to serve; return the options that it can keep."""
     lock.describe(locks.LockHolder(os.getpid(), options.auto))
     _configure_log(paths.log_path(options.data_dir))
     quiet_collector()
+    return msgspec.structs.replace(options, config=_within_descriptors(options.config))
+
+
+def _within_descriptors(config: PlaneConfig) -> PlaneConfig:
+    """Raise the limit of open files; admit no more connections than leave some for the journal."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    possible = (soft - _OWN_DESCRIPTORS) // 2  # its socket, and its process's pidfd
+    if soft == resource.RLIM_INFINITY or config.max_connections <= possible:
+        return config
+    log.warning("%d open files allow %d connections, not %d (ulimit -n)", soft, possible, config.max_connections)
+    return msgspec.structs.replace(config, max_connections=max(possible, 1))
 
 
 async def _live(options: Options) -> int:
@@ -167,6 +180,8 @@ def _plane(options: Options, recovered: Recovered) -> Plane:
         log.error("%d blocks are lost: %s", len(block_ids), why)
         plane.tell(BlocksLost(block_ids, why))
     plane.settle()
+    if plane.failed:
+        raise DataPlaneWriteError(plane.reason)
     return plane
 
 

@@ -84,6 +84,7 @@ class Sessions:
             session = self._sessions[session_id] = Session(session_id, holder, connection)
         elif session.connection is not None and session.connection is not connection:
             session.connection.discard()
+        session.holder.sessions.discard(session_id)  # it may have been another process's
         session.connection, session.holder = connection, holder
         holder.sessions.add(session_id)
         connection.session_id, connection.holder = session_id, holder
