@@ -32,7 +32,8 @@ from penstock.plane.arenas import Arenas
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.records import KVBatchMeta
-from penstock.requests import ArenaPlace, BlockPlace
+from penstock.requests import ArenaPlace, BlockPlace, Locate, Located
+from penstock.retry import Deadline
 from penstock.wire import paths
 
 QUICK = PlaneConfig(linger_s=0.2)
@@ -333,17 +334,17 @@ time.sleep(600)
 # -- bytes are damaged ------------------------------------------------------------------------------------------------
 
 
-def _flip_a_byte(plane: LocalDataPlaneClient, value: bytes) -> int:
-    """Damage the block that holds ``value``, in the plane's shared memory; return how many places were hit."""
-    hits = 0
-    for path, _ in paths.arena_files(plane.data_dir):
-        with path.open("r+b") as file:
-            at = file.read().find(value)
-            if at >= 0:
-                file.seek(at)
-                file.write(bytes([value[0] ^ 1]))
-                hits += 1
-    return hits
+def _flip_a_byte(plane: LocalDataPlaneClient, key: str, value: bytes) -> None:
+    """Damage ``value`` in the block that holds the row, in the plane's shared memory."""
+    located = plane._link.ask(Locate("p", [key], ["x"]), Located, Deadline(10.0))
+    (place,), (arena,) = located.blocks, located.arenas
+    plane._link.unpin(place.pin)
+    with paths.arena_path(plane.data_dir, arena).open("r+b") as file:
+        file.seek(place.offset)
+        at = file.read(place.nbytes).find(value)
+        assert at >= 0
+        file.seek(place.offset + at)
+        file.write(bytes([value[0] ^ 1]))
 
 
 def test_damaged_bytes_are_never_served_and_their_rows_are_named(plane: LocalDataPlaneClient) -> None:
@@ -351,7 +352,7 @@ def test_damaged_bytes_are_never_served_and_their_rows_are_named(plane: LocalDat
     x = put(plane, "good", "also good")
     marked = torch.full((2, 4), 0x0123456789ABCDEF)
     plane.put_samples(["bad", "worse"], "p", {"x": marked})
-    assert _flip_a_byte(plane, marked.numpy().tobytes()) == 1
+    _flip_a_byte(plane, "bad", marked.numpy().tobytes())
     with pytest.raises(DataPlaneReadError) as caught:
         plane.get_samples(["good", "bad", "worse"], "p", ["x"])
     assert caught.value.keys == ["bad", "worse"]
