@@ -14,20 +14,20 @@ CAPACITY = 64 * PAGE
 def test_freed_space_is_used_again_before_untouched_space() -> None:
     """The second put of a size touches no new page."""
     extents = Extents(CAPACITY)
-    first, allocate = extents.take(3 * PAGE) or (None, None)
+    first, allocate = extents.take(3 * PAGE) or (None, [])
     assert first is not None
-    assert allocate == Range(first.offset, 3 * PAGE)
+    assert allocate == [Range(first.offset, 3 * PAGE)]
     extents.give(first)
-    again, allocate = extents.take(2 * PAGE + 1) or (None, None)
+    again, allocate = extents.take(2 * PAGE + 1) or (None, [])
     assert again == Range(first.offset, 2 * PAGE + GRANULE)
-    assert allocate is None
+    assert allocate == []
 
 
 def test_small_blocks_share_a_page() -> None:
     """Sixteen quarter-KiB blocks cost one page."""
     extents = Extents(CAPACITY)
     taken = [extents.take(200) for _ in range(PAGE // GRANULE)]
-    assert sum(1 for found in taken if found and found[1] is not None) == 1
+    assert sum(1 for found in taken if found and found[1]) == 1
     assert (extents.used, extents.warm) == (PAGE, 0)
 
 
@@ -44,6 +44,19 @@ def test_trimming_gives_back_whole_pages_and_stops_below_the_limit() -> None:
     assert all(r.offset >= taken[0].nbytes for r in punched)
     assert extents.trim(4 * PAGE) == []
     extents.check_invariants()
+
+
+def test_warm_and_cold_neighbours_serve_a_block_that_neither_holds() -> None:
+    """Only the cold part is allocated; what is left of each goes back to its kind."""
+    extents = Extents(8 * PAGE)
+    taken = [found[0] for _ in range(5) if (found := extents.take(PAGE))]
+    for extent in taken[2:]:
+        extents.give(extent)  # used 0-1, warm 2-4, cold 5-7
+    found = extents.take(5 * PAGE + 1)
+    assert found == (Range(2 * PAGE, 5 * PAGE + GRANULE), [Range(5 * PAGE, 3 * PAGE)])
+    extents.check_invariants()
+    assert (extents.warm, extents.free) == (PAGE - GRANULE, PAGE - GRANULE)
+    assert extents.take(PAGE) is None
 
 
 def test_everything_freed_is_one_extent_again() -> None:
@@ -68,8 +81,8 @@ def test_no_byte_is_in_two_extents(steps: list[tuple[int, int]]) -> None:
     for action, size in steps:
         if action <= 1 and (found := extents.take(size)):
             extent, allocate = found
-            if allocate:
-                backed |= set(range(allocate.offset // PAGE, (allocate.offset + allocate.nbytes) // PAGE))
+            for cold in allocate:
+                backed |= set(range(cold.offset // PAGE, (cold.offset + cold.nbytes) // PAGE))
             pages = range(extent.offset // PAGE, -(-(extent.offset + extent.nbytes) // PAGE))
             assert set(pages) <= backed, "granted without memory behind it"
             assert all(extent.offset >= h.offset + h.nbytes or h.offset >= extent.offset + extent.nbytes for h in held)

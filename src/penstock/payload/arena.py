@@ -259,17 +259,14 @@ class Arena:
 
     def _take(self, nbytes: int) -> Range | None:
         found = self._extents.take(nbytes)
-        if found is None and self._extents.free >= nbytes:
-            self._punch(self._extents.trim(0))  # warm and cold neighbours may make one extent that is large enough
-            found = self._extents.take(nbytes)
         if found is None:
             self._full += 1
             return None
-        extent, to_allocate = found
-        if to_allocate is None or self._allocate(to_allocate):
+        extent, cold = found
+        if all(map(self._allocate, cold)):
             return extent
         self._extents.give(extent)
-        self._punch(self._extents.trim(0))
+        self._punch(self._extents.trim(0))  # it is not backed, and the machine is short: warm memory goes back too
         return None
 
     def _allocate(self, cold: Range) -> bool:

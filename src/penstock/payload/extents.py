@@ -5,7 +5,8 @@ kernel). Warm space is used first; in each kind the best fit, the most recently 
 ranges the shell must allocate or punch.
 
 Invariants: extents in use, warm and cold tile the arena; cold extents begin and end on pages; no two neighbours of one
-kind stay apart. Cost per call: O(distinct sizes) at worst, O(1) dictionary work as a rule.
+kind stay apart. Cost per call: O(distinct sizes) at worst, O(1) dictionary work as a rule;
+O(n log n) when only neighbours of both kinds together are long enough.
 """
 
 from __future__ import annotations
@@ -103,25 +104,52 @@ class Extents:
         """Free bytes of either kind; the largest piece may be smaller."""
         return self._warm.nbytes + self._cold.nbytes
 
-    def take(self, nbytes: int) -> tuple[Range, Range | None] | None:
-        """Take room for ``nbytes``: the extent, and the range that must be allocated first if it is cold.
+    def take(self, nbytes: int) -> tuple[Range, list[Range]] | None:
+        """Take room for ``nbytes``: the extent, and the ranges of it that must be allocated first, being cold.
 
-        None = no extent is large enough; after ``trim(0)``, which joins warm and cold neighbours, one may be.
+        None = no stretch of free bytes is long enough.
         """
         size = -(-nbytes // GRANULE) * GRANULE
         found = self._warm.take(size)
         if found is not None:
-            self._add(self._warm, found.offset + size, found.offset + found.nbytes)
-            self.used += size
-            return Range(found.offset, size), None
-        pages = -(-size // PAGE) * PAGE
-        found = self._cold.take(pages)
-        if found is None:
-            return None
-        self._add(self._cold, found.offset + pages, found.offset + found.nbytes)
-        self._add(self._warm, found.offset + size, found.offset + pages)
+            return self._use(found.offset, size, [(found, self._warm)])
+        found = self._cold.take(-(-size // PAGE) * PAGE)
+        if found is not None:
+            return self._use(found.offset, size, [(found, self._cold)])
+        run = self._shortest_run(size) if self.free >= size else []
+        for extent, pool in run:
+            pool.remove(extent.offset)
+        return self._use(run[0][0].offset, size, run) if run else None
+
+    def _use(self, start: int, size: int, run: list[tuple[Range, _Pool]]) -> tuple[Range, list[Range]]:
+        """Cut ``size`` bytes off neighbouring extents that have left their pools; the rest goes back."""
+        end = start + size
+        cold = []
+        for extent, pool in run:
+            stop = extent.offset + extent.nbytes
+            if pool is self._cold and extent.offset < end:
+                cut = min(-(-end // PAGE) * PAGE, stop)
+                cold.append(Range(extent.offset, cut - extent.offset))
+                self._add(self._warm, max(end, extent.offset), cut)
+                self._add(self._cold, cut, stop)
+            else:
+                self._add(pool, max(end, extent.offset), stop)
         self.used += size
-        return Range(found.offset, size), Range(found.offset, pages)
+        return Range(start, size), cold
+
+    def _shortest_run(self, size: int) -> list[tuple[Range, _Pool]]:
+        """Return the shortest stretch of neighbours that holds ``size`` bytes: a last resort, O(n log n)."""
+        free = [(e, pool) for pool in (self._warm, self._cold) for e in pool.extents()]
+        free.sort(key=lambda item: item[0].offset)
+        best: list[tuple[Range, _Pool]] = []
+        run: list[tuple[Range, _Pool]] = []
+        for item in free:
+            if run and run[-1][0].offset + run[-1][0].nbytes != item[0].offset:
+                run = []
+            run.append(item)
+            if _length(run) >= size and (not best or _length(run) < _length(best)):
+                best = run.copy()
+        return best
 
     def give(self, extent: Range) -> None:
         """Take back an extent that ``take`` returned; it is warm."""
@@ -173,6 +201,10 @@ class Extents:
     def _add(pool: _Pool, start: int, end: int) -> None:
         if end > start:
             pool.add(start, end - start)
+
+
+def _length(run: list[tuple[Range, _Pool]]) -> int:
+    return run[-1][0].offset + run[-1][0].nbytes - run[0][0].offset
 
 
 def _pages_within(extent: Range, wanted: int) -> Range | None:
