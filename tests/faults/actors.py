@@ -6,29 +6,37 @@ consumer's hash can be compared with what was meant rather than with what was st
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import torch
 import xxhash
-from penstock.plane.local import LocalDataPlaneClient
 
 from penstock.config import ClientConfig, PlaneConfig
-from penstock.errors import DataPlaneNotReady, DataPlaneTimeout, DataPlaneUnavailable, LeaseLost
-from penstock.testing.checker import EventLog, Put, Trained, read_log
+from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, LeaseLost
+from penstock.plane.local import LocalDataPlaneClient
+from penstock.records import KVBatchMeta
+from penstock.testing.checker import EventLog, Moment, Put, Trained, read_log
 from penstock.testing.faults import reached
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 PARTITION, TASK = "train", "train"
 FIELDS = ["input_ids", "logprobs"]
 GROUP = 4
+FIRED = "every-fault-has-fired"
 PATIENCE_S = 30.0
 PLANE = PlaneConfig(heartbeat_s=0.25, dead_after_s=1.5, resume_grace_s=1.5, linger_s=0.5)
 
 T = TypeVar("T")
+torch.nested.nested_tensor([torch.zeros(1)], layout=torch.jagged)  # the first one imports for seconds: once is enough
 
 
 def client_of(folder: Path) -> LocalDataPlaneClient:
@@ -69,19 +77,19 @@ def keys_of(name: str, group: int) -> list[str]:
 
 
 def produce(life: int, folder: str, name: str, groups: int) -> None:
-    """Put ``groups`` groups, those that earlier lives got no answer for included."""
+    """Put ``groups`` groups, more until every fault has fired, and what earlier lives got no answer for."""
     root = Path(folder)
-    answered = {
-        entry.key
-        for path in root.glob(f"log-{name}-*")
-        for entry in read_log(path)
-        if isinstance(entry, Put) and entry.moment == "after"
-    }
+    earlier = [e for path in root.glob(f"log-{name}-*") for e in read_log(path) if isinstance(e, Put)]
+    begun = {entry.key for entry in earlier}
+    answered = {entry.key for entry in earlier if entry.moment == "after"}
     with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: client_of(root)) as client:
-        for group in range(groups):
+        for group in itertools.count():
             keys = keys_of(name, group)
+            if group >= groups and (root / FIRED).exists() and not begun.intersection(keys):
+                break
             if not answered.issuperset(keys):
                 _put(client, log, keys, f"{name}{group}")
+    (root / f"done-{name}").touch()
 
 
 def _put(client: LocalDataPlaneClient, log: EventLog, keys: list[str], group_id: str) -> None:
@@ -99,37 +107,61 @@ def _put(client: LocalDataPlaneClient, log: EventLog, keys: list[str], group_id:
 # -- the consumer -----------------------------------------------------------------------------------------------------
 
 
-def consume(life: int, folder: str, name: str, expected: int) -> None:
-    """Train groups until the plane's books say that ``expected`` rows are trained."""
+class Step(msgspec.Struct):
+    """A commit under way, written down before it is made, so that the next life can find out how it ended."""
+
+    commit: int
+    rows: dict[str, str]  # key -> hash of what was read
+    lease: list[str]
+
+    def entries(self, moment: Moment) -> list[Trained]:
+        return [Trained(moment, key, xxh3, 0, self.commit, 0) for key, xxh3 in self.rows.items()]
+
+
+def consume(life: int, folder: str, name: str, producers: list[str]) -> None:
+    """Train groups until all producers are done and the plane's books say that every row is trained."""
     root = Path(folder)
+    intent = root / f"intent-{name}"
     with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: client_of(root)) as client:
-        commit = 0
-        while not _all_trained(client, expected):
+        if intent.exists():
+            _commit(client, log, msgspec.json.decode(intent.read_bytes(), type=Step))
+        commit = life << 32
+        while not all((root / f"done-{who}").exists() for who in producers) or not _all_trained(client):
             commit += 1
-            _train(client, log, (life << 32) + commit)
+            _train(client, log, intent, commit)
 
 
-def _all_trained(client: LocalDataPlaneClient, expected: int) -> bool:
+def _all_trained(client: LocalDataPlaneClient) -> bool:
     (books,) = patiently(lambda: client.audit(PARTITION)).partitions
-    return books.trained >= expected
+    return books.trained >= books.put
 
 
-def _train(client: LocalDataPlaneClient, log: EventLog, commit: int) -> None:
+def _train(client: LocalDataPlaneClient, log: EventLog, intent: Path, commit: int) -> None:
     try:
-        meta = client.claim_meta(PARTITION, TASK, FIELDS, 4 * GROUP, timeout_s=0.5, whole_groups=True)
-    except (DataPlaneTimeout, DataPlaneUnavailable, DataPlaneNotReady):
-        return
-    if not meta.size:
+        meta = client.claim_meta(PARTITION, TASK, FIELDS, 2 * GROUP, timeout_s=0.5, whole_groups=True)
+    except (DataPlaneTimeout, DataPlaneUnavailable):
         return
     reached("after_claim")
-    columns = patiently(lambda: client.get_data(meta))
-    read = [digest(*row) for row in zip(*(columns[name].unbind() for name in FIELDS), strict=True)]
-    entries = [Trained("before", key, xxh3, 0, commit, 0) for key, xxh3 in zip(meta.sample_ids, read, strict=True)]
-    log.write(entries)
+    step = Step(commit, patiently(lambda: _read(client, meta)), list(meta.lease or ()))
+    draft = intent.with_suffix(".draft")
+    draft.write_bytes(msgspec.json.encode(step))
+    draft.replace(intent)
+    _commit(client, log, step)
+
+
+def _read(client: LocalDataPlaneClient, meta: KVBatchMeta) -> dict[str, str]:
+    columns: TensorDict = client.get_data(meta)
+    rows = zip(*(columns[name].unbind() for name in FIELDS), strict=True)
+    return {key: digest(*row) for key, row in zip(meta.sample_ids, rows, strict=True)}
+
+
+def _commit(client: LocalDataPlaneClient, log: EventLog, step: Step) -> None:
+    """Make a step count, or find out that it did, or that its rows were given to somebody else."""
+    log.write(step.entries("before"))
     reached("before_pop")
     try:
-        patiently(lambda: client.pop(meta.sample_ids, PARTITION))
+        patiently(lambda: client.pop(list(step.rows), PARTITION, lease=step.lease))
     except LeaseLost:
-        return  # we were taken for dead: somebody else trains these rows
+        return  # we were taken for dead before we could commit
     reached("after_pop")
-    log.write(Trained("after", e.key, e.xxh3, 0, e.commit, 0) for e in entries)
+    log.write(step.entries("after"))

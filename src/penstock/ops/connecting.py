@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from penstock.config import ClientConfig
 from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.server.lock import holder_of
 from penstock.wire.paths import served_path, socket_path
 
 if TYPE_CHECKING:
@@ -32,17 +34,21 @@ def is_listening(data_dir: Path) -> bool:
 
 
 def await_end(data_dir: Path, timeout_s: float = 20.0) -> bool:
-    """Wait until no plane listens at ``data_dir`` any more; whether that came in time.
+    """Wait until the plane of ``data_dir`` has ended; whether that came in time.
 
-    A plane that was started on demand ends soon after its last client. It is no child of ours: its socket is all there
-    is to ask.
+    A plane that was started on demand ends soon after its last client. Asking it whether it is there would keep it.
     """
-    end = time.monotonic() + timeout_s
-    while is_listening(data_dir):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
+    holder = holder_of(data_dir)
+    if holder is None:
+        return True
+    try:
+        process = os.pidfd_open(holder.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], timeout_s)[0])
+    finally:
+        os.close(process)
 
 
 def require_plane(data_dir: Path | None) -> Path:
@@ -74,7 +80,7 @@ def plane_at(data_dir: Path | None, timeout_s: float) -> Iterator[LocalDataPlane
     from penstock.plane.local import LocalDataPlaneClient
 
     config = ClientConfig(timeout_s=timeout_s, owner="penstock", role="operator")
-    client = LocalDataPlaneClient(there, config=config, start=False)
+    client = LocalDataPlaneClient(there, config=config)
     try:
         yield client
     finally:

@@ -75,6 +75,7 @@ class Crew:
         limit_s: for the whole play.
         others: processes that are not of the crew but may be hit, by name: who they are right now.
         preload: modules that the processes share, imported once.
+        fired_flag: a file that is made when every fault has fired: processes may go on until then.
     """
 
     def __init__(
@@ -85,9 +86,11 @@ class Crew:
         limit_s: float,
         others: dict[str, Callable[[], int]] | None = None,
         preload: Sequence[str] = (),
+        fired_flag: Path | None = None,
     ) -> None:
         self.fired: list[Fired] = []
         self._pending = list(sentences)
+        self._fired_flag = fired_flag
         self._folder = folder
         self._limit_s = limit_s
         self._others = others or {}
@@ -124,10 +127,15 @@ class Crew:
         """
         end = time.monotonic() + self._limit_s
         while not all(m.done for m in self._members.values()) or self._agenda:
+            self._raise_flag()
             if time.monotonic() > end:
                 raise DataPlaneTimeout(f"the crew is not done after {self._limit_s:g} s\n{self.stacks()}")
             self._wait(end)
             self._keep_appointments()
+
+    def _raise_flag(self) -> None:
+        if self._fired_flag is not None and not self._pending and not self._agenda:
+            self._fired_flag.touch()
 
     def _wait(self, end: float) -> None:
         acting = [m for m in self._members.values() if not m.done]
