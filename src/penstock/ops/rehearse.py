@@ -34,6 +34,7 @@ def run_sim(report: Report, *, seed: int, worlds: int) -> None:
     """Run worlds; name the seeds of those that broke a promise."""
     from penstock.testing.sim import run
 
+    report.progress(f"running {worlds} worlds from seed {seed}")
     found = run(worlds, seed)
     report.answer(found, _sim_table(found), *(_failure(o, with_trace=worlds == 1) for o in found.failures))
     if not found.ok:
