@@ -86,17 +86,13 @@ class LocalDialer:
     def dial(self) -> socket.socket:
         self._tries += 1
         reap()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.setblocking(False)
-            sock.connect(self.address)
+            sock = _connected(self.address)
         except BlockingIOError as full:
-            sock.close()
             raise DataPlaneUnavailable(
                 f"the plane at {self.address} does not take connections (is it stopped?)", attempts=self._tries
             ) from full
         except OSError as failed:
-            sock.close()
             raise DataPlaneUnavailable(self._nobody(failed), attempts=self._tries) from failed
         self._tries = 0
         return sock
@@ -195,6 +191,17 @@ class _Starting:
 
     def __repr__(self) -> str:
         return f"a plane that is starting (pid {self._pid})"
+
+
+def _connected(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def reap() -> None:

@@ -14,6 +14,7 @@ from penstock.errors import DataPlaneError, DataPlaneTimeout, DataPlaneUnavailab
 from penstock.plane import events as ev
 from penstock.plane.events import Ended, Event, Settled, Submit, Verdict
 from penstock.requests import (
+    MUTATIONS,
     Capabilities,
     Commit,
     Damaged,
@@ -75,6 +76,9 @@ class Waiter:
 
 class Line(Protocol):
     """What an exchange needs of the link."""
+
+    @property
+    def incarnation(self) -> int: ...
 
     def hand_over(self, event: Event, waiter: Waiter | None = None) -> None:
         """Give an event to the thread that owns the session, and wake it."""
@@ -162,7 +166,8 @@ class Exchange(Generic[R]):
     def _ended(self, ended: Ended, why: str) -> DataPlaneError:
         asked = type(self._body).__name__
         cls = DataPlaneUnavailable if ended.verdict is Verdict.NOTHING else DataPlaneTimeout
-        moral = "" if ended.verdict is Verdict.NOTHING else "; the outcome is unknown, repeating is safe"
+        doubt = ended.verdict is Verdict.UNKNOWN and isinstance(self._body, MUTATIONS)
+        moral = "; the outcome is unknown, repeating is safe" if doubt else ""
         partition = None if isinstance(self._body, _OF_NO_PARTITION) else self._body.partition
         return cls(
             f"{asked}: {why}{moral}",
@@ -170,6 +175,7 @@ class Exchange(Generic[R]):
             missing=[f"the plane's answer to {asked}"],
             attempts=1,
             elapsed_s=self._deadline.elapsed(),
+            incarnation=self._line.incarnation,
         )
 
 

@@ -47,6 +47,8 @@ _MAX_CALL_BYTES = 1 << 28  # until the plane says otherwise
 _UNPIN_S = 0.05  # unpins that ride on no call go with a heartbeat of their own after this long
 _RENEW_DELAYS_S = 3600.0  # reconnection delays grow to their ceiling and stay there; the iterator is made anew
 _RESTART_S = 1.0  # after an attempt to start a plane, the next is made no sooner
+_IDLE_RESTART_S = 60.0  # after attempts that failed it is made ever more rarely, down to this; a call brings it on
+_MAX_DOUBLINGS = 16
 _GOODBYE_S = 0.5  # for the plane to take note of the end
 _EXIT_S = 1.0  # at the interpreter's exit
 _HEARTBEAT_S = 2.0  # until the plane says otherwise
@@ -122,6 +124,7 @@ class Link:
         self._beat_s = _HEARTBEAT_S
         self._beat_at = 0.0
         self._start_at = 0.0  # no plane is started before
+        self._failed_starts = 0  # in a row
         self._heard_at = time.monotonic()
         self._trouble = "no connection has been tried yet"
         self._connections = self._sessions = self._starts = 0
@@ -346,8 +349,8 @@ class Link:
                 return self._dialer.dial()
             except DataPlaneUnavailable as nobody:
                 self._trouble = str(nobody)
-            if self._start_plane() != "ready":
                 self._apply(ev.NotConnected(self._trouble))
+            if self._start_plane() != "ready":
                 self._pause(next(self._delays), wakeful=True)
         return None
 
@@ -357,7 +360,8 @@ class Link:
 
     def _start_plane(self) -> str:
         """Start a plane if that may be done now; return what it says of itself, "" if none was started."""
-        if time.monotonic() < self._start_at:
+        now = time.monotonic()
+        if now < self._start_at or (not self._courier.pending and now < self._idle_start_at()):
             return ""
         try:
             starting = self._dialer.start()
@@ -368,10 +372,17 @@ class Link:
         except DataPlaneUnavailable as failed:
             word = f"error: {failed}"
         self._start_at = time.monotonic() + _RESTART_S
+        self._failed_starts = self._failed_starts + 1 if word.startswith("error") else 0
         if word.startswith("error"):
             self._trouble = f"the plane at {self._dialer.address} does not start: {word.removeprefix('error: ')}"
             self._apply(ev.Refused(self._trouble))
         return word
+
+    def _idle_start_at(self) -> float:
+        """When to try again to start a plane, while nobody asks for one."""
+        if not self._failed_starts:
+            return self._start_at
+        return self._start_at + min(_IDLE_RESTART_S, _RESTART_S * 2.0 ** min(self._failed_starts, _MAX_DOUBLINGS))
 
     def _await_start(self, starting: Starting) -> str:
         self._trouble = f"{starting!r} for {self._dialer.address} is not ready yet"

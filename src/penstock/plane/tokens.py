@@ -119,7 +119,7 @@ class LeaseBook:
         return [tasks[task]] if task in tasks else []
 
     def __repr__(self) -> str:
-        held = sum(len(leases.live) for tasks in self._of.values() for leases in tasks.values())
+        held = sum(len(leases.live) for tasks in list(self._of.values()) for leases in list(tasks.values()))
         return f"LeaseBook({held} keys held in {len(self._of)} partitions)"
 
 
