@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,15 @@ def test_a_tmpfs_larger_than_the_memory_does_not_wake_the_oom_killer(monkeypatch
         left[0] = 10_000 * MIB
         assert room.arena.grant(99, 20 * MIB, 7) is not None
         room.arena.check_invariants()
+
+
+def test_an_arena_on_disk_does_not_ask_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages are cache: a plane that is short of memory can still write its blocks down."""
+    monkeypatch.setattr(arena_module, "available_memory", lambda: 0)
+    with Arena.create(tmp_path / "arena-1", 1, 64 * MIB, 0) as arena:
+        assert arena.grant(1, 8 * MIB, 7) is not None
+        arena.abandon(1)
+        assert arena.statistics().resident == 0, "holes are punched there too"
 
 
 def test_the_machine_says_what_memory_it_has() -> None:

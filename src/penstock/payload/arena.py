@@ -25,7 +25,7 @@ from penstock.errors import BadArgument, CorruptPayload, StaleSlotError
 from penstock.payload import block, slots
 from penstock.payload.block import Bytes
 from penstock.payload.extents import Extents, Range
-from penstock.payload.files import checked_size
+from penstock.payload.files import SHM, checked_size
 from penstock.payload.memory import PAGE, Mapped, allocate, available_memory, map_file, punch
 from penstock.payload.slots import Freed, Granted, Ignored, Slots, State
 from penstock.requests import BlockPlace
@@ -79,6 +79,7 @@ class Arena:
         self.capacity = capacity
         self._fd = fd
         self._warm_bytes = warm_bytes
+        self._in_memory = path.is_relative_to(SHM)  # a file elsewhere is cache, which the kernel can drop
         self._clock = clock
         self._map: Mapped | None = map_file(fd, 0, capacity, private=False)
         self._bytes = self._map.array()
@@ -283,7 +284,7 @@ class Arena:
 
     def _check_memory(self, nbytes: int) -> None:
         """Refuse what would wake the OOM killer: a tmpfs larger than the memory promises what the machine has not."""
-        self._unchecked += nbytes
+        self._unchecked += nbytes if self._in_memory else 0
         if self._unchecked < _CHECK_EVERY:
             return
         available = available_memory()
