@@ -38,6 +38,7 @@ TOKEN_RULES: dict[tuple[Operation, Held], bool] = {
     ("renew", Held.LAPSED): True,
     ("pop", Held.LEASED): True,
     ("pop", Held.LAPSED): True,
+    ("pop", Held.RELEASED): True,  # nobody leases the row
 }
 
 

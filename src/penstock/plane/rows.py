@@ -184,13 +184,12 @@ class Partition:
 
     def chosen_rows(self, keys: Sequence[str], task: str, required: Sequence[str]) -> list[Row] | None:
         """Return exactly these rows, or None while one is leased or lacks a field."""
-        removed = [key for key in keys if key not in self.rows and key in self.tombs]
-        if removed:
-            raise RowRemoved(f"rows were removed: {self._reasons(removed)}", partition=self.name, keys=removed)
+        gone = [key for key in keys if key not in self.rows and key in self.tombs]
+        gone += [key for key in keys if key in self.rows and self.rows[key].consumed(task)]
+        if gone:
+            why = f"rows were removed, or consumed by task {task!r} already: {gone[:8]}{self._reasons(gone)}"
+            raise RowRemoved(why, partition=self.name, keys=gone)
         rows = self.rows_of(keys)
-        done = [row.key for row in rows if row.consumed(task)]
-        if done:
-            raise RowRemoved(f"task {task!r} has consumed rows {done} already", partition=self.name, keys=done)
         return rows if all(row.free(task) and not row.lacks(required) for row in rows) else None
 
     def rows_of(self, keys: Sequence[str]) -> list[Row]:

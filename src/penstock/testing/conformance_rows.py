@@ -232,6 +232,16 @@ def tags_merge(w: World) -> None:
     same(type(tags["four"]), bool, "the type of True")
 
 
+def tags_of_one_row_leave_its_neighbours_alone(w: World) -> None:
+    """A put whose rows carry different tags changes of each row the tags it names for that row, and no others."""
+    flow = w.flow()
+    flow.put(["a"], [{"committed": False, "t": 1}], x=ints(1))
+    flow.put(["a"], [{"u": 2}], x=ints(2))
+    flow.put(["b", "a"], [{"committed": True, "t": 9}, {"v": 3}], x=ints(3, 4))
+    same(flow.tags("a"), {"committed": False, "t": 1, "u": 2, "v": 3}, "tags of a")
+    same(flow.tags("b"), {"committed": True, "t": 9}, "tags of b")
+
+
 def tags_take_0d_scalars(w: World) -> None:
     """0-d numpy and torch scalars in tags become plain numbers; ints keep 64 bits."""
     flow = w.flow()
