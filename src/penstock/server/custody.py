@@ -151,6 +151,7 @@ class Custody:
 
     def _pin(self, place: BlockPlace, holder: Holder) -> BlockPlace:
         found, hold = self._storage.pin(place.block_id, holder.name)
+        assert found == place, f"the ledger reads {place}, the block lies at {found}"
         pin = self.holdings.next_pin()
         holder.pinned(pin, hold)
         return msgspec.structs.replace(found, pin=pin)

@@ -97,9 +97,16 @@ class Mover:
         self._plane.storage.arena.writer(place)[:] = np.frombuffer(data, np.uint8)
 
     def _moved(self, block_id: int, place: BlockPlace, kept: list[int] | None) -> None:
+        """The block lies elsewhere from now on, for storage and ledger in one step.
+
+        What was decided before is settled first: a read's rows are numbered as the block lay then. The record is
+        written before the caller lets go of the old slot.
+        """
+        self._plane.settle()
         moved = self._plane.storage.end_move(block_id, place)
         if moved is not None:
             self._plane.tell(BlockMoved(moved, kept))
+        self._plane.settle()
 
     def _lost(self, block_id: int, why: str) -> None:
         log.error("block %d is damaged, its rows are lost: %s", block_id, why)
