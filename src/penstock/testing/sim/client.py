@@ -200,7 +200,7 @@ class SimClient(Process):
         if self.alive:
             self._handle(ev.Close())
             self.alive = False
-            self.world.after(0.1, self.plane.client_died, self.client_id)
+            self.plane.client_dies(self.client_id, 0.1)
 
     def kill(self, noticed_s: float) -> None:
         """Kill -9; the plane's kernel says so after a while, the socket closes before."""
@@ -208,4 +208,4 @@ class SimClient(Process):
         self._waiting.clear()
         if self._connection is not None:
             self._connection.cut("its process died", 0.0, min(noticed_s, 0.01))
-        self.world.after(noticed_s, self.plane.client_died, self.client_id)
+        self.plane.client_dies(self.client_id, noticed_s)

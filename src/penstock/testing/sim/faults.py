@@ -17,6 +17,7 @@ KINDS = (
     "client_crash",
     "client_stop",
     "cut",
+    "flap",
     "stall",
     "duplicate",
     "checkpoint",
@@ -24,6 +25,8 @@ KINDS = (
     "disk_full",
 )
 _MAX_FAULTS = 12
+_MEAN_S = 2.5  # seconds into the world at which a fault comes, on average: while most happens
+_FLAPS, _FLAP_S = 8, 0.08
 _MAX_FUSE = 40  # steps of the plane
 
 
@@ -43,7 +46,7 @@ class Faults:
         """Draw the world's faults; most of them early, where most happens."""
         rng = self._world.rng
         for _ in range(rng.randint(0, _MAX_FAULTS)):
-            when = min(rng.expovariate(0.25), until_s)
+            when = min(rng.expovariate(1 / _MEAN_S), until_s)
             self._world.at(when, self._fire, rng.choice(KINDS))
 
     def _fire(self, kind: str) -> None:
@@ -89,6 +92,18 @@ class Faults:
         if client.connection is not None and not client.connection.broken:
             client.connection.cut("reset", rng.uniform(0, 0.02), rng.choice((0.0, 0.01, 2.0)))
             self._world.fault("cut", client.name)
+
+    def _flap(self) -> None:
+        """A connection that is reset again and again, mostly with replies under way."""
+        client = self._client()
+        self._world.fault("flap", client.name)
+        for number in range(_FLAPS):
+            self._world.after(number * self._world.rng.uniform(0, _FLAP_S), self._reset, client.name)
+
+    def _reset(self, name: str) -> None:
+        connection = self._clients[name].connection
+        if connection is not None:
+            connection.cut("flapping", 0.0, self._world.rng.choice((0.0, 0.01)))
 
     def _stall(self) -> None:
         client = self._client()

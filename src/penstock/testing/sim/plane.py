@@ -84,6 +84,7 @@ class SimPlane(Process):
         self.missing_blocks: list[int] = []
         self.died_clean = False
         self.on_recovery: Callable[[Ledger, Ledger], None] | None = None
+        self.dying_clients: set[int] = set()  # dead, and the kernel has not said so yet
         self.dead_clients: set[int] = set()
         self._make_ledger = make_ledger
         self._checked = checked
@@ -99,7 +100,7 @@ class SimPlane(Process):
         self._inbox: deque[tuple[Connection, Call]] = deque()
         self._outbox: deque[tuple[ev.AnyEffect, Connection | None]] = deque()
         self._bound: dict[int, Connection] = {}
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # in order: a set's would differ from run to run
         self._holders: dict[int, _Holder] = {}
         self._checkpoint: Iterator[Entry] | None = None
         self._turn_due = False
@@ -167,7 +168,7 @@ class SimPlane(Process):
     def connect(self, connection: Connection) -> bool:
         """A client connects; False: nobody listens."""
         if self.up:
-            self._connections.add(connection)
+            self._connections[connection] = None
         return self.up
 
     def received(self, connection: Connection, call: Call) -> None:
@@ -181,9 +182,15 @@ class SimPlane(Process):
 
     def client_died(self, client_id: int) -> None:
         """The kernel says so."""
+        self.dying_clients.discard(client_id)
         self.dead_clients.add(client_id)
         if self.up:
             self.awake(self._guarded, self._lives, self._bury, client_id)
+
+    def client_dies(self, client_id: int, noticed_s: float) -> None:
+        """A client's process ends; the kernel tells the plane after a while."""
+        self.dying_clients.add(client_id)
+        self.world.after(noticed_s, self.client_died, client_id)
 
     def begin_checkpoint(self) -> None:
         if self.up and self._checkpoint is None:
@@ -329,7 +336,7 @@ class SimPlane(Process):
             self.arena.unpin(block, pin)
 
     def _disconnected(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         connection.discarded = True
         if self._bound.get(connection.session_id) is connection:
             del self._bound[connection.session_id]
@@ -385,7 +392,7 @@ class SimPlane(Process):
         if older is not None:
             older.discarded = True
             older.session_id = 0
-            self._connections.discard(older)
+            self._connections.pop(older, None)
             older.cut("resumed elsewhere", 0.001, 0.001)
         connection.session_id = session_id
         self._bound[session_id] = connection

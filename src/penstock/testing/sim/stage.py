@@ -63,7 +63,7 @@ def _draw_scenario(world: World) -> Scenario:
         producers=rng.randint(1, 2),
         trainers=rng.randint(1, 2),
         controllers=int(rng.random() < 0.4),
-        groups=rng.randint(2, 4),
+        groups=rng.randint(3, 5),
         group_size=rng.choice((1, 2, 4)),
         two_stages=rng.random() < 0.4,
         whole_groups=rng.random() < 0.6,
@@ -88,7 +88,6 @@ class _Stage:
         self.plane = SimPlane(world, _config(self.scenario), make_ledger=make_ledger, checked=checked)
         self.plane.on_recovery = self._recovered
         self.clients: dict[str, SimClient] = {}
-        self.producing: set[str] = set()
         self.notebooks: dict[str, Notebook] = {}
         self._make_ledger = make_ledger
 
@@ -146,8 +145,12 @@ class _Stage:
         world.run(world.now + 15.0, lambda: not any(c.running for c in self.clients.values()) and self.plane.up)
         for client in self.clients.values():
             client.close()
-        world.run(world.now + _GONE_S, lambda: self.plane.up and not state_of(self.plane.ledger).sessions)
+        world.run(world.now + _GONE_S, self._all_gone)
         world.run(world.now + 1.0, lambda: False)
+
+    def _all_gone(self) -> bool:
+        plane = self.plane
+        return plane.up and not plane.dying_clients and not state_of(plane.ledger).sessions
 
     # -- judgement ----------------------------------------------------------------------------------------------------
 
