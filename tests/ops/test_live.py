@@ -17,7 +17,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from penstock.config import PlaneConfig
+from penstock.config import ClientConfig, PlaneConfig
+from penstock.errors import DataPlaneUnavailable
 from penstock.ops.cli import app
 from penstock.ops.report import ExitCode
 from penstock.plane.local import LocalDataPlaneClient
@@ -181,3 +182,12 @@ def test_interrupted_command_leaves_with_130() -> None:
     _, said = program.communicate(timeout=START_S)
     assert program.returncode == ExitCode.INTERRUPTED
     assert "Traceback" not in said
+
+
+def test_client_that_may_not_start_one_only_joins(tmp_path: Path) -> None:
+    """Where no plane runs, ``start=False`` is unavailable and starts nothing; where one runs it joins."""
+    with pytest.raises(DataPlaneUnavailable, match="penstock serve"):
+        LocalDataPlaneClient(tmp_path, config=ClientConfig(timeout_s=0.3), start=False)
+    assert list(tmp_path.iterdir()) == []
+    with LocalDataPlaneClient(tmp_path, plane=PlaneConfig(linger_s=0.1)):
+        LocalDataPlaneClient(tmp_path, start=False).close()

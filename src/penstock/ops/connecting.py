@@ -80,7 +80,7 @@ def plane_at(data_dir: Path | None, timeout_s: float) -> Iterator[LocalDataPlane
     from penstock.plane.local import LocalDataPlaneClient
 
     config = ClientConfig(timeout_s=timeout_s, owner="penstock", role="operator")
-    client = LocalDataPlaneClient(there, config=config)
+    client = LocalDataPlaneClient(there, config=config, start=False)
     try:
         yield client
     finally:

@@ -73,9 +73,11 @@ class LocalDialer:
         data_dir: the plane's directory, made if it is not there; None = a private plane in a new temporary directory,
             which its last client's end removes.
         config: of a plane that is started; one that runs keeps its own.
+        start: whether one may be started.
     """
 
-    def __init__(self, data_dir: str | os.PathLike[str] | None, config: PlaneConfig) -> None:
+    def __init__(self, data_dir: str | os.PathLike[str] | None, config: PlaneConfig, *, start: bool = True) -> None:
+        self._start = start
         self.ephemeral = data_dir is None
         self.data_dir = _private_directory() if data_dir is None else _directory(data_dir)
         self.config = config
@@ -101,10 +103,11 @@ class LocalDialer:
         tried = f"no plane answers at {self.address} ({failed.strerror or failed}; {self._tries} tries)"
         if self._may_start():
             return tried
-        return f"{tried}; it is served by hand: start it with `penstock serve --data-dir {self.data_dir}`"
+        why = "it is served by hand" if self._start else "none is to be started"
+        return f"{tried}; {why}: start it with `penstock serve --data-dir {self.data_dir}`"
 
     def _may_start(self) -> bool:
-        return not paths.served_path(self.data_dir).exists()
+        return self._start and not paths.served_path(self.data_dir).exists()
 
     def start(self) -> Starting | None:
         if not self._may_start():

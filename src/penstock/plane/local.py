@@ -48,6 +48,7 @@ class LocalDataPlaneClient(DataPlaneClient):
         data_dir: the plane's directory; None = a private plane, which ends with this client and leaves nothing.
         config: this client's behaviour.
         plane: how a plane that is started behaves; one that runs keeps its own configuration.
+        start: False = only join a plane that runs: for looking, not for working.
 
     Raises:
         DataPlaneUnavailable: no plane answers within ``config.timeout_s``; says what was tried.
@@ -60,9 +61,10 @@ class LocalDataPlaneClient(DataPlaneClient):
         *,
         config: ClientConfig | None = None,
         plane: PlaneConfig | None = None,
+        start: bool = True,
     ) -> None:
         self._config = config or ClientConfig()
-        dialer = LocalDialer(data_dir, plane or PlaneConfig())
+        dialer = LocalDialer(data_dir, plane or PlaneConfig(), start=start)
         self.data_dir: Path = dialer.data_dir
         unpins = _Unpins()
         self._arenas = Arenas(self.data_dir, unpins, self._config.integrity)

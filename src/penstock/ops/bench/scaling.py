@@ -140,8 +140,10 @@ def _restart(plane: _Plane) -> None:
     os.kill(before.pid, signal.SIGKILL)
     after = plane.client.status(timeout_s=_RESTART_S)
     plane.restart_s = time.perf_counter() - begun
-    if after.pid == before.pid or after.rows != before.rows:
+    if after.pid == before.pid or not before.rows == after.rows == plane.size:
         raise DataPlaneUnavailable(f"{before.rows} rows in process {before.pid} became {after.rows} in {after.pid}")
+    if plane.client.audit().residue:
+        raise DataPlaneUnavailable("the books do not balance after the restart")
 
 
 def _figures(plane: _Plane, smallest: _Plane) -> LedgerFigures:
