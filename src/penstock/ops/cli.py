@@ -275,12 +275,14 @@ def sim(
 
 @explore.command("ledger")
 def explore_ledger(
-    budget_s: Annotated[float, typer.Option("--budget", min=0.0, metavar="SECONDS", help="Stop after this long.")] = 30,
+    budget_s: Annotated[
+        float, typer.Option("--budget", min=0.0, metavar="SECONDS", help="Processor time at most.")
+    ] = 120,
     as_json: Json = False,
 ) -> None:
     """Explore the ledger's states exhaustively within bounds; exit code 1 when an invariant breaks.
 
-    Example: penstock explore ledger --budget 30
+    Example: penstock explore ledger --budget 600
     """
     from penstock.ops.rehearse import run_explore_ledger
 

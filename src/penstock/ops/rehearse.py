@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from penstock.ops.tables import table
 
 if TYPE_CHECKING:
     from penstock.demo.spec import DemoOptions
+    from penstock.testing.explore.ledger import ExploreReport
     from penstock.testing.sim import Outcome, SimReport
 
 __all__ = ["run_demo", "run_explore_ledger", "run_sim"]
@@ -32,6 +32,7 @@ def run_demo(report: Report, options: DemoOptions) -> None:
 
 def run_sim(report: Report, *, seed: int, worlds: int) -> None:
     """Run worlds; name the seeds of those that broke a promise."""
+    from penstock.testing.explore.ledger import ExploreReport
     from penstock.testing.sim import run
 
     report.progress(f"running {worlds} worlds from seed {seed}")
@@ -61,11 +62,29 @@ def _failure(outcome: Outcome, *, with_trace: bool) -> Text:
 
 
 def run_explore_ledger(report: Report, budget_s: float) -> None:
-    """Explore the ledger's states."""
+    """Explore the real ledger, then hunt the bugs that were planted to prove that exploring finds them."""
     from penstock.testing.explore.ledger import run
 
+    report.progress(f"exploring, for {budget_s:g} s of processor time at most")
     found = run(budget_s=budget_s)
-    facts = [(name, value) for name, value in msgspec.structs.asdict(found).items() if value != []]
-    report.answer(found, table("exploration of the ledger", ("", ""), facts))
+    report.answer(found, _explore_table(found), *(_path(f.what, f.path) for f in found.violations))
     if not found.ok:
         raise typer.Exit(ExitCode.FINDING)
+
+
+def _explore_table(found: ExploreReport) -> Table:
+    hunted = [(f"planted: {name}", "NOT found" if f is None else f.what) for name, f in sorted(found.planted.items())]
+    rows = [
+        ("states", found.states),
+        ("transitions", found.transitions),
+        ("explored to their depth", "all" if found.complete else "not all: the time was up"),
+        ("violations", len(found.violations)),
+        ("planted bugs found", f"{found.planted_found} of {found.planted_total}"),
+        ("seconds", f"{found.elapsed_s:.1f}"),
+        *hunted,
+    ]
+    return table("exploration of the ledger", ("", ""), rows)
+
+
+def _path(what: str, path: list[str]) -> Text:
+    return Text("\n  ".join([what, *path]))
