@@ -182,5 +182,6 @@ def test_constant_columns_collapse() -> None:
     """A tag of one value in all rows is sent once; 1, True and 1.0 are three values."""
     assert checks.tag_columns([{"a": 1}] * 3) == [TagColumn("a", [1])]
     assert checks.tag_columns([{"a": 1}, {"a": True}]) == [TagColumn("a", [1, True])]
+    assert str(checks.tag_columns([{"a": 0.0}, {"a": -0.0}])[0].values) == "[0.0, -0.0]"
     assert checks.tag_columns([{"a": 1}, {}]) == [TagColumn("a", [1], [0])]
     assert checks.tag_columns([]) == []
