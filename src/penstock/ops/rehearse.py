@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run_demo", "run_explore_ledger", "run_sim"]
 
+_SHOWN = 60  # characters of how a planted bug showed itself; the JSON has it whole
+
 
 def run_demo(report: Report, options: DemoOptions) -> None:
     """Run the demo; it shows itself, on stderr when a JSON object was asked for."""
@@ -32,7 +34,6 @@ def run_demo(report: Report, options: DemoOptions) -> None:
 
 def run_sim(report: Report, *, seed: int, worlds: int) -> None:
     """Run worlds; name the seeds of those that broke a promise."""
-    from penstock.testing.explore.ledger import ExploreReport
     from penstock.testing.sim import run
 
     report.progress(f"running {worlds} worlds from seed {seed}")
@@ -73,7 +74,9 @@ def run_explore_ledger(report: Report, budget_s: float) -> None:
 
 
 def _explore_table(found: ExploreReport) -> Table:
-    hunted = [(f"planted: {name}", "NOT found" if f is None else f.what) for name, f in sorted(found.planted.items())]
+    hunted = [
+        (f"planted: {name}", "NOT found" if f is None else _short(f.what)) for name, f in sorted(found.planted.items())
+    ]
     rows = [
         ("states", found.states),
         ("transitions", found.transitions),
@@ -84,6 +87,10 @@ def _explore_table(found: ExploreReport) -> Table:
         *hunted,
     ]
     return table("exploration of the ledger", ("", ""), rows)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _path(what: str, path: list[str]) -> Text:
