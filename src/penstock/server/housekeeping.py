@@ -23,6 +23,7 @@ _SHORTEST_S = 0.001  # between two ticks
 _LATE_S = 1.0  # a tick later than this means that the plane was stopped, or starved
 _DRAIN_S = 2.0  # at most, reading sockets after such a pause
 _YOUNG_OBJECTS = 20_000  # collected at once: about 2 ms
+_TOO_MANY_OBJECTS = 200_000  # to look at without holding the loop
 _FIRST_CLIENT_S = 30.0  # an auto-started plane waits this long for the client that started it
 _CHECKPOINT_ROWS = 500  # restated between two passes of the loop: about 5 ms
 
@@ -175,6 +176,10 @@ class Housekeeping:
 
 
 def _collect_young() -> None:
-    """Look at what came since the last look; what survives is never looked at again."""
-    gc.collect(0)
+    """Look at what came since the last look; what survives is never looked at again.
+
+    What one call brings by the hundred thousand is rows, which make no cycles: it is not looked at at all.
+    """
+    if gc.get_count()[0] < _TOO_MANY_OBJECTS:
+        gc.collect(0)
     gc.freeze()
