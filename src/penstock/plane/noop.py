@@ -398,10 +398,10 @@ class NoOpDataPlaneClient(DataPlaneClient):
                 incarnation=self._shared.plane.incarnation,
             )
 
-    def audit(self, partition_id: str | None = None, *, timeout_s: float | None = None) -> AuditReport:
+    def audit(self, partition: str | None = None, *, timeout_s: float | None = None) -> AuditReport:
         """Return the conservation equation of one partition or of all."""
         with self._turn(timeout_s):
-            return self._shared.plane.audit(partition_id)
+            return self._shared.plane.audit(partition)
 
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
