@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def test_two_clients_that_start_at_once_get_one_plane(tmp_path: Path) -> None:
         thread.join(30)
     assert len({one.status().pid for one in made}) == 1
     assert len(made) == 3
+    assert sum(one.statistics().starts for one in made) == 1
     for one in made:
         one.close()
 
@@ -331,6 +333,17 @@ def test_a_closed_client_answers_nothing_else(plane: LocalDataPlaneClient) -> No
     for call in calls:
         with pytest.raises(DataPlaneUnavailable):
             call()
+
+
+def test_a_client_is_not_pickled(plane: LocalDataPlaneClient) -> None:
+    """Handing a client to another process is refused with what to do instead."""
+    with pytest.raises(TypeError, match="data_dir="):
+        pickle.dumps(plane)
+
+
+def test_a_time_beyond_all_clocks_is_a_deadline_too(plane: LocalDataPlaneClient) -> None:
+    """A huge timeout is not a raw OverflowError."""
+    assert plane.depth("p", timeout_s=1e12) == 0
 
 
 def test_clients_leave_no_threads_and_no_descriptors(plane: LocalDataPlaneClient) -> None:

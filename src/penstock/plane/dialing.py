@@ -8,6 +8,7 @@ which it says that it is ready.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +28,8 @@ from penstock.wire import paths
 
 __all__ = ["Dialer", "LocalDialer", "Starting"]
 
+_STARTER = "plane.starting"
+_COURTESY_S = 3.0  # a plane is up in a fraction of this
 _MAX_LINE = 4096  # bytes of a plane's word on its start
 _children: list[subprocess.Popen[bytes]] = []  # planes this process started; reaped when they have ended
 _children_lock = threading.Lock()
@@ -84,6 +88,7 @@ class LocalDialer:
         self.address = str(paths.socket_path(self.data_dir))
         self._tries = 0
         self._child: subprocess.Popen[bytes] | None = None
+        self._denied_at = 0.0  # when another client was first found starting the plane
 
     def dial(self) -> socket.socket:
         self._tries += 1
@@ -114,17 +119,43 @@ class LocalDialer:
             return None
         reap()
         try:
-            return self._spawn()
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            turn = self._turn_to_start()
+            return None if turn is None else self._spawn(turn)
         except OSError as failed:
             raise DataPlaneUnavailable(f"no plane could be started on {self.data_dir}: {failed}") from failed
 
-    def _spawn(self) -> Starting:
+    def _turn_to_start(self) -> int | None:
+        """Lock the directory's starter file: of a crowd of clients whose plane died one starts the next.
+
+        The lock is a courtesy (the plane's own is the truth), so that a client that is stopped while it holds it holds
+        up the others for ``_COURTESY_S`` only.
+        """
+        turn = os.open(self.data_dir / _STARTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._denied_at = self._denied_at or time.monotonic()
+            if time.monotonic() < self._denied_at + _COURTESY_S:
+                os.close(turn)
+                return None
+        self._denied_at = 0.0
+        return turn
+
+    def _spawn(self, turn: int) -> Starting:
+        try:
+            return _Starting(self._launch(), turn, self._child, paths.log_path(self.data_dir))
+        except BaseException:
+            os.close(turn)
+            raise
+
+    def _launch(self) -> int:
+        """Start a plane; return the descriptor on which it will speak."""
         if not sys.executable:
             raise DataPlaneUnavailable(
                 f"this interpreter does not know its own path and cannot start a plane; "
                 f"run `penstock serve --data-dir {self.data_dir}`"
             )
-        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         ready, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             with paths.log_path(self.data_dir).open("ab") as log:
@@ -143,7 +174,7 @@ class LocalDialer:
             os.close(told)
         with _children_lock:
             _children.append(self._child)
-        return _Starting(ready, self._child.pid, paths.log_path(self.data_dir))
+        return ready
 
     def _command(self, ready_fd: int) -> list[str]:
         # -P: the working directory's modules are the user's, not the plane's.
@@ -169,9 +200,10 @@ class LocalDialer:
 class _Starting:
     """What a child says on its ready descriptor."""
 
-    def __init__(self, ready: int, pid: int, log: Path) -> None:
+    def __init__(self, ready: int, turn: int, child: subprocess.Popen[bytes] | None, log: Path) -> None:
         self._ready = ready
-        self._pid = pid
+        self._turn = turn
+        self._pid = child.pid if child else 0
         self._log = log
         self._said = b""
 
@@ -191,6 +223,7 @@ class _Starting:
 
     def close(self) -> None:
         os.close(self._ready)
+        os.close(self._turn)
 
     def __repr__(self) -> str:
         return f"a plane that is starting (pid {self._pid})"

@@ -131,7 +131,7 @@ class Exchange(Generic[R]):
         self._leave()
 
     def _patience(self) -> float:
-        left = self._deadline.remaining()
+        left = min(self._deadline.remaining(), threading.TIMEOUT_MAX)
         return left if self._submit.once else max(left, LEAST_S)
 
     def _take(self) -> None:

@@ -14,11 +14,11 @@ import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from penstock import requests
 from penstock.config import ClientConfig, PlaneConfig
-from penstock.errors import BadArgument
+from penstock.errors import BadArgument, RefusedType
 from penstock.payload import codec
 from penstock.plane import checks
 from penstock.plane import events as ev
@@ -85,6 +85,11 @@ class LocalDataPlaneClient(DataPlaneClient):
         return (
             f"LocalDataPlaneClient({str(self.data_dir)!r}, {state.phase}, life {state.incarnation}, "
             f"{state.pending} calls under way, {self._arenas.live_views} views)"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise RefusedType(
+            f"a client is one process's and cannot be pickled; make another with data_dir={str(self.data_dir)!r}"
         )
 
     # -- task-mediated ------------------------------------------------------------------------------------------------
