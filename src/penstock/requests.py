@@ -259,7 +259,7 @@ class Damaged(Record, frozen=True):
 
 
 class ListMetadata(Record, frozen=True):
-    """``after`` (a group id) and ``limit`` page; groups come in order of group id when paged, else of arrival."""
+    """``after`` (a group id) and ``limit`` (0 = the plane's) page; groups come in order of group id."""
 
     partition: str
     committed: bool | None = None

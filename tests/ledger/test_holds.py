@@ -203,3 +203,13 @@ def test_a_popped_part_of_a_group_leaves_the_rest_unclaimable_as_a_group(office:
     office.pop(1, ["g_0"])
     assert office.claim(1, whole_groups=True).keys == []
     assert office.ask(1, Claim("p", "train", ["x"], 0, keys=["g_1"], blocking=False)).keys == ["g_1"]  # type: ignore[union-attr]
+
+
+def test_a_released_row_may_be_popped_by_who_released_it(office: Office) -> None:
+    """Nobody leases it; once somebody else has claimed it, no more."""
+    lease = office.claim(1, batch=1)
+    office.release(1, ["a"], lease.token)
+    taken = office.claim(2, batch=1)
+    assert code(office.pop(1, ["a"], lease.token)) == "LeaseLost"
+    office.release(2, ["a"], taken.token)
+    assert office.pop(2, ["a"], taken.token) == Done()

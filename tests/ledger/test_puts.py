@@ -212,3 +212,22 @@ def test_lengths_of_a_claim_come_from_the_tag_else_from_the_ragged_field(office:
     reply = office.claim(1)
     assert isinstance(reply, Claimed)
     assert reply.lengths == [11, 3]
+
+
+def test_tags_of_one_row_do_not_hide_those_of_its_neighbours(office: Office) -> None:
+    """A put whose tag covers one row only keeps the other row's older tag of the same name."""
+    office.put_done(1, ["a", "b"], tags=[TagColumn("committed", [True])])
+    body = PutTags("p", ["b", "a"], [TagColumn("committed", [False], [0]), TagColumn("v", [3], [1])])
+    office.done(1, body)
+    assert office.claim(1).tags == [{"committed": True, "v": 3}, {"committed": False}]
+
+
+def test_after_a_clear_of_everything_later_puts_make_new_rows(office: Office) -> None:
+    """Also of rows that had been trained or evicted before it."""
+    office.put_done(1, ["a", "b"], content=1)
+    office.pop(1, ["a"])
+    office.evict(1, ["b"])
+    office.clear(1, None)
+    office.register()
+    office.put_done(1, ["a", "b"], content=2)
+    assert office.claim(1).keys == ["a", "b"]

@@ -99,3 +99,13 @@ def test_a_timer_of_a_lease_that_was_renewed_does_nothing() -> None:
     office.renew(2, ["a"], lease.token, lease_s=3.0)
     office.later(1.0)
     assert office.audit().leased == 1
+
+
+def test_what_is_left_of_a_group_that_lost_a_row_is_given_up_too() -> None:
+    """Its producers were gone when it was whole; it will not be whole again."""
+    office = made()
+    office.put_done(1, ["g_0", "g_1"], tags=group_tags("g", 2))
+    office.event(SessionGone(1, "done"))
+    office.evict(2, ["g_0"])
+    keep_alive(office, 4)
+    assert office.audit().evicted == {"stale": 1, "abandoned": 1}

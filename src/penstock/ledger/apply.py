@@ -58,7 +58,7 @@ def registered(books: Books, fact: f.Registered) -> None:
             partition.tasks[name] = Task(name, len(partition.tasks))
     for group in partition.groups.values():  # a changed group size changes what is complete
         refresh_group(partition, group)
-    books.touched.add(partition.name)
+    books.touch(partition.name)
 
 
 def queue_opened(books: Books, fact: f.QueueOpened) -> None:

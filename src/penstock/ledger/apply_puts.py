@@ -81,13 +81,14 @@ def _account_new(partition: Partition, write: Write, number: int) -> None:
 
 def _supersede(books: Books, partition: Partition, row: Row, write: Write, index: int) -> None:
     """Put ``write`` on top of the row's earlier ones and drop those of which nothing shows any more."""
-    fields, names = write.field_bits, set(write.names)
+    fields, names = write.field_bits, set(write.names_of(index))
     kept: list[Write | int] = [index, write]
     for older, at in row.pairs():
-        if older.field_bits & ~fields or older.names - names:
+        shown = older.names_of(at)
+        if older.field_bits & ~fields or shown - names:
             kept += (at, older)
             fields |= older.field_bits
-            names |= older.names
+            names |= shown
         else:
             books.bury(partition, older, at)
     row.writes = tuple(reversed(kept))
@@ -96,7 +97,7 @@ def _supersede(books: Books, partition: Partition, row: Row, write: Write, index
 
 def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], fact: f.Put) -> None:
     """Place the put's rows in their groups, and bring those up to date."""
-    books.touched.add(partition.name)
+    books.touch(partition.name)
     grouped = bool(write.names & GROUP_TAGS)
     producing = grouped or fact.fresh != []  # a stage that only adds a column does not answer for the group
     touched: dict[str, Group] = {}

@@ -11,7 +11,7 @@ from penstock.ledger.state import Group, Partition, Row, Tombstone
 def removed(books: Books, fact: f.Removed) -> None:
     partition = books.partition(fact.partition)
     rows = books.rows_of(partition, fact.ids)
-    at = books.next_clear() if fact.reason == "cleared" else 0
+    at = books.next_clear() if fact.reason == "cleared" else books.state.clears
     groups: dict[int, Group] = {}
     for row in rows:
         if row.group is not None:
@@ -23,7 +23,7 @@ def removed(books: Books, fact: f.Removed) -> None:
     for queue in partition.queues:
         queue.trim(partition)
     books.forget_old_graves(partition)
-    books.touched.add(partition.name)
+    books.touch(partition.name)
     if fact.reason != "trained":
         books.note(partition.name, f"{len(rows)} rows {fact.reason} {fact.detail}".rstrip(), [row.key for row in rows])
 
@@ -78,7 +78,7 @@ def partial_allowed(books: Books, fact: f.PartialAllowed) -> None:
     if group is not None:
         group.partial = True
         refresh_group(partition, group)
-        books.touched.add(partition.name)
+        books.touch(partition.name)
 
 
 def partition_cleared(books: Books, fact: f.PartitionCleared) -> None:
@@ -91,5 +91,5 @@ def partition_cleared(books: Books, fact: f.PartitionCleared) -> None:
         books.note_unfinished(partition, group)
     partition.cleared += len(rows)
     partition.unregister()
-    books.touched.add(partition.name)
+    books.touch(partition.name)
     books.note(partition.name, f"cleared whole: {len(rows)} rows")

@@ -26,7 +26,7 @@ class Books:
         self.wall = 0.0
         self.replaying = False
         self.freed: list[int] = []
-        self.touched: set[str] = set()
+        self.touched: dict[str, None] = {}  # in order
         self.timers: list[tuple[float, int, str, tuple[str, ...]]] = []  # (when, order, kind, of what)
         self._timer_order = 0
 
@@ -40,6 +40,10 @@ class Books:
     def start_timer(self, after_s: float, kind: str, *what: str) -> None:
         self._timer_order += 1
         heapq.heappush(self.timers, (self.clock + after_s, self._timer_order, kind, what))
+
+    def touch(self, partition: str) -> None:
+        """Something in the partition may have become ready, or room was made."""
+        self.touched[partition] = None
 
     def note(self, partition: str, text: str, keys: Iterable[str] = ()) -> None:
         """Remember an event for ``why``."""
@@ -109,11 +113,14 @@ class Books:
             self.after_leaving(partition, group)
 
     def after_leaving(self, partition: Partition, group: Group) -> None:
+        """The group has lost rows. What is left of it is not whole any more; with no producer left it is given up."""
         refresh_group(partition, group)
         self.note_unfinished(partition, group)
         if not group.rows:
             del partition.groups[group.gid]
             del partition.groups_by_id[group.id]
+        elif not group.done and self.state.sessions.keys().isdisjoint(group.putters):
+            self.start_timer(self.config.abandon_grace_s, "abandon", partition.name, group.gid)
 
     def note_unfinished(self, partition: Partition, group: Group) -> None:
         """Sessions remember the groups that would be abandoned if they ended."""
@@ -128,7 +135,7 @@ class Books:
 
     def requeue(self, partition: Partition, rows: list[Row]) -> None:
         """The rows' holds have changed."""
-        self.touched.add(partition.name)
+        self.touch(partition.name)
         if not partition.queues:
             return
         groups: dict[int, Group] = {}

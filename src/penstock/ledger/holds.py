@@ -102,8 +102,7 @@ def _may_pop(row: Row, task: Task, tokens: tuple[str, ...]) -> bool:
         return lease.token in tokens
     if not tokens:
         return True
-    token, released = task.lapsed.get(row.id, ("", True))
-    return token in tokens and not released
+    return task.token_of(row.id) in tokens  # nobody holds it: the last who did may pop it, released or not
 
 
 def evict(desk: Desk, session: Session, asked: Asked) -> None:

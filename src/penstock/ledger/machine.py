@@ -235,7 +235,8 @@ class Ledger:
         while touched:
             if desk.grants:
                 capacity.serve_waiting(desk)
-            name = touched.pop()
+            name = next(iter(touched))
+            del touched[name]
             claims.serve_waiting(desk, name)
 
     def _asked(self, event: Asked) -> None:

@@ -78,7 +78,7 @@ def drop(desk: Desk, grant_id: int) -> None:
     pending = desk.state.grants.pop(grant_id, None)
     if pending is not None:
         capacity.release(desk.books.partition(pending.request.partition), pending)
-        desk.books.touched.add(pending.request.partition)
+        desk.books.touch(pending.request.partition)
         desk.out.append(DropGrant(grant_id))
         desk.counters["grants.dropped"] += 1
 
@@ -145,6 +145,8 @@ def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int
             ids.append(0 if _says_nothing_new(row, partition, pending.request, content, index) else row.id)
             continue
         stone = partition.tombstones.get(key)
+        if stone is not None and stone.at < partition.cleared_at:
+            stone = None
         gid = key if gids is None else gids.get(index)
         if stone is not None and stone.reason != "cleared" and (content, index) in stone.contents:
             ids.append(0)
@@ -168,8 +170,9 @@ def _bars(stone: Tombstone | None, stamp: int) -> bool:
 def _says_nothing_new(row: Row, partition: Partition, request: Grant, content: int, index: int) -> bool:
     """Whether the row's newest values of these fields and tags came from the same bytes at the same place."""
     mask = partition.mask_of([spec.name for spec in request.fields])
+    names = {column.name for column in request.tags if column.rows is None or index in column.rows}
     for write, at in row.pairs():
-        if write.field_bits & mask or write.names & {c.name for c in request.tags}:
+        if write.field_bits & mask or write.names_of(at) & names:
             same = write.content == content and at == index and write.field_bits == mask
             return same and write.tag_order == request.tags
     return False

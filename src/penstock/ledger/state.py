@@ -39,6 +39,7 @@ class Write:
         "row_bytes",
         "session_id",
         "size",
+        "sparse",
         "tag_order",
         "wall",
     )
@@ -57,6 +58,7 @@ class Write:
         self.tag_order = tags
         self.columns = {column.name: TagValues(column, size) for column in tags}
         self.names = frozenset(self.columns)
+        self.sparse = any(column.rows is not None for column in tags)  # some rows lack some of the tags
         self.size = size
         self.live = 0
         self.dead: bytearray | None = None  # 1 per row that no longer needs this write; None while all do
@@ -76,6 +78,12 @@ class Write:
             self.dead[index] = 1
             self.live -= 1
         return self.live == 0
+
+    def names_of(self, index: int) -> frozenset[str]:
+        """The tags that row ``index`` has in this write."""
+        if not self.sparse:
+            return self.names
+        return frozenset(name for name, column in self.columns.items() if column.get(index, _ABSENT) is not _ABSENT)
 
     def alive(self) -> list[int]:
         """Original indices of the rows that need this write, in order."""
@@ -136,6 +144,9 @@ class Row:
                 if value is not _ABSENT:
                     return value
         return None
+
+    def has_tag(self, name: str) -> bool:
+        return any(name in write.names_of(index) for write, index in self.pairs())
 
     def tags(self) -> dict[str, Tag]:
         """All tags, the newest value of each."""
@@ -302,7 +313,8 @@ class Queue:
 class Tombstone:
     """A removed row, remembered against late writes.
 
-    ``contents``: (content, index) of its puts. ``at``: the ledger's count of clears when it was cleared, else 0.
+    ``contents``: (content, index) of its puts. ``at``: the ledger's count of clears when it was removed:
+    what was removed before the partition's last whole clear bars nothing any more.
     """
 
     __slots__ = ("at", "contents", "reason", "token", "until")

@@ -69,7 +69,7 @@ def unfinished(group: Group) -> bool:
     if group.done or group.partial:
         return False
     for row in group.rows.values():
-        if any("committed" in write.names for write, _ in row.pairs()) and not is_true(row.tag("committed")):
+        if row.has_tag("committed") and not is_true(row.tag("committed")):
             return True
     return group.expected is not None and len(group.rows) < group.expected
 
