@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from penstock.demo.messages import (
+    Become,
     Order,
     PromptRef,
     Ready,
@@ -27,7 +28,7 @@ META = KVBatchMeta(
 RECORD = StepRecord(step=3, keys=["a"], xxh3=["ff"], weight_versions=[2], lease=["7:1"], reward=0.5)
 
 
-@pytest.mark.parametrize("order", [Rollout(3, [PromptRef(1, 0)]), Train(4, META)])
+@pytest.mark.parametrize("order", [Rollout(3, [PromptRef(1, 0)]), Train(4, META), Become("worker-0.3")])
 def test_orders_survive_the_pipe(order: Order) -> None:
     """A lease stays the tuple of tokens that it was."""
     assert msgspec.json.decode(msgspec.json.encode(order), type=Order) == order

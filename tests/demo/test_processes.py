@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from penstock.demo.messages import Heard, Left, PromptRef, Ready, RolledOut, Rollout
-from penstock.demo.processes import Ended, Processes, kind_of, slot_of
+from penstock.demo.processes import SPARE, Ended, Processes, kind_of, slot_of
 from penstock.demo.spec import RunFiles, RunSpec, TaskSpec
 
 ECHO = """
@@ -21,8 +21,20 @@ print('{"type":"Ready"}', flush=True)
 for line in sys.stdin:
     print('{"type":"RolledOut","prompts":[[1,0]],"reward":0.5,"at":1.5}', flush=True)
 """
+SPARE_SCRIPT = """
+import json, sys
+order = json.loads(sys.stdin.readline() or '{"type":""}')
+if order["type"] == "Become":
+    print('{"type":"Ready"}', flush=True)
+    sys.stdin.read()
+"""
 MUTE = "import sys; sys.stdin.read(); sys.stdout.write('{\"type\":')"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
 
 
 class Stage:
@@ -47,6 +59,13 @@ def stages() -> Iterator[list[Stage]]:
         stage.processes.close()
         assert stage.processes.slots() == []
     assert threading.active_count() == threads
+
+
+def until_it_says(word: str, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while word not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def reaped(processes: Processes) -> list[Ended]:
@@ -86,6 +105,21 @@ def test_a_kill_is_seen_in_the_exit_status(tmp_path: Path, stages: list[Stage]) 
     assert stage.next() == Heard(again.peer, Ready())
 
 
+def test_a_spare_becomes_the_first_that_is_needed(tmp_path: Path, stages: list[Stage]) -> None:
+    """It is told whom to be, speaks under that name, and its place is free; a plane never comes from it."""
+    stages.append(stage := Stage(tmp_path, SPARE_SCRIPT))
+    spare = stage.processes.start(SPARE)
+    plane = stage.processes.start("plane-0")
+    assert plane.process.pid != spare.process.pid
+    life = stage.processes.start("worker-0")
+    assert life.process.pid == spare.process.pid
+    assert stage.processes.life(SPARE) is None
+    assert stage.next() == Heard(life.peer, Ready())
+    assert (slot_of(life.peer), stage.processes.kill("worker-0")) == ("worker-0", spare.process.pid)
+    assert [ended.peer for ended in reaped(stage.processes)] == [life.peer]
+    assert stage.processes.start("worker-0").process.pid != spare.process.pid
+
+
 def test_a_torn_line_is_no_message(tmp_path: Path, stages: list[Stage]) -> None:
     """A writer that dies within a line has said nothing by it."""
     stages.append(stage := Stage(tmp_path, MUTE))
@@ -111,6 +145,7 @@ def test_a_plane_is_asked_by_signal(tmp_path: Path, stages: list[Stage]) -> None
     stages.append(deaf := Stage(tmp_path / "b", STUBBORN))
     stage.processes.start("plane-0")
     deaf.processes.start("plane-0")
+    until_it_says("deaf", deaf.processes.log_path("plane-0"))
     assert [ended.status for ended in stage.processes.end(["plane-0"], grace_s=30)] == [-15]
     assert [ended.status for ended in deaf.processes.end(["plane-0"], 600, hurry=lambda: True)] == [-9]
 

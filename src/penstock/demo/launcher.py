@@ -29,7 +29,7 @@ from penstock.demo.controller_loop import Controller
 from penstock.demo.finale import print_end, write_curve
 from penstock.demo.interrupt import Interrupt, signals_as_flag
 from penstock.demo.messages import Heard, Left, RolledOut, Trained
-from penstock.demo.processes import Ended, Processes, kind_of, slot_of
+from penstock.demo.processes import SPARE, Ended, Processes, kind_of, slot_of
 from penstock.demo.role import connect
 from penstock.demo.spec import (
     PARTITION,
@@ -229,6 +229,8 @@ class Job:
             return  # the first fault comes after the first step: before it there is nothing to disturb
         if self.chaos is None:
             self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
+        if self.processes.life(SPARE) is None:
+            self._start(SPARE)  # importing torch takes seconds; a replacement should not
         victim = self.chaos.due(now, self._victims())
         if victim is not None:
             self.faults.killed(victim, self.processes.kill(victim), now)
@@ -264,7 +266,7 @@ class Job:
     def _life_line(self, slot: str) -> LifeLine:
         life = self.processes.life(slot)
         assert life is not None
-        state = "at work" if life.ready_at or kind_of(slot) in {"plane", "scorer"} else "starting"
+        state = "at work" if life.ready_at or kind_of(slot) in {"plane", "scorer", "spare"} else "starting"
         return LifeLine(slot, life.process.pid, self.lives[slot], state)
 
     def _standing(self) -> str:
@@ -291,6 +293,7 @@ class Job:
     def _rest(self) -> None:
         """End the roles, then settle and evict what they left in the plane."""
         self._stop_controller()
+        self.processes.end([SPARE], 0.0)
         self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], GRACE_S, self.interrupt.hurry)
         self.interrupt.check()
         if self.processes.reap():

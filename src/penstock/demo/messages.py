@@ -14,6 +14,7 @@ import msgspec
 from penstock.records import KVBatchMeta
 
 __all__ = [
+    "Become",
     "Heard",
     "Left",
     "Order",
@@ -84,7 +85,13 @@ class Train(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     meta: KVBatchMeta
 
 
-Order: TypeAlias = Rollout | Train
+class Become(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """To a spare process: be this peer from now on."""
+
+    peer: str
+
+
+Order: TypeAlias = Rollout | Train | Become
 
 
 # -- answers, from a role -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Invariants: a slot ("worker-0") has one process at a time, each life of it its own peer name ("worker-0.3"); what a life
 said is heard in order and before the news that it left; processes are started and reaped by the launcher's main thread
 alone (a child asks the kernel to end it with the thread that made it); closing leaves no process and no thread.
+A spare process, which has its imports behind it, becomes the next life of the first slot that needs one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.demo.messages import Heard, Left, Order, Said
+from penstock.demo.messages import Become, Heard, Left, Order, Said
 from penstock.demo.spec import RunFiles
 
-__all__ = ["Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
+__all__ = ["SPARE", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
 
+SPARE = "spare-0"
+FROM_SPARE = frozenset({"worker", "trainer"})  # what a spare process can become
 _POLL_S = 0.02
 
 
@@ -90,9 +93,25 @@ class Processes:
         self._born = 0
 
     def start(self, slot: str) -> Life:
-        """Begin a new life of ``slot``."""
+        """Begin a new life of ``slot``: the spare process, if there is one and it can be that, else a new one."""
         self._born += 1
         peer = f"{slot}.{self._born}"
+        if SPARE in self._lives and kind_of(slot) in FROM_SPARE:
+            return self._become(peer)
+        life = self._lives[slot] = self._spawn(slot, peer)
+        if life.process.stdout is not None:
+            life.ear = threading.Thread(target=self._hear, args=(life,), name=f"ear of {peer}")
+            self._ears.append(life.ear)
+            life.ear.start()
+        return life
+
+    def _become(self, peer: str) -> Life:
+        life = self._lives[slot_of(peer)] = self._lives.pop(SPARE)
+        life.peer, life.started_at = peer, time.monotonic()
+        _write(life, Become(peer))
+        return life
+
+    def _spawn(self, slot: str, peer: str) -> Life:
         talks = kind_of(slot) != "plane"
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
         with self.log_path(slot).open("ab") as log:
@@ -104,12 +123,7 @@ class Processes:
                 start_new_session=True,  # Ctrl-C in the terminal is the launcher's; it ends its children in order
                 env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
-        life = self._lives[slot] = Life(peer, process, time.monotonic())
-        if talks:
-            life.ear = threading.Thread(target=self._hear, args=(life,), name=f"ear of {peer}")
-            self._ears.append(life.ear)
-            life.ear.start()
-        return life
+        return Life(peer, process, time.monotonic())
 
     def log_path(self, slot: str) -> Path:
         """Return where ``slot`` writes its stderr."""
@@ -126,14 +140,8 @@ class Processes:
     def tell(self, peer: str, order: Order) -> None:
         """Send ``order`` to ``peer``; a peer that has died meanwhile is told nothing (its ``Left`` follows)."""
         life = self._lives.get(slot_of(peer))
-        if life is None or life.peer != peer or life.process.stdin is None:
-            return
-        with life.mouth:
-            try:
-                life.process.stdin.write(msgspec.json.encode(order) + b"\n")
-                life.process.stdin.flush()
-            except (BrokenPipeError, ValueError):  # it died, or its pipe was closed: it is ending
-                return
+        if life is not None and life.peer == peer:
+            _write(life, order)
 
     def kill(self, slot: str) -> int:
         """Kill -9 the present life of ``slot``; return its pid. That it died of it is for ``reap`` to see."""
@@ -182,6 +190,17 @@ class Processes:
                     life.ready_at = life.ready_at or time.monotonic()
                     self._listen(Heard(life.peer, decoder.decode(line)))
         self._listen(Left(life.peer))
+
+
+def _write(life: Life, order: Order) -> None:
+    if life.process.stdin is None:
+        return
+    with life.mouth:
+        try:
+            life.process.stdin.write(msgspec.json.encode(order) + b"\n")
+            life.process.stdin.flush()
+        except (BrokenPipeError, ValueError):  # it died, or its pipe was closed: it is ending
+            return
 
 
 def _close_pipe(life: Life) -> None:

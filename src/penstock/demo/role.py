@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from penstock.config import ClientConfig
-from penstock.demo.messages import Order, Ready, Rollout, Said, Train
+from penstock.demo.messages import Become, Order, Ready, Rollout, Said, Train
+from penstock.demo.processes import kind_of, slot_of
 from penstock.demo.spec import RunFiles
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.plane.contract import DataPlaneClient
@@ -105,9 +106,27 @@ def main(kind: str, root: Path, peer: str, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     channel = Channel()
-    with connect(files, kind, peer) as client, EventLog(files.journals / f"{peer}.jsonl") as log:
-        _one_thread()
-        ROLES[kind](files, client, log, channel)
+    _one_thread()
+    if kind == "spare":
+        peer = stand_by(files, channel)
+    with connect(files, kind_of(peer), peer) as client, EventLog(files.journals / f"{peer}.jsonl") as log:
+        ROLES[kind_of(peer)](files, client, log, channel)
+
+
+def stand_by(files: RunFiles, channel: Channel) -> str:
+    """Import what takes seconds, then wait to be told which peer to be; the end of orders ends the process."""
+    import penstock.demo.trainer
+    import penstock.demo.worker  # noqa: F401
+
+    order = next(channel.orders(), None)
+    if order is None:
+        sys.exit(0)
+    if not isinstance(order, Become):
+        raise BadArgument(f"a spare was ordered to {type(order).__name__}")
+    with (files.logs / f"{slot_of(order.peer)}.log").open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    os.dup2(2, 1)
+    return order.peer
 
 
 def plane_command(files: RunFiles) -> list[str]:
