@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from penstock.requests import PartitionAudit
+from penstock.server.lock import holder_of
 from penstock.testing.checker import Report, check, read_log
 from penstock.testing.crew import Crew
-from penstock.testing.faults import Sentence, kill, stop
+from penstock.testing.faults import Sentence, kill, stop, terminate
 from penstock.wire.paths import arena_files, socket_path
 from tests.faults.actors import FIRED, GROUP, PARTITION, client_of, consume, produce
 
@@ -34,9 +35,17 @@ PLAYS: dict[str, list[Sentence]] = {
     ],
     "plane killed": [
         kill("plane", at="alice:before_put", nth=2, later_s=0.001),
-        kill("plane", at="alice:after_put", nth=4),
         kill("plane", at="carol:after_claim", nth=2),
         kill("plane", at="carol:before_pop", nth=3, later_s=0.0005),
+    ],
+    "plane killed while it recovers": [
+        kill("plane", at="alice:after_put", nth=4),
+        kill("plane", at="alice:after_put", nth=4, later_s=0.2),
+        kill("plane", at="alice:after_put", nth=4, later_s=0.4),
+    ],
+    "plane ended": [
+        terminate("plane", at="alice:after_put", nth=3),
+        terminate("plane", at="carol:before_pop", nth=4, later_s=0.0005),
     ],
     "stopped consumer": [stop("carol", at="before_pop", for_s=0.3), stop("dave", at="before_pop", for_s=2.5)],
     "stopped producer": [stop("alice", at="before_put", nth=3, later_s=0.001, for_s=2.5)],
@@ -71,11 +80,11 @@ def _run(folder: Path, sentences: list[Sentence]) -> list[int]:
     pids: list[int] = []
 
     def plane() -> int:
-        pids.append(watcher.status().pid)
+        pids.append(_holder(folder / "plane"))
         return pids[-1]
 
     with (
-        client_of(folder) as watcher,
+        client_of(folder),
         Crew(
             sentences,
             folder,
@@ -94,6 +103,14 @@ def _run(folder: Path, sentences: list[Sentence]) -> list[int]:
         assert len(crew.fired) == len(sentences)
         plane()
     return pids
+
+
+def _holder(plane: Path) -> int:
+    """Who holds the directory's lock: from before the plane recovers, so that it can be hit in that too."""
+    assert _in_time(lambda: (holder := holder_of(plane)) is not None and _is_alive(holder.pid))
+    holder = holder_of(plane)
+    assert holder is not None
+    return holder.pid
 
 
 def _judge(folder: Path) -> tuple[Report, PartitionAudit, int]:

@@ -28,10 +28,13 @@ def bytes_text(count: float) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str | None = None) -> Table:
-    """Return a plain table; columns whose name ends in ``>`` are aligned right."""
+    """Return a plain table; columns whose name ends in ``>`` hold numbers: aligned right, never folded."""
     made = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in columns:
-        made.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+        if name.endswith(">"):
+            made.add_column(name[:-1], justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
     return made

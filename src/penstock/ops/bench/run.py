@@ -103,10 +103,10 @@ def _measure_peers(report: Report, options: BenchOptions, value: dict[str, Any])
     value["goals"] = [{**asdict(g), "met": g.met} for g in goals]
     value["left_out"] = left_out
     return [
-        _figures_table(figures, measured),
+        *_figures_tables(figures, measured),
         _ratios_table(ratios),
         _goals_table(goals),
-        table("left out", ("peer", "why"), left_out.items()),
+        *([table("left out", ("peer", "why"), left_out.items())] if left_out else []),
     ]
 
 
@@ -185,22 +185,27 @@ def _ask(
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _figures_table(figures: Sequence[Figure], measured: Sequence[Measured]) -> Table:
-    sizes = ", ".join(f"{m.batch} {bytes_text(m.nbytes)}" for m in measured if m.peer == MEMCPY)
-    rows = [
-        (
-            f.batch,
-            f.peer,
-            f.operation,
-            f"{f.median_ms:.3f}",
-            f"{f.best_ms:.3f}-{f.worst_ms:.3f}",
-            "" if f.mb_s is None else f"{f.mb_s:,.0f}",
-            "" if f.of_memcpy is None else f"{f.of_memcpy:.3f}",
+def _figures_tables(figures: Sequence[Figure], measured: Sequence[Measured]) -> list[Table]:
+    sizes = {m.batch: bytes_text(m.nbytes) for m in measured}
+    return [
+        table(
+            f"{batch}: 512 rows, {size}; medians, interleaved",
+            ("peer", "operation", "ms>", "range>", "MB/s>", "/ memcpy>"),
+            [_figure_row(f) for f in figures if f.batch == batch],
         )
-        for f in figures
+        for batch, size in sizes.items()
     ]
-    columns = ("batch", "peer", "operation", "median ms>", "range ms>", "MB/s>", "/ memcpy>")
-    return table(f"512 rows ({sizes}); medians, interleaved", columns, rows)
+
+
+def _figure_row(figure: Figure) -> tuple[str, ...]:
+    return (
+        figure.peer,
+        figure.operation,
+        f"{figure.median_ms:.2f}",
+        f"{figure.best_ms:.2f}-{figure.worst_ms:.2f}",
+        "" if figure.mb_s is None else f"{figure.mb_s:,.0f}",
+        "" if figure.of_memcpy is None else f"{figure.of_memcpy:.3f}",
+    )
 
 
 def _ratios_table(ratios: Sequence[Ratio]) -> Table:
@@ -224,11 +229,11 @@ def _measure_ledger(report: Report, options: BenchOptions, value: dict[str, Any]
     rows = [
         (
             f"{f.live_rows:,}",
-            *(f"{f.median_ms[name]:.2f} ({f.of_smallest[name]:.2f} x)" for name in ("put", "claim", "pop")),
+            *(f"{f.median_ms[name]:.2f} ({f.of_smallest[name]:.2f}x)" for name in ("put", "claim", "pop")),
             f"{f.bytes_per_row:.0f}",
             f"{f.restart_s:.2f}",
         )
         for f in found
     ]
-    columns = ("live rows>", "put ms>", "claim ms>", "pop ms>", "bytes a row>", "restart s>")
-    return [table("512 rows at the client's call, by rows alive (ratio to the smallest)", columns, rows)]
+    columns = ("live rows>", "put ms>", "claim ms>", "pop ms>", "bytes/row>", "restart s>")
+    return [table("512 rows at the client's call, by rows alive (ratio to the fewest)", columns, rows)]
