@@ -1,7 +1,7 @@
-"""The shared memory of a simulated host: blocks by number, with what every row of every field holds.
+"""The shared memory of a simulated host: slots by (block, generation), with what every row of every field holds.
 
-It outlives the plane, as shared memory does. Invariant: a block is readable from the moment it is filled until it is
-freed and unpinned; a block number is never used twice.
+It outlives the plane, as shared memory does. Invariants: a slot is readable from the moment it is filled until it is
+freed and unpinned; a generation is never used twice, so that a stale place reads nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import xxhash
 
 from penstock.requests import BlockPlace
 
-__all__ = ["Arena", "Block", "value_of"]
+__all__ = ["Arena", "Slot", "value_of"]
 
 
 def value_of(key: str, name: str) -> int:
@@ -22,10 +22,9 @@ def value_of(key: str, name: str) -> int:
 
 
 @dataclass(slots=True)
-class Block:
+class Slot:
     """``values`` is None until its writer has copied."""
 
-    generation: int
     keys: Sequence[str] = ()
     values: Mapping[str, Sequence[int]] | None = None
     filled: bool = False
@@ -34,61 +33,87 @@ class Block:
 
 
 class Arena:
+    """Attributes: slots: (block id, generation) -> slot."""
+
     def __init__(self) -> None:
-        self.blocks: dict[int, Block] = {}
+        self.slots: dict[tuple[int, int], Slot] = {}
         self._generation = 0
 
-    def allot(self, number: int, nbytes: int) -> BlockPlace:
-        assert number not in self.blocks, f"block {number} is used twice"
-        self._generation += 1
-        self.blocks[number] = Block(self._generation)
-        return BlockPlace(number, 0, self._generation << 12, nbytes, self._generation)
+    def allot(self, block_id: int, nbytes: int) -> BlockPlace:
+        """Find a slot for a block that is to be written."""
+        assert not self.of_block(block_id), f"block {block_id} is used twice"
+        return self._place(block_id, nbytes, Slot())
+
+    def of_block(self, block_id: int) -> list[tuple[int, int]]:
+        """Where the block lies, or has lain and is still read."""
+        return [slot for slot in self.slots if slot[0] == block_id]
 
     def write(self, place: BlockPlace, keys: Sequence[str], fields: Sequence[str]) -> None:
         """The writer copies; into a slot that is nobody's any more it may, for its memory is kept from others."""
-        block = self.blocks.get(place.block_id)
-        if block is None or block.generation != place.generation:
+        slot = self.slots.get((place.block_id, place.generation))
+        if slot is None:
             return
-        assert not block.filled, f"block {place.block_id} is written while it is read"
-        block.keys = keys
-        block.values = {name: [value_of(key, name) for key in keys] for name in fields}
+        assert not slot.filled, f"block {place.block_id} is written while it is read"
+        slot.keys = keys
+        slot.values = {name: [value_of(key, name) for key in keys] for name in fields}
 
-    def fill(self, number: int) -> None:
-        block = self.blocks[number]
-        assert block.values is not None, f"block {number} is visible before it was written"
-        block.filled = True
+    def fill(self, block_id: int) -> None:
+        """The block is visible now."""
+        (where,) = self.of_block(block_id)
+        slot = self.slots[where]
+        assert slot.values is not None, f"block {block_id} is visible before it was written"
+        slot.filled = True
 
-    def read(self, number: int, name: str, index: int, pin: int) -> tuple[str, int] | None:
-        """Return (key, value); None when this is no readable block."""
-        block = self.blocks.get(number)
-        if block is None or not block.filled or block.values is None or pin not in block.pins:
+    def compact(self, place: BlockPlace, positions: Sequence[int]) -> BlockPlace:
+        """Copy the rows at ``positions`` to a new slot; the old one stays until it is freed."""
+        old = self.slots[place.block_id, place.generation]
+        assert old.values is not None
+        values = {name: [column[at] for at in positions] for name, column in old.values.items()}
+        keys = [old.keys[at] for at in positions]
+        return self._place(place.block_id, place.nbytes, Slot(keys, values, filled=True))
+
+    def read(self, place: BlockPlace, name: str, index: int) -> tuple[str, int] | None:
+        """Return (key, value); None when this is no readable block any more."""
+        slot = self.slots.get((place.block_id, place.generation))
+        if slot is None or not slot.filled or slot.values is None or place.pin not in slot.pins:
             return None
-        return block.keys[index], block.values[name][index]
+        return slot.keys[index], slot.values[name][index]
 
-    def free(self, number: int) -> None:
+    def free(self, block_id: int) -> None:
         """Its last row is gone, or its grant was dropped."""
-        block = self.blocks.get(number)
-        if block is not None:
-            block.freed = True
-            self._drop_if_unused(number, block)
+        for where in self.of_block(block_id):
+            self.free_slot(where)
 
-    def unpin(self, number: int, pin: int) -> None:
-        block = self.blocks.get(number)
-        if block is not None:
-            block.pins.discard(pin)
-            self._drop_if_unused(number, block)
+    def free_slot(self, where: tuple[int, int]) -> None:
+        slot = self.slots.get(where)
+        if slot is not None:
+            slot.freed = True
+            self._drop_if_unused(where, slot)
 
-    def reconcile(self, live: Iterable[int]) -> list[int]:
-        """A new plane keeps what its journal names and nothing else; return what is named and not there."""
-        alive = set(live)
-        for number in [n for n in self.blocks if n not in alive]:
-            del self.blocks[number]
-        for number in alive & self.blocks.keys():
-            block = self.blocks[number]
-            block.filled, block.freed = block.values is not None, False
-            block.pins.clear()
-        return sorted(n for n in alive if n not in self.blocks or not self.blocks[n].filled)
+    def pin(self, place: BlockPlace, pin: int) -> None:
+        self.slots[place.block_id, place.generation].pins.add(pin)
 
-    def _drop_if_unused(self, number: int, block: Block) -> None:
-        if block.freed and not block.pins:
-            del self.blocks[number]
+    def unpin(self, where: tuple[int, int], pin: int) -> None:
+        slot = self.slots.get(where)
+        if slot is not None:
+            slot.pins.discard(pin)
+            self._drop_if_unused(where, slot)
+
+    def reconcile(self, live: Iterable[BlockPlace]) -> list[int]:
+        """A new plane keeps what its journal names and nothing else; return the blocks named that are not there."""
+        named = {(place.block_id, place.generation) for place in live}
+        self.slots = {where: slot for where, slot in self.slots.items() if where in named}
+        for slot in self.slots.values():
+            slot.filled, slot.freed = slot.values is not None, False
+            slot.pins.clear()
+        there = {where for where, slot in self.slots.items() if slot.filled}
+        return sorted(block_id for block_id, _ in named - there)
+
+    def _place(self, block_id: int, nbytes: int, slot: Slot) -> BlockPlace:
+        self._generation += 1
+        self.slots[block_id, self._generation] = slot
+        return BlockPlace(block_id, 0, self._generation << 12, nbytes, self._generation)
+
+    def _drop_if_unused(self, where: tuple[int, int], slot: Slot) -> None:
+        if slot.freed and not slot.pins:
+            del self.slots[where]

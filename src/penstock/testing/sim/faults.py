@@ -23,6 +23,8 @@ KINDS = (
     "checkpoint",
     "checkpoint_crash",
     "disk_full",
+    "compaction",
+    "block_lost",
 )
 _MAX_FAULTS = 12
 _MEAN_S = 2.5  # seconds into the world at which a fault comes, on average: while most happens
@@ -133,3 +135,13 @@ class Faults:
         if plane.up:
             plane.files.max_bytes = plane.files.size_bytes + self._world.rng.randint(0, 500)
             self._world.fault("disk_full")
+
+    def _compaction(self) -> None:
+        if self._plane.up:
+            self._world.fault("compaction")
+            self._plane.compact()
+            if self._world.chance(0.3):
+                self._plane.fuse = self._world.rng.randint(1, 6)
+
+    def _block_lost(self) -> None:
+        self._plane.lose_block()

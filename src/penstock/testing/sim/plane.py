@@ -65,7 +65,7 @@ class _Holder:
     def __init__(self) -> None:
         self.sessions: set[int] = set()
         self.grants: set[int] = set()
-        self.pins: dict[int, int] = {}  # pin -> block
+        self.pins: dict[int, tuple[int, int]] = {}  # pin -> (block, generation)
 
 
 class SimPlane(Process):
@@ -81,7 +81,6 @@ class SimPlane(Process):
         self.up = False
         self.fuse: int | None = None  # steps until it dies
         self.removed: dict[str, list[tuple[str, str]]] = {}
-        self.missing_blocks: list[int] = []
         self.died_clean = False
         self.on_recovery: Callable[[Ledger, Ledger], None] | None = None
         self.dying_clients: set[int] = set()  # dead, and the kernel has not said so yet
@@ -119,8 +118,8 @@ class SimPlane(Process):
             self.ledger, self.journal = self._recovered()
             if corpse is not None and self.on_recovery is not None:
                 self.on_recovery(corpse, self.ledger)
-            self.missing_blocks = self.arena.reconcile(place.block_id for place in self.ledger.live_blocks())
-            assert not self.missing_blocks, f"blocks {self.missing_blocks} are promised and not there"
+            missing = self.arena.reconcile(self.ledger.live_blocks())
+            assert not missing, f"blocks {missing} are promised and not there"
             self.up = True
             incarnation = max(self.ledger.incarnation + 1, int((_WALL + self.world.now) * 1e9))
             self._collect(self.ledger.begin_life(incarnation, self.world.now, self._wall()), None)
@@ -195,6 +194,15 @@ class SimPlane(Process):
     def begin_checkpoint(self) -> None:
         if self.up and self._checkpoint is None:
             self.awake(self._guarded, self._lives, self._begin_checkpoint)
+
+    def compact(self) -> None:
+        if self.up:
+            self.awake(self._guarded, self._lives, self._compact)
+
+    def lose_block(self) -> None:
+        """A block's bytes are damaged, and the plane has seen it."""
+        if self.up:
+            self.awake(self._guarded, self._lives, self._lose_block)
 
     # -- its loop -----------------------------------------------------------------------------------------------------
 
@@ -331,9 +339,26 @@ class SimPlane(Process):
         self._feed(ev.NotAllotted(grant))
 
     def _unpin(self, holder: _Holder, pin: int) -> None:
-        block = holder.pins.pop(pin, None)
-        if block is not None:
-            self.arena.unpin(block, pin)
+        where = holder.pins.pop(pin, None)
+        if where is not None:
+            self.arena.unpin(where, pin)
+
+    def _compact(self) -> None:
+        """Move the rows that are alive out of blocks that are mostly dead; the old place goes once that is durable."""
+        for place, kept, positions in self.ledger.sparse_blocks():
+            self._step()
+            moved = self.arena.compact(place, positions)
+            self._feed(ev.BlockMoved(moved, kept))
+            self._settle()
+            self.arena.free_slot((place.block_id, place.generation))
+            self.world.counts["compactions"] += 1
+
+    def _lose_block(self) -> None:
+        live = self.ledger.live_blocks()
+        if live:
+            lost = self.world.rng.choice(live).block_id
+            self.world.fault("block_lost", lost)
+            self._feed(ev.BlocksLost([lost], "checksum mismatch"))
 
     def _disconnected(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
@@ -439,8 +464,8 @@ class SimPlane(Process):
         blocks = []
         for place in effect.blocks:
             self._next_pin += 1
-            self.arena.blocks[place.block_id].pins.add(self._next_pin)
-            holder.pins[self._next_pin] = place.block_id
+            self.arena.pin(place, self._next_pin)
+            holder.pins[self._next_pin] = (place.block_id, place.generation)
             blocks.append(_pinned(place, self._next_pin))
         self._say(connection, effect.call_id, Located(blocks, [], effect.sources, effect.issues))
 

@@ -14,6 +14,7 @@ import msgspec
 import xxhash
 
 from penstock.plane import events as ev
+from penstock.records import GroupPolicy
 from penstock.requests import (
     Ack,
     Claim,
@@ -63,6 +64,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     whole_groups: bool
     lease_s: float | None
     tight: bool
+    max_deliveries: int
+    policy: GroupPolicy | None
 
     @property
     def tasks(self) -> list[str]:
@@ -125,8 +128,8 @@ def _put(client: SimClient, script: Script, keys: list[str], fields: list[str], 
             _expect(client, script, granted, "DataPlaneFull", "DataPlaneTimeout")
             yield Pause(_REFUSED_AT_ONCE)
             continue
-        if client.world.chance(0.3):
-            yield Pause(client.world.rng.uniform(0, 0.2))
+        if client.world.chance(0.2):  # a large copy, or a writer that is not scheduled
+            yield Pause(client.world.rng.choice((0.05, 0.2, 1.5)))
         client.plane.arena.write(granted.place, keys, fields)
         done = yield Ask(Commit(granted.grant, content))
         client.tell(ev.GrantOver(granted.grant))
@@ -147,7 +150,7 @@ def _expect(client: SimClient, script: Script, answer: Answer, *codes: str) -> N
 
 def _register(client: SimClient, script: Script) -> _Sub:
     scenario = script.scenario
-    request = RegisterPartition(PARTITION, scenario.fields, 64, scenario.tasks)
+    request = RegisterPartition(PARTITION, scenario.fields, 64, scenario.tasks, policy=scenario.policy)
     while not isinstance((answer := (yield Ask(request))), Done):
         _expect(client, script, answer)
 
@@ -162,6 +165,15 @@ def _until_done(client: SimClient, script: Script, body: Any, *codes: str) -> _S
             return answer
 
 
+def _until_over(client: SimClient, script: Script, body: Ack | Release) -> _Sub:
+    """End a lease; of a refused batch, that of the rows which were not named as lost."""
+    while body.keys:
+        answer = yield from _until_done(client, script, body, "LeaseLost")
+        if isinstance(answer, Done):
+            return
+        body = msgspec.structs.replace(body, keys=[key for key in body.keys if key not in answer.keys])
+
+
 def producer(client: SimClient, script: Script, notebook: Notebook) -> Program:
     """Produce the scenario's groups, one after the other; a group that was removed under us begins anew."""
     yield from _register(client, script)
@@ -173,6 +185,7 @@ def producer(client: SimClient, script: Script, notebook: Notebook) -> Program:
         if complete:
             notebook.finished += 1
         yield Pause(rng.uniform(0, 0.3))
+    client.close()  # what it put and somebody lost can be given up now
 
 
 def _group(client: SimClient, script: Script, gid: str) -> _Sub:
@@ -249,7 +262,7 @@ def _column(
     values = []
     for key, block, index in zip(keys, source.block, source.index, strict=True):
         place = located.blocks[block]
-        found = client.plane.arena.read(place.block_id, name, index, place.pin)
+        found = client.plane.arena.read(place, name, index)
         if found is None:
             return None  # the plane died meanwhile, and its pins with it
         if found != (key, value_of(key, name)):
@@ -272,11 +285,9 @@ def annotator(client: SimClient, script: Script) -> Program:
         tokens = Tokens([claimed.token], [])
         read = yield from _read(client, script, claimed.keys, ["ids"])
         if read is None or not (yield from _put(client, script, claimed.keys, ["logp"], [])):
-            release = Release(PARTITION, "logp", claimed.keys, tokens)
-            yield from _until_done(client, script, release, "LeaseLost", "UnknownName", "RowRemoved")
-            continue
-        ack = Ack(PARTITION, "logp", claimed.keys, tokens)
-        yield from _until_done(client, script, ack, "LeaseLost", "RowRemoved", "UnknownName")
+            yield from _until_over(client, script, Release(PARTITION, "logp", claimed.keys, tokens))
+        else:
+            yield from _until_over(client, script, Ack(PARTITION, "logp", claimed.keys, tokens))
 
 
 def trainer(client: SimClient, script: Script, notebook: Notebook) -> Program:
@@ -295,13 +306,12 @@ def _train(client: SimClient, script: Script, notebook: Notebook, keys: list[str
     rng = client.world.rng
     seen = yield from _read(client, script, keys, script.scenario.fields)
     if seen is None or rng.random() < 0.05:
-        release = Release(PARTITION, "train", keys, Tokens([token], []))
-        yield from _until_done(client, script, release, "LeaseLost", "UnknownName", "RowRemoved")
+        yield from _until_over(client, script, Release(PARTITION, "train", keys, Tokens([token], [])))
         return
     yield Pause(rng.choice((0.01, 0.05, 0.3, 1.0)))
     if script.scenario.lease_s is not None and rng.random() < 0.3:
         renew = Renew(PARTITION, "train", keys, Tokens([token], []), script.scenario.lease_s)
-        yield from _until_done(client, script, renew, "LeaseLost", "UnknownName", "RowRemoved")
+        yield from _until_done(client, script, renew, "LeaseLost")
     script.steps += 1
     notebook.step = Step(script.steps, keys, token, seen)
     _log_step(script, notebook.step, "before")

@@ -14,6 +14,7 @@ from penstock.config import PlaneConfig
 from penstock.errors import abbreviate
 from penstock.ledger.machine import Ledger
 from penstock.ledger.reports import audit_partition
+from penstock.records import GroupPolicy
 from penstock.testing import checker
 from penstock.testing.sim import roles
 from penstock.testing.sim.client import SimClient
@@ -27,6 +28,12 @@ __all__ = ["Outcome", "run_world"]
 
 _FAULTS_END_S = 20.0
 _REST_S = 150.0  # a world that has not come to rest so long after its last fault is stuck
+_POLICIES = (
+    None,
+    None,
+    GroupPolicy(deadline_s=1.0, on_deadline="drop"),
+    GroupPolicy(deadline_s=0.3, on_deadline="partial", min_ready=2),
+)
 _GONE_S = 60.0  # by then the plane has noticed the end of every client
 
 
@@ -69,12 +76,16 @@ def _draw_scenario(world: World) -> Scenario:
         whole_groups=rng.random() < 0.6,
         lease_s=rng.choice((None, None, 0.2, 2.0)),
         tight=rng.random() < 0.3,
+        max_deliveries=rng.choice((1, 5, 20)),
+        policy=rng.choice(_POLICIES),
     )
 
 
 def _config(scenario: Scenario) -> PlaneConfig:
     rows = scenario.group_size * 2 if scenario.tight else 10_000
-    return PlaneConfig(max_rows=rows, max_bytes=rows * 2000, abandon_grace_s=5.0, max_deliveries=20)
+    return PlaneConfig(
+        max_rows=rows, max_bytes=rows * 2000, abandon_grace_s=5.0, max_deliveries=scenario.max_deliveries
+    )
 
 
 class _Stage:
@@ -119,6 +130,7 @@ class _Stage:
         role = name.rstrip("0123456789")
         if role == "annotator":
             client.run(roles.annotator(client, self.script))
+            client.run(roles.annotator(client, self.script))  # two threads of one process
         else:
             program = {"producer": roles.producer, "trainer": roles.trainer, "controller": roles.controller}[role]
             client.run(program(client, self.script, notebook))
@@ -180,12 +192,12 @@ class _Stage:
         self.violations += [f"the audit does not balance: {a}" for a in audits if a.residue or a.broken]
         self._compare("replayed", ledger, plane.replayed())
         state = state_of(ledger)
-        live = {place.block_id for place in ledger.live_blocks()}
+        live = {(place.block_id, place.generation) for place in ledger.live_blocks()}
         leaks = {
             "sessions": len(state.sessions),
             "leases": len(state.leases),
             "grants": len(state.grants),
-            "blocks": len(set(plane.arena.blocks) - live),
+            "blocks": len(plane.arena.slots.keys() - live),
         }
         self.violations += [f"leaked {count} {kind}" for kind, count in leaks.items() if count]
 
