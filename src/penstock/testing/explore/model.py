@@ -128,7 +128,7 @@ class Model:
         if row.reason:
             return not token or row.ending == token
         hold = row.holds[self.final]
-        return hold.accepts(token) if token else not hold.token
+        return token == hold.token if hold.token else token in ("", hold.last)  # released or not
 
     def release(self, task: str, keys: Sequence[str], token: str) -> Outcome:
         """Give back; what was given back, consumed or removed under the token is so already."""
