@@ -217,6 +217,14 @@ def test_a_caller_who_waited_for_a_connection_hears_that_nothing_happened() -> N
     assert one(client.handle(ev.Leave(1), 1.0), Ended).verdict is Verdict.NOTHING
 
 
+def test_a_read_that_waits_for_a_connection_did_not_happen() -> None:
+    """A read that was cut off leaves no doubt: while nobody is there the plane is unavailable, not slow."""
+    client = up()
+    submit(client, 1, Depth("p"))
+    client.handle(ev.Lost("killed"), 0.0)
+    assert one(client.handle(ev.Leave(1), 0.0), Ended).verdict is Verdict.NOTHING
+
+
 def test_an_expired_call_is_not_repeated() -> None:
     """After a reconnection only callers who still wait are served."""
     client = up()

@@ -112,6 +112,22 @@ def test_views_outlive_a_killed_plane(plane: LocalDataPlaneClient) -> None:
     assert torch.equal(view, x)
 
 
+def test_views_outlive_a_client_that_closes_without_its_plane(plane: LocalDataPlaneClient) -> None:
+    """Nobody is there to say goodbye to; the views are made private all the same."""
+    keys = [f"k{i}" for i in range(256)]
+    x = put(plane, *keys, width=128)
+    view = read(plane, keys)
+    paths.served_path(plane.data_dir).touch()  # nobody starts another
+    os.kill(plane.status().pid, signal.SIGKILL)
+    with pytest.raises(DataPlaneUnavailable, match="penstock serve"):
+        plane.depth("p", timeout_s=1.0)
+    plane.close()
+    assert plane._arenas.live_views == 0
+    assert torch.equal(view, x)
+    paths.served_path(plane.data_dir).unlink()
+    LocalDataPlaneClient(plane.data_dir, plane=QUICK).close()  # whose plane tidies up after the killed one
+
+
 def test_memory_of_a_dead_plane_is_let_go(plane: LocalDataPlaneClient) -> None:
     """A client keeps no mapping of an arena that the next plane has unlinked."""
     put(plane, "a")

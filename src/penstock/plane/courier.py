@@ -155,12 +155,12 @@ class Courier:
             return []
         if event.kept:
             self._never_left(errand)
-        elif errand.call_id:
-            errand.departed = True
+        under_way = errand.call_id != 0
+        errand.departed |= under_way
         if errand.answer is not None:
             self._drop_held(errand.answer)
         if not (errand.departed and errand.seq):
-            return self._ended(errand, errand.departed, "its caller left")
+            return self._ended(errand, errand.departed if errand.is_mutation else under_way, "its caller left")
         self._abandoned.add(errand.seq)
         return [*self._ended(errand, True, "its caller left"), *self._heartbeat_if_up(now)]
 

@@ -306,17 +306,17 @@ class Link:
     def _take_in(self) -> None:
         """Deal with what callers have left in the inbox."""
         self._waker.drain()
+        released = self._release_pins()  # first, so that they ride on what follows
         while self._inbox:
             event, waiter = self._inbox.popleft()
             if isinstance(event, ev.Submit):
                 self._wanted = True
-                self._release_pins()
                 if waiter is not None:
                     self._waiters[event.errand] = waiter
             elif isinstance(event, ev.Leave):
                 event = self._recalled(event)
             self._apply(event)
-        if self._release_pins():
+        if released:
             self._beat_at = min(self._beat_at, time.monotonic() + _UNPIN_S)
 
     def _recalled(self, leave: ev.Leave) -> ev.Leave:
