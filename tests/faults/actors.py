@@ -33,6 +33,7 @@ FIELDS = ["input_ids", "logprobs"]
 GROUP = 4
 FIRED = "every-fault-has-fired"
 PATIENCE_S = 30.0
+_PAUSE_S = 0.05  # between groups that are put only to keep things going until the last fault has fired
 PLANE = PlaneConfig(heartbeat_s=0.25, dead_after_s=1.5, resume_grace_s=1.5, linger_s=0.5)
 
 T = TypeVar("T")
@@ -85,8 +86,10 @@ def produce(life: int, folder: str, name: str, groups: int) -> None:
     with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: client_of(root)) as client:
         for group in itertools.count():
             keys = keys_of(name, group)
-            if group >= groups and (root / FIRED).exists() and not begun.intersection(keys):
-                break
+            if group >= groups and not begun.intersection(keys):
+                if (root / FIRED).exists():
+                    break
+                time.sleep(_PAUSE_S)
             if not answered.issuperset(keys):
                 _put(client, log, keys, f"{name}{group}")
     (root / f"done-{name}").touch()
