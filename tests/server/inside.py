@@ -31,8 +31,10 @@ from penstock.requests import (
     Welcome,
 )
 from penstock.server.connections import Connection
+from penstock.server.moving import Mover
 from penstock.server.plane import Plane
 from penstock.server.processes import Process
+from penstock.server.reception import Reception
 from penstock.server.storage import Storage
 from penstock.wire import FrameReader, decode_reply
 from tests.server.harness import batch_of, grant_of
@@ -62,8 +64,9 @@ class SpyJournal(MemoryJournal):
 class Wireless(Connection):
     """A connection whose replies are kept, with how much of the journal had been flushed when they left."""
 
-    def __init__(self, plane: Plane, journal: SpyJournal) -> None:
-        super().__init__(plane)
+    def __init__(self, reception: Reception, journal: SpyJournal) -> None:
+        super().__init__(reception)
+        self._reception = reception
         self.process = Process(4242, 1, -1)
         self.sent: list[tuple[Reply, int, int]] = []
         self.ended = ""
@@ -83,14 +86,14 @@ class Wireless(Connection):
     def discard(self) -> None:
         self.ended = "discarded"
 
-    def ask(self, plane: Plane, body: Request) -> int:
+    def ask(self, body: Request) -> int:
         """Decide a call and settle nothing; return its id."""
         self._ids += 1
         if isinstance(body, MUTATIONS):
             self._seq += 1
         seq = self._seq if isinstance(body, MUTATIONS) else 0
         call = Call(id=self._ids, seq=seq, done_below=0, deadline_s=30.0, abandoned=[], unpins=[], body=body)
-        plane.receive(self, call)
+        self._reception.receive(self, call)
         return self._ids
 
     def reply(self, call_id: int) -> ReplyBody | None:
@@ -111,7 +114,9 @@ class Inside:
         self.journal = SpyJournal()
         self.plane = Plane(self.config, ledger, self.journal, storage, clock=lambda: self.now, wall=lambda: self.now)
         self.plane.take(effects)
-        self.client = Wireless(self.plane, self.journal)
+        self.mover = Mover(self.plane, 0)
+        self.reception = Reception(self.plane, self.mover)
+        self.client = Wireless(self.reception, self.journal)
 
     def open(self) -> None:
         self.expect(Welcome, OpenSession(WIRE_VERSION, 7, "o", "r", "h", 1))
@@ -119,7 +124,7 @@ class Inside:
 
     def expect(self, kind: type[T], body: Request) -> T:
         """Ask, settle, and insist on the kind of the reply."""
-        call_id = self.client.ask(self.plane, body)
+        call_id = self.client.ask(body)
         self.plane.settle()
         reply = self.client.reply(call_id)
         assert isinstance(reply, kind), reply

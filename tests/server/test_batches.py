@@ -27,7 +27,6 @@ from penstock.requests import (
     StatusReport,
     Welcome,
 )
-from penstock.server.moving import Mover
 from penstock.server.plane import EX_IOERR
 from penstock.wire import WireError
 from tests.server.harness import grant_of
@@ -40,7 +39,7 @@ def test_no_reply_leaves_before_everything_decided_is_written(tmp_path: Path) ->
     async def scenario(world: Inside) -> None:
         commit = world.write(world.expect(Granted, grant_of(["a"])), 1)
         flushed = world.journal.flushed
-        calls = [world.client.ask(world.plane, body) for body in (commit, Locate("p", ["a"], ["x"]), Depth("p"))]
+        calls = [world.client.ask(body) for body in (commit, Locate("p", ["a"], ["x"]), Depth("p"))]
         assert [world.client.reply(call) for call in calls] == [None] * 3
         assert world.journal.flushed == flushed
         world.plane.settle()
@@ -70,10 +69,10 @@ def test_a_failed_write_acknowledges_nothing(tmp_path: Path) -> None:
         world.put(["a"])
         sent = len(world.client.sent)
         world.journal.fails = DataPlaneWriteError("the disk is full")
-        world.client.ask(world.plane, Clear("p", ["a"]))
+        world.client.ask(Clear("p", ["a"]))
         world.plane.settle()
         world.journal.fails = None
-        world.client.ask(world.plane, Depth("p"))
+        world.client.ask(Depth("p"))
         world.plane.settle()
         assert len(world.client.sent) == sent
         assert world.plane.stopped.is_set()
@@ -87,8 +86,8 @@ def test_a_freed_slot_is_reused_only_after_its_record_is_written(tmp_path: Path)
 
     async def scenario(world: Inside) -> None:
         first = world.put(["a"])
-        world.client.ask(world.plane, Clear("p", ["a"]))
-        call = world.client.ask(world.plane, grant_of(["b"]))
+        world.client.ask(Clear("p", ["a"]))
+        call = world.client.ask(grant_of(["b"]))
         assert world.arena.statistics().ready_slots == 1
         world.plane.settle()
         granted = world.client.reply(call)
@@ -111,8 +110,8 @@ def test_a_read_decided_before_a_move_names_rows_as_they_lay(tmp_path: Path) -> 
         storage = world.plane.storage
         smaller = storage.begin_move(place.block_id, 256)
         assert smaller is not None
-        call = world.client.ask(world.plane, Locate("p", ["k7"], ["x"]))
-        Mover(world.plane, 0)._moved(place.block_id, smaller, kept)
+        call = world.client.ask(Locate("p", ["k7"], ["x"]))
+        world.mover._moved(place.block_id, smaller, kept)
         located = world.client.reply(call)
         assert isinstance(located, Located)
         assert (located.blocks[0].offset, located.sources[0].index) == (place.offset, [7])
@@ -128,11 +127,11 @@ def test_answers_to_a_lost_connection_go_nowhere(tmp_path: Path) -> None:
 
     async def scenario(world: Inside) -> None:
         claim = Claim(partition="p", task="train", required=["x"], batch=1)
-        waiting = world.client.ask(world.plane, claim)
+        waiting = world.client.ask(claim)
         world.plane.settle()
         old = world.client
-        world.plane.disconnected(old)
-        world.client = Wireless(world.plane, world.journal)
+        world.reception.disconnected(old)
+        world.client = Wireless(world.reception, world.journal)
         world.client._ids = waiting - 1  # its first call has the id of the one that waits
         world.expect(Welcome, OpenSession(WIRE_VERSION, 8, "o", "r", "h", 1))
         world.put(["a"])
@@ -151,9 +150,9 @@ def test_a_bug_in_a_question_costs_the_connection_only(tmp_path: Path, monkeypat
 
         monkeypatch.setattr(world.plane.ledger, "handle", broken)
         with pytest.raises(WireError, match="ZeroDivisionError"):
-            world.client.ask(world.plane, Status())
+            world.client.ask(Status())
         with pytest.raises(ZeroDivisionError):
-            world.client.ask(world.plane, Clear("p", None))
+            world.client.ask(Clear("p", None))
 
     inside(tmp_path, scenario)
 
@@ -180,7 +179,7 @@ def test_a_ping_looks_at_the_arena(tmp_path: Path) -> None:
     async def scenario(world: Inside) -> None:
         world.expect(Done, Ping())
         world.arena.path.unlink()
-        call = world.client.ask(world.plane, Ping())
+        call = world.client.ask(Ping())
         world.plane.settle()
         assert "is gone" in str(world.client.reply(call))
 
@@ -192,10 +191,9 @@ def test_the_plane_believes_its_own_eyes(tmp_path: Path) -> None:
 
     async def scenario(world: Inside) -> None:
         good, bad = world.put(["good"]), world.put(["bad"])
-        mover = Mover(world.plane, 0)
         world.arena._bytes[bad.place.offset + bad.place.nbytes - 1] ^= 1
-        calls = [world.client.ask(world.plane, Damaged(g.grant)) for g in (good, bad, bad)]
-        await mover.stop()
+        calls = [world.client.ask(Damaged(g.grant)) for g in (good, bad, bad)]
+        await world.mover.stop()
         world.plane.settle()
         assert all(isinstance(world.client.reply(call), Done) for call in calls)
         located = world.expect(Located, Locate("p", ["good", "bad"], ["x"]))

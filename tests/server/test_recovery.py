@@ -118,9 +118,9 @@ def test_an_old_arena_is_emptied_unlinked_and_never_granted_in(tmp_path: Path) -
             assert back.read(["a", "b", "c"]) == [1, 1, 2]
             assert len(again.segments()) == 1
             again.kill()
-        with PlaneProcess(data), RawClient(data) as third:
-            third.resumed_as(client)
-            assert third.read(["a", "b", "c", "n19"]) == [1, 1, 2, 3]
+            with PlaneProcess(data), RawClient(data) as third:
+                third.resumed_as(client)
+                assert third.read(["a", "b", "c", "n19"]) == [1, 1, 2, 3]
 
 
 def test_a_missing_arena_makes_its_rows_lost_by_name(tmp_path: Path) -> None:

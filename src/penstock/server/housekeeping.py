@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from penstock.ledger.events import Tick
 from penstock.ledger.facts import Entry
 from penstock.server.plane import Plane
+from penstock.server.reception import Reception
 
 __all__ = ["Housekeeping", "freeze_collector", "quiet_collector"]
 
@@ -44,16 +45,19 @@ class Housekeeping:
     """The plane's clockwork.
 
     Args:
-        plane: whose.
+        plane, reception: whose.
         linger_s: an auto-started plane ends so many seconds after its last client; None = it stays.
         resumable_s: how long sessions of an earlier life may come back.
     """
 
-    def __init__(self, plane: Plane, *, linger_s: float | None, resumable_s: float) -> None:
+    def __init__(self, plane: Plane, reception: Reception, *, linger_s: float | None, resumable_s: float) -> None:
         self._plane = plane
+        self._reception = reception
         self._linger_s = linger_s
         self._started = plane.clock()
         self._patience_s = max(resumable_s, 0.0)
+        self._seen = (0, 0)  # sessions greeted and connections made, at the last tick
+        self._idle_since = self._started
         self._last_tick = self._started
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -103,7 +107,7 @@ class Housekeeping:
         if late > _LATE_S and not self._draining:
             log.warning("the plane was stopped for %.1f s: reading its sockets before judging anybody", late)
             self._draining = True
-            self._drain(self._plane.received, now + _DRAIN_S)
+            self._drain(self._reception.received, now + _DRAIN_S)
         elif not self._draining:
             self._tick(now)
 
@@ -112,8 +116,8 @@ class Housekeeping:
         loop = asyncio.get_running_loop()
 
         def look_again() -> None:
-            if self._plane.received != received and self._plane.clock() < until:
-                self._drain(self._plane.received, until)
+            if self._reception.received != received and self._plane.clock() < until:
+                self._drain(self._reception.received, until)
                 return
             self._draining = False
             self._tick(self._plane.clock())
@@ -126,7 +130,7 @@ class Housekeeping:
         plane = self._plane
         plane.tell(Tick(plane.wall()))
         plane.custody.expire(now)
-        plane.expel(now)
+        self._reception.expel(now)
         self._consider_end(now)
         self._consider_checkpoint()
         plane.settle_soon()
@@ -135,10 +139,13 @@ class Housekeeping:
 
     def _consider_end(self, now: float) -> None:
         plane = self._plane
-        if self._linger_s is None or plane.connections or len(plane.sessions):
+        if self._linger_s is None:
             return
-        wait = self._linger_s if plane.greeted else _FIRST_CLIENT_S
-        if now - plane.last_client >= wait and now - self._started >= self._patience_s:
+        seen = (self._reception.greeted, plane.warnings.counters["connections"])
+        if plane.sessions.connections or len(plane.sessions) or seen != self._seen:
+            self._seen, self._idle_since = seen, now
+        wait = self._linger_s if self._reception.greeted else _FIRST_CLIENT_S
+        if now - self._idle_since >= wait and now - self._started >= self._patience_s:
             plane.stop("its last client has gone")
 
     # -- the journal ----------------------------------------------------------------------------------------------

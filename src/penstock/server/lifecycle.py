@@ -34,6 +34,7 @@ from penstock.server.ending import leave
 from penstock.server.housekeeping import Housekeeping, freeze_collector, quiet_collector
 from penstock.server.moving import Mover
 from penstock.server.plane import EX_IOERR, EX_SOFTWARE, Plane
+from penstock.server.reception import Reception
 from penstock.server.recovery import Recovered, recover
 from penstock.wire import paths
 
@@ -138,16 +139,18 @@ async def _live(options: Options) -> int:
     recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
     freeze_collector()
     plane = _plane(options, recovered)
+    mover = Mover(plane, options.config.warm_bytes // _SPARSE_SHARE)
+    reception = Reception(plane, mover)
     house = Housekeeping(
         plane,
+        reception,
         linger_s=options.config.linger_s if options.auto else None,
         resumable_s=options.config.resume_grace_s if recovered.had_sessions else 0.0,
     )
-    mover = Mover(plane, options.config.warm_bytes // _SPARSE_SHARE)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: _unexpected(plane, context))
     listener = _listen(options.data_dir)
-    server = await loop.create_unix_server(lambda: Connection(plane), sock=listener, backlog=_BACKLOG)
+    server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
     house.start()
@@ -161,6 +164,7 @@ async def _live(options: Options) -> int:
     await mover.stop()
     await moving
     plane.close()
+    reception.close()
     _end(options, plane)
     return plane.exit_code
 

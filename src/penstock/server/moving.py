@@ -43,7 +43,6 @@ class Mover:
         self._idle_bytes = 0  # bytes without rows that the last look could not help
         self.moved = 0
         self.compacted = 0
-        plane.verify = self.verify
 
     async def run(self) -> None:
         """Move what there is to move, until ``stop``."""

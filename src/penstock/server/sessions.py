@@ -36,6 +36,7 @@ class Sessions:
     """The open sessions of this life, and the calls that wait for an answer."""
 
     def __init__(self, incarnation: int, max_frame_bytes: int) -> None:
+        self.connections: set[Connection] = set()  # all that are admitted, with a session or without
         self._incarnation = incarnation
         self._max_frame_bytes = max_frame_bytes
         self._sessions: dict[int, Session] = {}
@@ -107,9 +108,6 @@ class Sessions:
         if session is not None:
             session.holder.sessions.discard(session_id)
         return session
-
-    def connections(self) -> list[Connection]:
-        return [s.connection for s in self._sessions.values() if s.connection is not None]
 
     def _frame(self, wire_id: int, body: ReplyBody) -> bytes:
         try:

@@ -1,0 +1,232 @@
+"""Where clients come in: connections are admitted, sessions begin and end, and each call goes to who answers it.
+
+Most calls are the ledger's. The reception itself answers what is about the process: heartbeats (what a client still
+holds), pings, goodbyes, shutdown, and suspicions of damage, which it hands to the mover.
+
+Invariants: the first call of a connection opens or resumes a session, none does later; a bug of ours met by a question
+costs that connection, one met by anything else ends the plane, for what it changed is not known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+
+from penstock.errors import DataPlaneError, code_of
+from penstock.ledger.events import Answer, Asked, Disconnected, Heard, SessionGone, SessionOpens, SessionResumes
+from penstock.requests import (
+    WIRE_VERSION,
+    Audit,
+    Call,
+    Capabilities,
+    CheckConsumption,
+    Commit,
+    Damaged,
+    Depth,
+    Done,
+    Failed,
+    Goodbye,
+    Heartbeat,
+    ListMetadata,
+    Locate,
+    OpenSession,
+    Ping,
+    ResumeSession,
+    Shutdown,
+    Status,
+    Welcome,
+    Why,
+)
+from penstock.server.connections import Connection
+from penstock.server.holdings import Holder
+from penstock.server.moving import Mover
+from penstock.server.plane import Plane
+from penstock.server.processes import Process, Processes
+from penstock.wire import WireError
+
+__all__ = ["Reception"]
+
+_LAST_WORDS_S = 0.05  # between a process's end and its burial, for what it had sent already
+_READ_ONLY = (Locate, ListMetadata, Depth, CheckConsumption, Capabilities, Audit, Why, Status)
+
+log = logging.getLogger("penstock.server")
+
+
+class Reception:
+    """Attributes: received: calls so far; greeted: sessions opened or resumed so far."""
+
+    def __init__(self, plane: Plane, mover: Mover) -> None:
+        self.max_frame_bytes = plane.config.max_frame_bytes
+        self.clock = plane.clock
+        self.received = 0
+        self.greeted = 0
+        self._plane = plane
+        self._mover = mover
+        self._connections: set[Connection] = plane.sessions.connections
+        loop = asyncio.get_running_loop()
+        self._processes = Processes(loop.add_reader, loop.remove_reader, self._process_ended)
+
+    def close(self) -> None:
+        """Watch nobody any more. Idempotent."""
+        self._processes.close()
+
+    # -- connections ----------------------------------------------------------------------------------------------
+
+    def connected(self, connection: Connection, sock: socket.socket) -> None:
+        """Admit a connection.
+
+        Raises:
+            DataPlaneUnavailable: its process has ended or is another user's.
+        """
+        self._connections.add(connection)
+        limit = self._plane.config.max_connections
+        if len(self._connections) > limit:
+            self._plane.warnings.warn("connections_refused", f"more than {limit} connections")
+            connection.discard()
+            return
+        connection.process = self._processes.behind(sock)
+        self._plane.warnings.counters["connections"] += 1
+
+    def disconnected(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        session_id = self._plane.sessions.unbind(connection)
+        if session_id:
+            self._plane.tell(Disconnected(session_id))
+        self._plane.settle_soon()
+
+    def misbehaved(self, connection: Connection, error: Exception) -> None:
+        """Its connection is about to be ended for it; nobody else notices."""
+        self._plane.warnings.warn("connections_misbehaved", f"{connection!r} was ended: {error}")
+
+    def expel(self, now: float) -> None:
+        """End the connections that have not said who they are in all this time."""
+        for connection in list(self._connections):
+            if connection.session_id == 0 and now - connection.since > self._plane.config.dead_after_s:
+                self._plane.warnings.warn("connections_silent", f"{connection!r} never opened a session")
+                connection.discard()
+
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def receive(self, connection: Connection, call: Call) -> None:
+        """Decide one call.
+
+        Raises:
+            WireError: it does not belong here.
+        """
+        if self._plane.over:
+            return
+        self.received += 1
+        if connection.session_id == 0:
+            self._greet(connection, call)
+            return
+        holder = connection.holder
+        assert holder is not None, "a session without a holder"
+        if call.unpins:
+            self._plane.custody.unpin(holder, call.unpins)
+        self._dispatch(connection, holder, call, self._plane.sessions.number(connection, call.id))
+
+    def _dispatch(self, connection: Connection, holder: Holder, call: Call, number: int) -> None:
+        plane = self._plane
+        match call.body:
+            case OpenSession() | ResumeSession():
+                raise WireError(f"{type(call.body).__name__} on a connection that has a session")
+            case Heartbeat():
+                plane.custody.lists(holder, call.body)
+                self._heard(connection, call)
+                plane.answer(number, Done())
+            case Goodbye():
+                plane.custody.leaves(holder)
+                plane.answer(number, Done())
+                plane.tell(SessionGone(connection.session_id, "goodbye"))
+            case Ping():
+                self._heard(connection, call)
+                self._ping(number)
+            case Damaged():
+                self._heard(connection, call)
+                self._mover.verify(call.body.block_id, number)
+            case Shutdown():
+                plane.answer(number, Done())
+                plane.stop(f"asked by {connection.process}: {call.body.reason[:200]}")
+            case _:
+                self._ask(connection, holder, call, number)
+
+    def _ask(self, connection: Connection, holder: Holder, call: Call, number: int) -> None:
+        """What is not about the process is the ledger's."""
+        if isinstance(call.body, Commit):
+            self._plane.custody.committing(holder, call.body.grant)
+        asked = Asked(
+            session_id=connection.session_id,
+            call_id=number,
+            seq=call.seq,
+            done_below=call.done_below,
+            abandoned=call.abandoned,
+            deadline=self.clock() + call.deadline_s,
+            body=call.body,
+            wall=self._plane.wall(),
+        )
+        try:
+            self._plane.tell(asked)
+        except Exception as bug:  # top frame of one request
+            if not isinstance(call.body, _READ_ONLY):
+                raise
+            log.exception("a bug of ours in %s", type(call.body).__name__)
+            raise WireError(f"{type(call.body).__name__} met a bug: {bug!r}") from bug
+
+    def _heard(self, connection: Connection, call: Call) -> None:
+        self._plane.tell(Heard(connection.session_id, call.done_below, call.abandoned))
+
+    def _ping(self, number: int) -> None:
+        try:
+            self._plane.storage.check()
+        except DataPlaneError as error:
+            self._plane.answer(number, Failed(code=code_of(error), message=str(error)))
+        else:
+            self._plane.answer(number, Done())
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    def _greet(self, connection: Connection, call: Call) -> None:
+        """The first call of a connection begins a session or comes back to one."""
+        plane, body = self._plane, call.body
+        if not isinstance(body, OpenSession | ResumeSession):
+            raise WireError(f"{type(body).__name__} before a session was opened")
+        number = plane.sessions.number(connection, call.id)
+        if body.version != WIRE_VERSION:
+            text = f"this plane speaks version {WIRE_VERSION} of the wire, the client {body.version}"
+            plane.answer(number, Failed(code="DataPlaneBadRequest", message=text))
+            return
+        event = self._event_of(body, number, connection)
+        effects = plane.ledger.handle(event, self.clock())
+        if any(isinstance(e, Answer) and e.call_id == number and isinstance(e.body, Welcome) for e in effects):
+            self._welcome(connection, event.session_id, body.client_id)
+        plane.take(effects)
+
+    def _event_of(
+        self, body: OpenSession | ResumeSession, number: int, connection: Connection
+    ) -> SessionOpens | SessionResumes:
+        if isinstance(body, ResumeSession):
+            return SessionResumes(body.session_id, body.secret, number)
+        assert connection.process is not None, "a connection without a process"
+        known = OpenSession(body.version, body.client_id, body.owner, body.role, body.host, connection.process.pid)
+        return SessionOpens(secrets.randbits(62) + 1, secrets.token_hex(16), number, known, self._plane.wall())
+
+    def _welcome(self, connection: Connection, session_id: int, client_id: int) -> None:
+        assert connection.process is not None, "a connection without a process"
+        holder = self._plane.custody.holdings.of(connection.process, client_id)
+        holder.settle()
+        self._plane.sessions.bind(session_id, holder, connection)
+        self.greeted += 1
+
+    def _process_ended(self, process: Process) -> None:
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._bury, process)
+
+    def _bury(self, process: Process) -> None:
+        """The kernel says that the process is gone: so are its sessions, and what it held is nobody's."""
+        custody = self._plane.custody
+        for holder in custody.holdings.of_process(process):
+            for session_id in sorted(holder.sessions):
+                self._plane.tell(SessionGone(session_id, f"process {process.pid} has ended"))
+            custody.gone(holder)
+        self._plane.settle_soon()

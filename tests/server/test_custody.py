@@ -1,0 +1,113 @@
+"""When a slot is its writer's, its readers' and nobody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.ledger.events import Allot
+from penstock.requests import Clear, Done, Failed, Granted, Heartbeat, Locate, Located
+from tests.server.harness import grant_of
+from tests.server.inside import CAPACITY, Inside, inside
+
+
+def test_a_dropped_grant_stays_its_writers_until_he_lets_go(tmp_path: Path) -> None:
+    """The ledger gives a grant up while its writer may still be copying: the slot is free when he says so."""
+
+    async def scenario(world: Inside) -> None:
+        granted = world.expect(Granted, grant_of(["a"]))
+        world.plane.custody.drop(granted.grant)
+        assert world.arena.statistics().writing_slots == 1
+        world.expect(Done, Heartbeat(granted.grant, 0, [], []))
+        assert world.arena.statistics().writing_slots == 0
+
+    inside(tmp_path, scenario)
+
+
+def test_a_refused_commit_frees_its_slot_at_once(tmp_path: Path) -> None:
+    """A writer that has asked to commit does not touch the slot any more."""
+
+    async def scenario(world: Inside) -> None:
+        granted = world.expect(Granted, grant_of(["a"]))
+        world.expect(Done, Clear("p", None))
+        world.expect(Failed, world.write(granted, 1))
+        assert world.arena.statistics().used == 0
+
+    inside(tmp_path, scenario)
+
+
+def test_a_grant_nobody_waits_for_is_not_placed(tmp_path: Path) -> None:
+    """Its connection broke while it was decided: no slot is held for it."""
+
+    async def scenario(world: Inside) -> None:
+        world.client.ask(grant_of(["a"]))
+        world.reception.disconnected(world.client)
+        world.plane.settle()
+        assert world.arena.statistics().used == 0
+
+    inside(tmp_path, scenario)
+
+
+def test_a_grant_of_an_ended_session_is_not_placed(tmp_path: Path) -> None:
+    """There is nobody to hold it."""
+
+    async def scenario(world: Inside) -> None:
+        world.plane.take([Allot(session_id=99, call_id=1, grant=5, nbytes=64, deadline=1e9)])
+        world.plane.settle()
+        assert world.arena.statistics().used == 0
+
+    inside(tmp_path, scenario)
+
+
+def test_a_grant_that_finds_no_room_fails_at_its_deadline(tmp_path: Path) -> None:
+    """It says how much there is and who holds it; the ledger's room is free again."""
+
+    async def scenario(world: Inside) -> None:
+        call = world.client.ask(grant_of(["a"], row_bytes=2 * CAPACITY))
+        world.plane.settle()
+        assert world.client.reply(call) is None
+        world.now += 31.0
+        world.plane.custody.expire(world.now)
+        world.plane.settle()
+        failed = world.client.reply(call)
+        assert isinstance(failed, Failed)
+        assert failed.code == "DataPlaneFull"
+        assert "bytes are in slots" in failed.message
+        assert len(world.plane.custody.allotment) == 0
+        world.put(["b"])
+
+    inside(tmp_path, scenario)
+
+
+def test_a_read_nobody_waits_for_pins_nothing(tmp_path: Path) -> None:
+    """A locate whose connection broke holds no block."""
+
+    async def scenario(world: Inside) -> None:
+        world.put(["a"])
+        world.client.ask(Locate("p", ["a"], ["x"]))
+        world.reception.disconnected(world.client)
+        world.plane.settle()
+        assert world.arena.statistics().pins == 0
+
+    inside(tmp_path, scenario)
+
+
+def test_the_kernels_word_frees_everything(tmp_path: Path) -> None:
+    """Grants, pins and waiting grants of a process that is gone are nobody's; its sessions are over."""
+
+    async def scenario(world: Inside) -> None:
+        world.put(["a"])
+        world.expect(Located, Locate("p", ["a"], ["x"]))
+        world.expect(Granted, grant_of(["b"]))
+        world.client.ask(grant_of(["c"], row_bytes=2 * CAPACITY))
+        world.plane.settle()
+        process = world.client.process
+        assert process is not None
+        world.reception._bury(process)
+        world.plane.settle()
+        statistics = world.arena.statistics()
+        assert (statistics.pins, statistics.writing_slots, len(world.plane.custody.allotment)) == (0, 0, 0)
+        assert len(world.plane.sessions) == 0
+        assert len(world.plane.custody.holdings) == 0
+        assert world.client.ended == "discarded"
+
+    inside(tmp_path, scenario)
