@@ -8,7 +8,7 @@ import pytest
 
 from penstock.errors import IllegalTransition
 from penstock.plane import events as ev
-from penstock.plane.courier import Courier, Identity, Phase
+from penstock.plane.courier import MAX_ERRANDS, Courier, Identity, Phase
 from penstock.plane.events import Effect, Ended, Settled, Transmit, Verdict
 from penstock.requests import (
     Ack,
@@ -424,6 +424,18 @@ def test_closing_wakes_every_caller_and_says_goodbye() -> None:
     assert isinstance(one(effects, Transmit).call.body, Goodbye)
     assert one(client.handle(ev.Submit(3, Depth("p"), 9.0), 0.0), Ended).verdict is Verdict.NOTHING
     assert client.handle(ev.Close(), 0.0) == []
+
+
+def test_calls_are_limited_below_what_the_plane_reads() -> None:
+    """A crowd of blocked claims must not keep the heartbeat from being read: one too many is refused, not sent."""
+    client = up()
+    for errand in range(1, MAX_ERRANDS + 1):
+        submit(client, errand, claim())
+    (refused,) = client.handle(ev.Submit(MAX_ERRANDS + 1, claim(), 100.0), 0.0)
+    assert isinstance(refused, Ended)
+    assert refused.verdict is Verdict.NOTHING
+    client.handle(ev.Leave(1), 0.0)
+    submit(client, MAX_ERRANDS + 2, claim())
 
 
 def test_a_plane_that_cannot_start_ends_every_wait() -> None:

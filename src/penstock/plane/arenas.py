@@ -45,7 +45,7 @@ class Arenas:
         self._lock = threading.Lock()
         self._look_at = 0.0
         self.ended = False
-        _all.add(self)
+        _all[id(self)] = self
 
     def writer(self, place: BlockPlace, arena: ArenaPlace) -> Bytes:
         """Return the place of a grant, to copy a block into.
@@ -120,12 +120,14 @@ class Arenas:
         return f"Arenas({len(self._maps)} mapped, {self.live_views} live views)"
 
 
-_all: weakref.WeakSet[Arenas] = weakref.WeakSet()
+_all: weakref.WeakValueDictionary[int, Arenas] = weakref.WeakValueDictionary()
 
 
 def _before_fork() -> None:
-    for arenas in list(_all):
-        arenas.privatise()
+    for ref in _all.valuerefs():  # a copy: other threads make clients meanwhile
+        arenas = ref()
+        if arenas is not None:
+            arenas.privatise()
 
 
 os.register_at_fork(before=_before_fork)

@@ -33,6 +33,7 @@ __all__ = ["Courier", "Identity", "Phase"]
 # deadline ("3 of 8 rows are ready") has to arrive before the caller's.
 _RETURN_SHARE = 0.1
 _RETURN_S = 0.1
+MAX_ERRANDS = 240  # the plane reads no further calls, heartbeats included, from a connection with 256 unanswered ones
 _HISTORY = 16  # events that an illegal transition's error tells
 
 _ANSWERS: dict[type[Request], tuple[type[ReplyBody], ...]] = {
@@ -122,14 +123,19 @@ class Courier:
     # -- callers ------------------------------------------------------------------------------------------------------
 
     def _enqueue(self, event: ev.Submit, _now: float) -> list[Effect]:
+        if len(self._pending) >= MAX_ERRANDS:
+            why = (
+                f"{MAX_ERRANDS} calls of this client are under way, which is the most it may have: make another client"
+            )
+            return [Ended(event.errand, Verdict.NOTHING, why)]
         floors = (self._grants.high, self._pins.high)
         body = self._with_tokens(event.body) if event.remembered else event.body
         self._pending[event.errand] = Errand(event.errand, body, event.deadline, event.once, floors)
         return []
 
     def _submit(self, event: ev.Submit, now: float) -> list[Effect]:
-        self._enqueue(event, now)
-        return [self._send(self._pending[event.errand], now)]
+        refused = self._enqueue(event, now)
+        return refused or [self._send(self._pending[event.errand], now)]
 
     def _refuse(self, event: ev.Submit, _now: float) -> list[Effect]:
         return [Ended(event.errand, Verdict.NOTHING, "the client is closed")]

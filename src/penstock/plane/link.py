@@ -50,7 +50,7 @@ _RESTART_S = 1.0  # after an attempt to start a plane, the next is made no soone
 _IDLE_RESTART_S = 60.0  # after attempts that failed it is made ever more rarely, down to this; a call brings it on
 _MAX_DOUBLINGS = 16
 _GOODBYE_S = 0.5  # for the plane to take note of the end
-_EXIT_S = 1.0  # at the interpreter's exit
+_EXIT_S = 2.0  # at the interpreter's exit, for all its clients together
 _HEARTBEAT_S = 2.0  # until the plane says otherwise
 _CLOSED = "the client is closed"
 
@@ -196,7 +196,7 @@ class Link:
     def exit(self) -> None:
         """The interpreter ends: say goodbye, and leave the memory to the kernel."""
         self._before_end = lambda: None
-        self.close(_EXIT_S)
+        self.end()
 
     def drop(self) -> None:
         """This is a forked child, and the session is its parent's: let go of the socket and say nothing."""
@@ -529,8 +529,12 @@ _links: dict[int, Link] = {}  # whose thread runs
 
 
 def _exit_all() -> None:
-    for link in list(_links.values()):
+    links = list(_links.values())
+    for link in links:
         link.exit()
+    until = time.monotonic() + _EXIT_S
+    for link in links:
+        link.close(max(0.0, until - time.monotonic()))
 
 
 def _drop_all() -> None:

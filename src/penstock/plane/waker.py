@@ -9,18 +9,25 @@ __all__ = ["Waker"]
 
 
 class Waker:
-    """Invariant: after ``close`` nothing is written to a descriptor that may be somebody else's by then."""
+    """Wakes one thread.
 
-    __slots__ = ("_fd", "_lock")
+    Invariants: after ``close`` nothing is written to a descriptor that may be somebody else's by then; a forked child,
+    in which the lock may be held for ever, wakes nobody.
+    """
+
+    __slots__ = ("_fd", "_lock", "_pid")
 
     def __init__(self) -> None:
         self._fd: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._pid = os.getpid()
         self._lock = threading.RLock()  # reentrant: a finalizer may run within ``wake`` and call it
 
     def fileno(self) -> int:
         return -1 if self._fd is None else self._fd
 
     def wake(self) -> None:
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             if self._fd is not None:
                 os.eventfd_write(self._fd, 1)
