@@ -24,6 +24,7 @@ SHAPES = (
     Shape("one row, two tasks", rows=1, tasks=("logp", "train"), max_deliveries=2, depth=4),
     Shape("two rows, one task", rows=2, tasks=("train",), max_deliveries=2, depth=4),
 )
+SLOW_PUTS = Shape("one row, slow puts", rows=1, tasks=("train",), max_deliveries=9, depth=4, slow_puts=True)
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ state after it; the real ledger must agree on both. Tokens are the real ledger's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -67,16 +67,24 @@ class Model:
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def put(self, keys: Sequence[str], content: int) -> Outcome:
-        """Write the rows whole; a row that is gone takes nothing but the very bytes it once had."""
-        gone = [k for k in keys if k in self.rows and self.rows[k].reason]
-        if any(content not in self.rows[k].contents for k in gone):
+    def put(self, keys: Sequence[str], content: int, cleared: Collection[str] = ()) -> Outcome:
+        """Write the rows whole. A row that is gone takes nothing but the very bytes it once had, unless it was cleared.
+
+        ``cleared``: the rows that were cleared between the put's grant and its commit; it is not for what came after.
+        """
+        gone = [k for k in keys if k in self.rows and self.rows[k].reason not in ("", "cleared")]
+        if any(key in cleared for key in keys) or any(content not in self.rows[k].contents for k in gone):
             return "row_removed"
         for key in keys:
             if key not in gone:
-                row = self.rows.setdefault(key, ModelRow({task: Hold() for task in self.tasks}))
-                row.contents = {content}  # a whole write replaces what was there
+                self._write(key, content)
         return "done"
+
+    def _write(self, key: str, content: int) -> None:
+        row = self.rows.get(key)
+        if row is None or row.reason:
+            row = self.rows[key] = ModelRow({task: Hold() for task in self.tasks})
+        row.contents = {content}  # a whole write replaces what was there
 
     def claimable(self, task: str) -> list[str]:
         """The rows that a claim gets now, oldest first."""
@@ -164,6 +172,13 @@ class Model:
         for key in keys:
             if key in self.rows and not self.rows[key].reason:
                 self._remove(key, "evicted")
+        return "done"
+
+    def clear(self, keys: Sequence[str]) -> Outcome:
+        """Remove, for what was put so far."""
+        for key in keys:
+            if key in self.rows and not self.rows[key].reason:
+                self._remove(key, "cleared")
         return "done"
 
     # -- what happens -------------------------------------------------------------------------------------------------

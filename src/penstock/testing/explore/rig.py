@@ -11,7 +11,7 @@ equal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from penstock.config import PlaneConfig
@@ -24,12 +24,14 @@ from penstock.requests import (
     BlockPlace,
     Claim,
     Claimed,
+    Clear,
     Commit,
     Done,
     Evict,
     Failed,
     FieldSpec,
     Grant,
+    GrantAgain,
     OpenSession,
     Pop,
     RegisterPartition,
@@ -69,6 +71,7 @@ class Shape:
     max_deliveries: int
     depth: int
     start: tuple[Action, ...] = (("put", 0),)
+    slow_puts: bool = False  # B's puts are granted in one step and committed in another; rows are cleared, too
 
 
 @dataclass(slots=True)
@@ -81,6 +84,16 @@ class _Sent:
     reply: ReplyBody
     kept: bool
     changed: bool
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A put of B between its grant and its commit. ``cleared``: rows cleared meanwhile; ``forgotten``: by a crash."""
+
+    block: int
+    which: int
+    cleared: set[str] = field(default_factory=set)
+    forgotten: bool = False
 
 
 class _Client:
@@ -112,6 +125,7 @@ class Rig:
         self._calls = 0
         self._checked = True
         self._action: Action = ()
+        self._pending: _Pending | None = None
         self._incarnation = 1
         self._replies: dict[int, ReplyBody] = {}
         self._granted: dict[int, int] = {}
@@ -129,6 +143,8 @@ class Rig:
         """Every action that means something here, one for each class of alike ones."""
         actions: list[Action] = [("put", 0), ("put", 1), ("pop", "A", "", ("k0",)), ("expire",), ("crash",)]
         actions += [("evict", ("k0",)), ("intrude",)]
+        if self.shape.slow_puts:
+            actions += [("clear", ("k0",)), ("commit",) if self._pending else ("grant", 1)]
         first = self._clients["A"]  # B does the same things; that A's alone come twice halves the exponent
         if first.sent:
             actions += [("settle", "A"), ("again", "A")]
@@ -197,7 +213,9 @@ class Rig:
             (self._alike(first, s, names), s.kept, s.seq < first.done_below, s.seq in remembered)
             for s in first.sent[-1:]
         )
-        return rows, tokens, latest
+        waits = self._pending
+        pending = waits and (waits.which, frozenset(waits.cleared), waits.forgotten)
+        return rows, tokens, latest, pending
 
     def _alike(self, client: _Client, sent: _Sent, names: dict[str, int]) -> object:
         token = ""
@@ -227,14 +245,33 @@ class Rig:
 
     def _do_put(self, which: int) -> None:
         client = self._clients["A"]
+        reply = self._request(client, Commit(self._grant(client), _CONTENTS[which]))
+        self._expect(self.model.put(self.keys, _CONTENTS[which]), reply)
+
+    def _do_grant(self, which: int) -> None:
+        self._pending = _Pending(self._grant(self._clients["B"]), which)
+
+    def _do_commit(self) -> None:
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        reply = self._request(self._clients["B"], Commit(pending.block, _CONTENTS[pending.which]))
+        if pending.forgotten:
+            self._must(isinstance(reply, GrantAgain), "another grant", reply)
+        else:
+            self._expect(self.model.put(self.keys, _CONTENTS[pending.which], pending.cleared), reply)
+
+    def _do_clear(self, keys: tuple[str, ...]) -> None:
+        reply = self._request(self._clients["B"], Clear(_PARTITION, list(keys)))
+        self._expect(self.model.clear(keys), reply)
+        if self._pending is not None:
+            self._pending.cleared.update(keys)
+
+    def _grant(self, client: _Client) -> int:
         count = len(self.keys)
         grant = Grant(_PARTITION, self.keys, [FieldSpec("f", "int64", 1)], [], count, [1] * count)
         self._calls += 1
-        call = self._calls
-        self._handle(self._asked(client, call, 0, grant))
-        block = self._granted.pop(call)
-        reply = self._request(client, Commit(block, _CONTENTS[which]))
-        self._expect(self.model.put(self.keys, _CONTENTS[which]), reply)
+        self._handle(self._asked(client, self._calls, 0, grant))
+        return self._granted.pop(self._calls)
 
     def _do_claim(self, name: str, task: str) -> None:
         client = self._clients[name]
@@ -346,6 +383,8 @@ class Rig:
         self.ledger = self._recovered(self._entries) if self._checked else self._replayed(self._entries)
         self._incarnation += 1
         self._carry_out(self.ledger.begin_life(self._incarnation, self._now, self._now))
+        if self._pending is not None:
+            self._pending.forgotten = True
         for client in self._clients.values():
             self._calls += 1
             self._handle(ev.SessionResumes(client.session_id, client.secret, self._calls))
