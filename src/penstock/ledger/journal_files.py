@@ -75,6 +75,8 @@ class DirectoryFiles:
         (self._path / name).rename(self._path / new_name)
 
     def unlink(self, name: str) -> None:
+        if name == self._name:  # else a later append would go to the file that has no name any more
+            self.close()
         (self._path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
