@@ -283,8 +283,13 @@ class RawClient:
         return self.expect(Located, Locate(partition, keys, ["x"]))
 
     def read(self, keys: list[str], partition: str = "p", row_bytes: int = 64) -> list[int]:
-        """The first byte of each row, read where the plane says it lies."""
-        located = self.locate(keys, partition)
+        """The first byte of each row, where the plane says it lies; asked again if that file has gone meanwhile."""
+        for _ in range(10):
+            with contextlib.suppress(FileNotFoundError):
+                return self._read_at(self.locate(keys, partition), row_bytes)
+        raise AssertionError(f"{keys} lie in files that are not there")
+
+    def _read_at(self, located: Located, row_bytes: int) -> list[int]:
         assert not located.issues, located.issues
         (source,) = located.sources
         arenas = {arena.arena_id: arena for arena in located.arenas}
