@@ -38,7 +38,7 @@ def write_curve(path: Path, rewards: Sequence[float], faults: Sequence[tuple[int
         at = [step for step, other in faults if other == kind]
         axes.vlines(at, 0, 1, color=colours.get(kind, "black"), alpha=0.6, linewidth=1, label=f"kill -9 {kind}")
     axes.set(xlabel="training step", ylabel="reward", ylim=(0, 1), title="GRPO on Penstock")
-    axes.legend(loc="upper left")
+    axes.legend(loc="center left")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

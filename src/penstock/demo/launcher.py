@@ -143,9 +143,11 @@ class Job:
         deadline = time.monotonic() + START_S
         while not served_path(self.files.plane).exists():
             self.interrupt.sleep(TICK_S)
-            if self.processes.reap() or time.monotonic() > deadline:
-                said = _last_line(self.processes.log_path(PLANE))
-                raise DataPlaneUnavailable(f"the plane did not start within {START_S:g} s: {said}")
+            said = _last_line(self.processes.log_path(PLANE))
+            if self.processes.reap():
+                raise DataPlaneUnavailable(f"the plane ended before it served: {said}")
+            if time.monotonic() > deadline:
+                raise DataPlaneUnavailable(f"the plane did not serve within {START_S:g} s: {said}")
 
     # -- the threads --------------------------------------------------------------------------------------------------
 
@@ -266,7 +268,8 @@ class Job:
     def _life_line(self, slot: str) -> LifeLine:
         life = self.processes.life(slot)
         assert life is not None
-        state = "at work" if life.ready_at or kind_of(slot) in {"plane", "scorer", "spare"} else "starting"
+        silent = {"plane": "at work", "scorer": "at work", "spare": "standing by"}  # these say nothing
+        state = "at work" if life.ready_at else silent.get(kind_of(slot), "starting")
         return LifeLine(slot, life.process.pid, self.lives[slot], state)
 
     def _standing(self) -> str:

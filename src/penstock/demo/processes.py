@@ -121,9 +121,13 @@ class Processes:
                 stdout=pipe if talks else log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is the launcher's; it ends its children in order
-                env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                env=self._environment(),
             )
         return Life(peer, process, time.monotonic())
+
+    def _environment(self) -> dict[str, str]:
+        cache = str(self._files.root / "torch")  # else importing torch leaves a folder in /tmp
+        return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
 
     def log_path(self, slot: str) -> Path:
         """Return where ``slot`` writes its stderr."""
