@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.ops import doctor, kernel
+from penstock.ops import doctor, kernel, leftovers
 
 
 def test_small_shared_memory_is_a_warning_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +52,20 @@ def test_every_optional_package_is_listed() -> None:
     found = list(doctor.packages())
     assert {"ray", "TransferQueue", "torch", "redis-server"} <= {f.check for f in found}
     assert all(f.remedy for f in found if f.severity == "note")
+
+
+def test_leftovers_are_told_by_plane_and_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One finding a plane, however many segments; ``--fix`` says what it removed."""
+    paths = [tmp_path / f"penstock-0123456789ab-{i}" for i in range(5)]
+    for path in paths:
+        path.write_bytes(b"x")
+    found = [leftovers.Segment(path, 10, tmp_path / "plane") for path in paths]
+    (tmp_path / "plane").mkdir()
+    monkeypatch.setattr(leftovers, "find", lambda _: found)
+    (finding,) = doctor.segments(None, fix=False, discard_rows=False)
+    assert finding.severity == "warning"
+    assert "50 B" in finding.found
+    assert "and 3 more" in finding.found
+    (finding,) = doctor.segments(None, fix=True, discard_rows=False)
+    assert finding.found.startswith("removed 50 B")
+    assert [path.exists() for path in paths] == [False] * 5

@@ -113,3 +113,21 @@ def test_metrics_are_prometheus_text() -> None:
         "penstock_live_bytes 2048.0",
     ):
         assert line in text
+
+
+def test_names_survive_a_narrow_terminal() -> None:
+    """Numbers are never cut, and a partition's name keeps room beside them."""
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in status_tables(STATUS):
+        console.print(table)
+    text = console.export_text()
+    for part in ("train", "prev_lp", "w[0]", "2.0 KiB"):
+        assert part in text
+
+
+def test_moments_are_shown_as_local_time() -> None:
+    """The plane's seconds since the epoch become a date; a line without them stays as it is."""
+    text = shown(*why_tables(WhyReport("row", [], ["86400.5 put", "no moment"])))
+    assert "1970-01-0" in text
+    assert ":00.500" in text
+    assert "no moment" in text

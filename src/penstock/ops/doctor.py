@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from typing import Literal
 import typer
 from rich.table import Table
 
+from penstock.errors import abbreviate
 from penstock.ops import kernel, leftovers
 from penstock.ops.connecting import is_listening
 from penstock.ops.machine import OPTIONAL, package_version, redis_version
@@ -188,13 +189,19 @@ def directory(data_dir: Path) -> Iterator[Finding]:
 
 
 def segments(data_dir: Path | None, *, fix: bool, discard_rows: bool) -> Iterator[Finding]:
-    """Shared memory of planes that are no more."""
+    """Shared memory of planes that are no more, by plane."""
     found = leftovers.find(data_dir)
     if not found:
         yield Finding("leftover segments", "ok", "none")
-    for segment in found:
-        text = f"{segment.path}: {bytes_text(segment.nbytes)}, {segment.story}"
-        if fix and leftovers.remove(segment, discard_rows=discard_rows):
-            yield Finding("leftover segments", "ok", f"removed {text}")
-        else:
-            yield Finding("leftover segments", "warning", text, segment.remedy)
+    removed = [segment for segment in found if fix and leftovers.remove(segment, discard_rows=discard_rows)]
+    if removed:
+        yield Finding("leftover segments", "ok", f"removed {_names(removed)}")
+    for owner in dict.fromkeys(segment.data_dir for segment in found):
+        left = [segment for segment in found if segment.data_dir == owner and segment not in removed]
+        if left:
+            yield Finding("leftover segments", "warning", f"{left[0].story}: {_names(left)}", left[0].remedy)
+
+
+def _names(found: Sequence[leftovers.Segment]) -> str:
+    size = bytes_text(sum(segment.nbytes for segment in found))
+    return f"{size} in {abbreviate([str(segment.path) for segment in found], shown=2)}"

@@ -26,6 +26,7 @@ class Segment:
     """A file that no process maps.
 
     Attributes:
+        nbytes: memory it takes; its file may be longer.
         data_dir: the directory of its plane, None when that is not known.
     """
 
@@ -60,7 +61,7 @@ def find(data_dir: Path | None, folder: Path = SHM_DIR) -> list[Segment]:
         return []
     mapped = mapped_files()
     known = {plane_id(directory): directory for directory in _directories(data_dir)}
-    found = [Segment(p, p.stat().st_size, known.get(_plane_of(p))) for p in files if str(p) not in mapped]
+    found = [Segment(p, _resident(p), known.get(_plane_of(p))) for p in files if str(p) not in mapped]
     return [segment for segment in found if segment.data_dir is None or not _is_locked(segment.data_dir)]
 
 
@@ -99,6 +100,10 @@ def _directories(data_dir: Path | None) -> Iterator[Path]:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if folder.is_dir() and lock_path(folder).exists():
             yield folder
+
+
+def _resident(segment: Path) -> int:
+    return segment.stat().st_blocks * 512  # the unit of st_blocks, stat(2)
 
 
 def _plane_of(segment: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +17,7 @@ __all__ = ["audit_table", "bytes_text", "equation", "groups_table", "status_tabl
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIB = 1024
+_NAME_WIDTH = 9  # what a column of names keeps on a narrow terminal
 
 
 def bytes_text(count: float) -> str:
@@ -34,7 +36,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         if name.endswith(">"):
             made.add_column(name[:-1], justify="right", no_wrap=True)
         else:
-            made.add_column(name, overflow="fold")
+            made.add_column(name, overflow="fold", min_width=_NAME_WIDTH if name else None)
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
     return made
@@ -47,7 +49,7 @@ def status_tables(report: StatusReport) -> list[Table]:
     """The plane, its partitions, its sessions, and what it counted."""
     return [
         _plane_table(report),
-        table("partitions", _PARTITION_COLUMNS, [_partition_row(p) for p in report.partitions]),
+        table("partitions (waits: claims/puts)", _PARTITION_COLUMNS, [_partition_row(p) for p in report.partitions]),
         table("sessions", _SESSION_COLUMNS, [_session_row(s) for s in report.sessions]),
         table("counters", ("counter", "count>"), sorted(report.counters.items())),
     ]
@@ -74,8 +76,7 @@ _PARTITION_COLUMNS = (
     "groups>",
     "depth>",
     "leased>",
-    "claims waiting>",
-    "puts waiting>",
+    "waits>",
     "bytes>",
 )
 
@@ -88,13 +89,12 @@ def _partition_row(status: PartitionStatus) -> tuple[object, ...]:
         status.groups,
         status.depth,
         status.leased,
-        status.waiting_claims,
-        status.waiting_puts,
+        f"{status.waiting_claims}/{status.waiting_puts}",
         bytes_text(status.live_bytes),
     )
 
 
-_SESSION_COLUMNS = ("session", "owner", "role", "pid>", "leases>", "silent>", "connected")
+_SESSION_COLUMNS = ("session>", "owner", "role>", "pid>", "leases>", "silent>", "here>")
 
 
 def _session_row(status: SessionStatus) -> tuple[object, ...]:
@@ -179,5 +179,15 @@ def _reasons(audit: PartitionAudit) -> str:
 def why_tables(report: WhyReport) -> list[Table]:
     """What is waited for, and what happened last."""
     waits = [(line,) for line in report.waits] or [("nothing is waited for",)]
-    history = [(line,) for line in report.history]
+    history = [(_dated(line),) for line in report.history]
     return [table(report.subject, ("waits for",), waits), *([table("", ("last events",), history)] if history else [])]
+
+
+def _dated(line: str) -> str:
+    """Show the seconds since the epoch, with which the plane begins a line, as local time."""
+    stamp, _, what = line.partition(" ")
+    try:
+        moment = datetime.fromtimestamp(float(stamp), tz=UTC).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return line
+    return f"{moment.isoformat(sep=' ', timespec='milliseconds')} {what}"

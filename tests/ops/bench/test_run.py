@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from typer.testing import CliRunner
 from penstock.ops.bench.peers import PEERS
 from penstock.ops.bench.run import BenchOptions
 from penstock.ops.cli import app
+from penstock.ops.report import ExitCode
+from tests.leaks import descendants
 
 runner = CliRunner()
 
@@ -51,6 +56,23 @@ def test_ledger_part_measures_sizes_memory_and_restart() -> None:
     assert small["of_smallest"] == {"put": 1.0, "claim": 1.0, "pop": 1.0}
     assert large["live_rows"] == 10_000
     assert large["restart_s"] > 0
+
+
+def test_interrupted_benchmark_leaves_no_process() -> None:
+    """Ctrl-C in the middle: exit code 130, no traceback, and all workers are gone."""
+    command = [sys.executable, "-m", "penstock", "bench", "--only", "redis", "--only", "safetensors"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        said = [program.stderr.readline()]
+        while said[-1] and "turn 1" not in said[-1]:
+            said.append(program.stderr.readline())
+        workers = list(descendants(program.pid))
+        program.send_signal(signal.SIGINT)
+        _, rest = program.communicate(timeout=60)
+    assert workers
+    assert program.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in "".join([*said, rest])
+    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
 
 
 def test_options_choose_what_is_measured() -> None:

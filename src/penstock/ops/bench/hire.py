@@ -84,14 +84,17 @@ class Worker:
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), _SHOWN_LOG, max(0, size - _SHOWN_LOG)).decode(errors="replace").strip()
 
-    def close(self) -> None:
-        """Let the worker end; whatever of its group is left after that is killed."""
+    def dismiss(self) -> None:
+        """Give no more orders: the worker ends when it is done with the last one."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+    def close(self) -> None:
+        """Let the worker end; whatever of its group is left after that is killed. Idempotent."""
+        self.dismiss()
         try:
-            self._process.wait(self.end_s)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self.end_s)
         finally:
             self._end_group()
             self._answers.close()

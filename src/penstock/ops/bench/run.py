@@ -127,6 +127,8 @@ def _staff(
         yield staff
     finally:
         for worker in staff.values():
+            worker.dismiss()
+        for worker in staff.values():
             worker.close()
 
 
