@@ -29,7 +29,7 @@ def opened(files: MemoryFiles, segment_bytes: int) -> tuple[Journal, list[int]]:
 
 
 class Twin:
-    """What the journal must remember: ``kept`` surely, ``loose`` perhaps, in this order; a checkpoint drops the rest."""
+    """What the journal must remember: ``kept`` surely, ``loose`` perhaps; a finished checkpoint drops the rest."""
 
     def __init__(self) -> None:
         self.kept: list[int] = []

@@ -146,6 +146,6 @@ def _broken_by(rig: Rig, action: Action, seen: set[object]) -> str:
         rig.apply(action)
         if rig.canonical() not in seen:
             rig.check_recovery()
-    except Exception as broken:  # noqa: BLE001 - the step's top frame: whatever broke is the finding
+    except Exception as broken:  # noqa: BLE001  # top frame of a step: whatever broke is the finding
         return f"{type(broken).__name__}: {broken}"
     return ""

@@ -57,7 +57,7 @@ def run_world(seed: int, *, make_ledger: LedgerFactory = Ledger, checked: bool =
     stage = _Stage(World(seed, traced), make_ledger, checked)
     try:
         stage.play()
-    except Exception as broken:  # noqa: BLE001 - the world's top frame: whatever broke is the finding
+    except Exception as broken:  # noqa: BLE001  # top frame of a world: whatever broke is the finding
         where = traceback.extract_tb(broken.__traceback__)[-1]
         what = f"{type(broken).__name__} in {where.name} ({where.filename.rpartition('/')[2]}:{where.lineno}): {broken}"
         stage.violations.append(f"an invariant broke at {stage.world.now:.3f} s: {what}")
