@@ -212,7 +212,7 @@ def demo(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Train exactly so many steps; otherwise until the goal is reached.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Rollout workers.")] = 2,
+    rollout_workers: Annotated[int, typer.Option(min=1, help="Processes that generate.")] = 2,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="kill -9 a worker, the trainer or the plane, again and again.")
     ] = False,
@@ -243,7 +243,7 @@ def demo(
     with reporting(as_json) as report:
         options = DemoOptions(
             steps=steps,
-            rollout_workers=workers,
+            rollout_workers=rollout_workers,
             chaos=chaos,
             chaos_period_s=chaos_period,
             min_faults=min_faults,
