@@ -127,10 +127,13 @@ def test_pop_without_the_token_of_a_leased_row_is_refused(office: Office) -> Non
 
 
 def test_pop_looks_at_the_final_task_only(office: Office) -> None:
-    """A row leased for an earlier stage may be popped; that stage's ack then finds its lease gone."""
-    prev = office.claim(1, task="prev_lp", batch=1)
+    """A row leased for an earlier stage may be popped; that stage then has nothing left to do for it."""
+    prev = office.claim(1, task="prev_lp")
     assert office.pop(2, ["a"]) == Done()
-    assert code(office.ack(1, ["a"], prev.token, task="prev_lp")) == "LeaseLost"
+    assert office.ack(1, ["a", "b"], prev.token, task="prev_lp") == Done()
+    assert office.release(1, ["a"], prev.token, task="prev_lp") == Done()
+    assert code(office.ack(1, ["never"], prev.token, task="prev_lp")) == "LeaseLost"
+    assert office.claim(1, task="prev_lp").keys == []
 
 
 def test_a_token_does_not_pop_a_new_row_of_the_same_name(office: Office) -> None:

@@ -231,3 +231,25 @@ def test_after_a_clear_of_everything_later_puts_make_new_rows(office: Office) ->
     office.register()
     office.put_done(1, ["a", "b"], content=2)
     assert office.claim(1).keys == ["a", "b"]
+
+
+def test_a_put_granted_before_a_clear_does_not_overwrite_the_row_made_after_it(office: Office) -> None:
+    """The new row of the same name is another one."""
+    office.put_done(1, ["a"], content=1)
+    before = office.granted(office.grant(1, ["a"]))
+    office.clear(1, ["a"])
+    office.put_done(1, ["a"], content=2)
+    assert before is not None
+    office.fails(1, Commit(before, 3), "RowRemoved")
+
+
+def test_a_grant_of_an_earlier_life_is_no_grant_of_this_one(office: Office) -> None:
+    """Grants are not journaled: the next life begins beyond any number that the last can have given."""
+    before = office.granted(office.grant(1, ["a"]))
+    office.crash()
+    office.resume(1)
+    after = office.granted(office.grant(1, ["b"]))
+    assert before is not None
+    assert after != before
+    assert office.ask(1, Commit(before, 7)) == GrantAgain()
+    assert office.audit().put == 0

@@ -18,6 +18,9 @@ def put(books: Books, fact: f.Put) -> None:
     else:
         made, known = _made_and_known(books, partition, write, fact)
     partition.put += len(made)
+    if partition.tombstones:
+        for row in made:
+            partition.tombstones.pop(row.key, None)
     books.state.next_id = max(books.state.next_id, fact.write_id + 1, max(fact.ids, default=0) + 1)
     _account_new(partition, write, len(made) + len(known))
     if write.live == 0:

@@ -25,7 +25,7 @@ def ack(desk: Desk, session: Session, asked: Asked) -> None:
     partition = desk.registered(body.partition)
     task = desk.task_of(partition, body.task)
     final = task is partition.final_task
-    rows = _held(partition, task, body.keys, body.tokens, _removed_by if final else _consumed_by)
+    rows = _held(partition, task, body.keys, body.tokens, _removed_by if final else _consumed_or_gone)
     if not rows:
         desk.answer(asked, Done())
         return
@@ -44,9 +44,10 @@ def release(desk: Desk, session: Session, asked: Asked) -> None:
     task = desk.task_of(partition, body.task)
 
     def over(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
-        lapsed = "" if row is None else task.lapsed.get(row.id, ("", False))[0]
-        finished = _consumed_by(partition, task, key, row, tokens) or _removed_by(partition, task, key, row, tokens)
-        return finished or lapsed in tokens
+        if row is not None and task.lapsed.get(row.id, ("", False))[0] in tokens:
+            return True
+        finished = _removed_by if task is partition.final_task and row is None else _consumed_or_gone
+        return finished(partition, task, key, row, tokens)
 
     rows = [row for row in _held(partition, task, body.keys, body.tokens, over) if row.id in task.held]
     if rows:
@@ -184,6 +185,12 @@ def _held(partition: Partition, task: Task, keys: list[str], tokens: Tokens, ove
 
 def _consumed_by(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
     return row is not None and bool(row.consumed & task.bit) and task.ended.get(row.id, "") in tokens
+
+
+def _consumed_or_gone(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
+    """A row that was removed is nothing to do any more for a task that is not the final one."""
+    gone = row is None and key in partition.tombstones
+    return gone or _consumed_by(partition, task, key, row, tokens)
 
 
 def _removed_by(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:

@@ -48,6 +48,7 @@ from penstock.requests import (
     Why,
 )
 
+IDS_PER_LIFE = 1 << 32  # grants are not journaled: a life begins beyond any number that the last one can have given
 TICK_S = 1.0  # the shell ticks at least this often
 STOPPED_S = 2 * TICK_S  # a longer silence means that the plane itself was stopped
 
@@ -163,6 +164,8 @@ class Ledger:
             session.connected = False
             session.heard = now
             session.due = now + desk.config.resume_grace_s
+        base = incarnation if desk.config.durability == "memory" else desk.state.next_id + IDS_PER_LIFE
+        desk.state.next_id = max(desk.state.next_id, base)
         desk.record([LifeBegan(incarnation, wall, desk.state.next_id)])
         timers.restart_abandon(desk)
         return self._take()

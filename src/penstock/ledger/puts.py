@@ -141,6 +141,9 @@ def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int
     removed: list[str] = []
     for index, key in enumerate(keys):
         row = partition.rows.get(key)
+        if key in pending.cleared:  # whoever made the row since then made another one
+            removed.append(key)
+            continue
         if row is not None:
             ids.append(0 if _says_nothing_new(row, partition, pending.request, content, index) else row.id)
             continue
@@ -150,7 +153,7 @@ def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int
         gid = key if gids is None else gids.get(index)
         if stone is not None and stone.reason != "cleared" and (content, index) in stone.contents:
             ids.append(0)
-        elif key in pending.cleared or str(gid) in partition.closed_groups or _bars(stone, pending.stamp):
+        elif str(gid) in partition.closed_groups or _bars(stone, pending.stamp):
             removed.append(key)
         else:
             ids.append(-1)
