@@ -155,7 +155,7 @@ class Job:
         assert self.controller is not None
         try:
             self.controller.run(self.stop)
-        except Exception as error:  # noqa: BLE001 - top frame of its thread; the main thread ends the run
+        except Exception as error:  # noqa: BLE001  # top frame: the main thread ends the run
             self.crash = f"the controller failed: {error!r}"
             (self.files.logs / "controller.log").write_text(traceback.format_exc())
 

@@ -188,12 +188,14 @@ class Processes:
     def _hear(self, life: Life) -> None:
         decoder = msgspec.json.Decoder(Said)
         assert life.process.stdout is not None
-        with life.process.stdout as voice:
-            for line in voice:
-                if line.endswith(b"\n"):  # else its writer was killed in it
-                    life.ready_at = life.ready_at or time.monotonic()
-                    self._listen(Heard(life.peer, decoder.decode(line)))
-        self._listen(Left(life.peer))
+        try:
+            with life.process.stdout as voice:
+                for line in voice:
+                    if line.endswith(b"\n"):  # else its writer was killed in it
+                        life.ready_at = life.ready_at or time.monotonic()
+                        self._listen(Heard(life.peer, decoder.decode(line)))
+        finally:
+            self._listen(Left(life.peer))
 
 
 def _write(life: Life, order: Order) -> None:
