@@ -263,8 +263,8 @@ class RawClient:
     ) -> ReplyBody:
         return self.call(grant_of(keys, partition, row_bytes), deadline_s=deadline_s)
 
-    def write(self, granted: Granted, rows: int, row_bytes: int = 64, fill: int = 7) -> int:
-        """Copy a block of rows of ``fill`` into the granted place; return its content hash."""
+    def write(self, granted: Granted, rows: int, row_bytes: int = 64, fill: int | list[int] = 7) -> int:
+        """Copy a block of rows of ``fill`` (one value, or one per row) into its place; return its content hash."""
         data = batch_of(rows, row_bytes, fill)
         out: Bytes = np.empty(data.nbytes, np.uint8)
         content = data.write_into(out, granted.grant)
@@ -333,11 +333,11 @@ def padded_rows(place: BlockPlace, row_bytes: int) -> int:
     return place.nbytes - header
 
 
-def batch_of(rows: int, row_bytes: int, fill: int) -> Batch:
-    """One dense column "x" of uint8 rows, all of one value."""
+def batch_of(rows: int, row_bytes: int, fill: int | list[int]) -> Batch:
+    """One dense column "x" of uint8 rows, of one value each: the same, or one per row."""
 
     def copy_into(out: Bytes) -> None:
-        out[:] = fill
+        out[:] = fill if isinstance(fill, int) else np.repeat(np.asarray(fill, np.uint8), row_bytes)
 
     return Batch(rows, [Column("x", "dense", "uint8", 1, (row_bytes,), None, rows * row_bytes, copy_into)])
 

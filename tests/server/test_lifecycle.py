@@ -165,6 +165,17 @@ def test_the_socket_is_the_users_own(tmp_path: Path) -> None:
         assert (paths.SHM_DIR / segment).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_directory_too_deep_for_a_socket_is_served(tmp_path: Path) -> None:
+    """The socket lies in the user's own directory under /tmp, and goes with the plane."""
+    data = tmp_path / ("x" * 120)
+    with PlaneProcess(data) as plane, RawClient(data) as client:
+        client.open().register()
+        client.put(["a"])
+        assert paths.socket_path(data).parent != data
+        assert plane.end() == 0
+        assert not paths.socket_path(data).exists()
+
+
 def test_an_auto_started_plane_nobody_comes_to_is_patient(tmp_path: Path) -> None:
     """It does not end before the client that started it has had time to come."""
     with PlaneProcess(tmp_path / "d", "--auto", linger_s=0.1, heartbeat_s=0.1, dead_after_s=0.5) as plane:

@@ -17,6 +17,8 @@ from penstock.server.storage import Hold
 
 __all__ = ["Holder", "Holdings"]
 
+_MAX_ANSWERED = 4096
+
 
 class Holder:
     """One client object of one process, across its sessions.
@@ -65,6 +67,8 @@ class Holder:
         """The grant is on its way to the client."""
         self._order += 1
         self.grants[grant] = self._answered[grant] = self._order
+        if len(self._answered) > _MAX_ANSWERED:  # a client that sends no heartbeats; nothing is given up for want of it
+            del self._answered[next(iter(self._answered))]
 
     def done_with(self, grant: int) -> None:
         """The grant is not the client's any more: its block is visible, or it was dropped."""

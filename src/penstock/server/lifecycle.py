@@ -69,24 +69,40 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     config: PlaneConfig = PlaneConfig()
 
 
+class _Starter:
+    """Whoever started this process, told one word, once."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def say(self, word: str) -> None:
+        """Say it and hang up; nothing, if a word was said before."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):  # whoever it was has gone
+                os.write(fd, word.replace("\n", " ").encode() + b"\n")
+                os.close(fd)
+
+
 def serve(options: Options) -> int:
     """Serve the plane of a data directory until it ends; return the process's exit code."""
+    starter = _Starter(options.ready_fd)
     try:
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(options)
     except (DataPlaneError, OSError) as error:
-        return _refuse(options, error)
+        return _refuse(starter, error)
     if lock is None:
-        _say(options, "taken")
+        starter.say("taken")
         return 0
     try:
         options = _prepare(options, lock)
-        code = asyncio.run(_live(options))
+        code = asyncio.run(_live(options, starter))
         if code == 0 and options.ephemeral:
             shutil.rmtree(options.data_dir, ignore_errors=True)
     except (DataPlaneError, OSError) as error:
-        log.critical("cannot start: %s", error)
-        return _refuse(options, error)
+        log.critical("ending: %s", error)
+        return _refuse(starter, error)
     else:
         return code
     finally:
@@ -134,7 +150,7 @@ def _within_descriptors(config: PlaneConfig) -> PlaneConfig:
     return msgspec.structs.replace(config, max_connections=max(possible, 1))
 
 
-async def _live(options: Options) -> int:
+async def _live(options: Options, starter: _Starter) -> int:
     """From recovery to the end."""
     recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
     freeze_collector()
@@ -156,7 +172,7 @@ async def _live(options: Options) -> int:
     house.start()
     moving = loop.create_task(_guarded(plane, mover))
     log.info("serving %s, life %d, process %d", options.data_dir, plane.ledger.incarnation, os.getpid())
-    _say(options, "ready")
+    starter.say("ready")
     await plane.stopped.wait()
     house.stop()
     server.close()
@@ -251,18 +267,9 @@ def _configure_log(path: Path) -> None:
     faulthandler.register(signal.SIGUSR1)  # kill -USR1: where it is now, all threads, on stderr
 
 
-def _refuse(options: Options, error: Exception) -> int:
+def _refuse(starter: _Starter, error: Exception) -> int:
     print(f"penstock: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process
-    _say(options, f"error: {error}")
+    starter.say(f"error: {error}")
     if isinstance(error, JournalCorrupt):
         return EX_DATAERR
     return EX_IOERR if isinstance(error, DataPlaneWriteError) else 1
-
-
-def _say(options: Options, word: str) -> None:
-    """Tell whoever started this process, once."""
-    if options.ready_fd is None:
-        return
-    with contextlib.suppress(OSError):  # whoever it was has gone
-        os.write(options.ready_fd, word.replace("\n", " ").encode() + b"\n")
-        os.close(options.ready_fd)
