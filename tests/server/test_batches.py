@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ from penstock.requests import (
     StatusReport,
     Welcome,
 )
-from penstock.server.plane import EX_IOERR
+from penstock.server.lifecycle import _unexpected
+from penstock.server.plane import EX_IOERR, EX_SOFTWARE
 from penstock.wire import WireError
 from tests.server.harness import grant_of
 from tests.server.inside import Inside, Wireless, inside
@@ -212,5 +214,20 @@ def test_shutdown_is_answered_and_stops(tmp_path: Path) -> None:
         world.plane.close()
         world.plane.close()
         assert world.client.ended == ""  # it was never admitted to the list of real connections
+
+    inside(tmp_path, scenario)
+
+
+def test_a_bug_of_ours_ends_the_plane_and_a_full_table_of_descriptors_does_not(tmp_path: Path) -> None:
+    """What a callback raises unexpectedly is exit code 70 with its reason; EMFILE while accepting is only counted."""
+
+    async def scenario(world: Inside) -> None:
+        _unexpected(world.plane, {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})
+        assert world.plane.warnings.counters["accept_failed"] == 1
+        assert not world.plane.stopped.is_set()
+        _unexpected(world.plane, {"message": "in a callback", "exception": ZeroDivisionError("x")})
+        assert world.plane.stopped.is_set()
+        assert world.plane.exit_code == EX_SOFTWARE
+        assert "ZeroDivisionError" in world.plane.reason
 
     inside(tmp_path, scenario)
