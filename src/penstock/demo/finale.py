@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from penstock.demo.spec import REWARD_WINDOW, DemoResult, window_mean
 from penstock.ops.tables import audit_table
@@ -47,16 +48,16 @@ def write_curve(path: Path, rewards: Sequence[float], faults: Sequence[tuple[int
 def print_end(console: Console, result: DemoResult, audit: AuditReport, report: Report, curve: Path | None) -> None:
     """Print the books, the verdict and the figures."""
     console.print(audit_table(audit))
-    style = "green" if report.ok else "bold red"
-    console.print(f"[{style}]checker: {report.verdict()}[/]", highlight=False)
+    console.print(Text(f"checker: {report.verdict()}", style="green" if report.ok else "bold red"))
     recovery = result.recovery_s
     recovered = f"; recovery p50 {recovery.p50:.2f} s, max {recovery.max:.2f} s" if recovery else ""
     console.print(
-        f"reward {result.first_reward:.3f} -> {result.final_reward:.3f} in {result.steps} steps, "
-        f"{result.rows_trained} rows, {result.seconds:.1f} s{recovered}",
-        highlight=False,
+        Text(
+            f"reward {result.first_reward:.3f} -> {result.final_reward:.3f} in {result.steps} steps, "
+            f"{result.rows_trained} rows, {result.seconds:.1f} s{recovered}"
+        )
     )
     if curve is not None:
-        console.print(f"curve: {curve}", highlight=False)
+        console.print(Text(f"curve: {curve}"))
     if not result.ok:
-        console.print(f"[bold red]not what was asked for: {result.why}", highlight=False)
+        console.print(Text(f"not what was asked for: {result.why}", style="bold red"))

@@ -148,7 +148,7 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_faults: int = 10
     goal: float = 0.85
     seed: int = 0
-    time_limit_s: float = 175.0
+    time_limit_s: float = 165.0
     json: bool = False
     out: Path | None = None
     curve: Path | None = None

@@ -90,7 +90,7 @@ class PlainView:
         if now.seconds < self._next_s:
             return
         self._next_s = now.seconds + self._period_s
-        self._console.print(one_line(now), highlight=False, soft_wrap=True)
+        self._console.print(one_line(now), highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Nothing to undo."""
