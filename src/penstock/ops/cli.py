@@ -224,7 +224,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the task, the weights and the chaos.")] = 0,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1.0, metavar="SECONDS", help="Fail after this long.")
-    ] = 175,
+    ] = 165,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep logs, checkpoints, curve and result here.")
     ] = None,
