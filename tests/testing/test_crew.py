@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneTimeout
+from penstock.testing import crew as crew_module
 from penstock.testing.crew import Crew
 from penstock.testing.faults import kill, reached, stop, terminate
 
@@ -102,3 +104,27 @@ def test_sentence_that_makes_no_sense_is_refused() -> None:
     for at, nth in (("", 1), ("worker:", 1), ("after_step", 0)):
         with pytest.raises(BadArgument):
             kill("worker", at=at, nth=nth)
+
+
+def deaf(life: int) -> None:
+    """Ignore SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reached("ready")
+
+
+def test_signal_without_effect_is_not_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ignores SIGTERM was not terminated: the play fails, and nothing counts as fired."""
+    monkeypatch.setattr(crew_module, "_EFFECT_S", 0.2)
+    with Crew([terminate("worker", at="ready")], tmp_path, limit_s=30) as crew:
+        crew.start("worker", deaf)
+        with pytest.raises(DataPlaneError, match="shows no effect"):
+            crew.play()
+        assert crew.fired == []
+
+
+def test_flag_tells_that_every_fault_has_fired(tmp_path: Path) -> None:
+    """Processes that go on until every fault has fired see it by a file."""
+    flag = tmp_path / "fired"
+    crew = Crew([kill("worker", at="after_step", nth=3)], tmp_path, limit_s=30, fired_flag=flag)
+    lives(tmp_path, crew)
+    assert flag.exists()
