@@ -347,6 +347,42 @@ time.sleep(600)
     assert time.monotonic() - began < QUICK.dead_after_s
 
 
+def test_a_client_that_was_stopped_too_long_keeps_only_what_nobody_else_took(tmp_path: Path) -> None:
+    """Its session is over when it wakes: a lease that nobody superseded still acks, the other is refused."""
+    hasty = PlaneConfig(linger_s=0.2, heartbeat_s=0.1, dead_after_s=0.5)
+    script = f"""
+import sys
+from penstock.errors import LeaseLost
+from penstock.plane.local import LocalDataPlaneClient
+client = LocalDataPlaneClient({str(tmp_path)!r})
+meta = client.claim_meta("p", "train", ["x"], 2)
+print(*meta.sample_ids, flush=True)
+sys.stdin.readline()
+client.ack(meta.subset([0]))
+try:
+    client.ack(meta.subset([1]))
+except LeaseLost:
+    print("acked one, lost one, sessions", client.statistics().sessions, flush=True)
+"""
+    with LocalDataPlaneClient(tmp_path, plane=hasty) as plane:
+        plane.register_partition("p", ["x"], 2, ["train"])
+        put(plane, "a", "b")
+        worker = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline().split() == ["a", "b"]
+            with stopped(worker.pid):
+                assert plane.claim_meta("p", "train", ["x"], 2, keys=["b"], timeout_s=20.0).sample_ids == ["b"]
+            said, _ = worker.communicate("\n", timeout=60)
+        finally:
+            worker.kill()
+            worker.wait()
+        assert said.strip() == "acked one, lost one, sessions 2"
+        assert [p.trained for p in plane.audit("p").partitions] == [1]
+
+
 # -- bytes are damaged ------------------------------------------------------------------------------------------------
 
 

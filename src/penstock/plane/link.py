@@ -21,12 +21,13 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.plane import events as ev
+from penstock.plane.approach import Approach
 from penstock.plane.courier import Courier, Identity, Phase
 from penstock.plane.dialing import Dialer, Starting
 from penstock.plane.events import Effect, Ended, Event, Verdict
@@ -34,7 +35,7 @@ from penstock.plane.exchange import Exchange, Waiter
 from penstock.plane.tokens import LeaseBook
 from penstock.plane.waker import Waker
 from penstock.requests import Failed, Record, Request
-from penstock.retry import Deadline, reconnect_delays
+from penstock.retry import Deadline
 from penstock.wire import FrameReader, WireError, decode_reply, encode_call
 
 __all__ = ["Link", "LinkStatistics"]
@@ -45,10 +46,6 @@ _READ_BYTES = 1 << 20
 _MAX_REPLY_BYTES = 1 << 30  # a client trusts its plane more than the plane its clients: listings may be long
 _MAX_CALL_BYTES = 1 << 28  # until the plane says otherwise
 _UNPIN_S = 0.05  # unpins that ride on no call go with a heartbeat of their own after this long
-_RENEW_DELAYS_S = 3600.0  # reconnection delays grow to their ceiling and stay there; the iterator is made anew
-_RESTART_S = 1.0  # after an attempt to start a plane, the next is made no sooner
-_IDLE_RESTART_S = 60.0  # after attempts that failed it is made ever more rarely, down to this; a call brings it on
-_MAX_DOUBLINGS = 16
 _GOODBYE_S = 0.5  # for the plane to take note of the end
 _EXIT_S = 2.0  # at the interpreter's exit, for all its clients together
 _HEARTBEAT_S = 2.0  # until the plane says otherwise
@@ -102,7 +99,6 @@ class Link:
         self._courier = Courier(identity)
         self._dialer = dialer
         self._before_end = before_end
-        self._rng = rng or random.Random()
         self._pid = os.getpid()
         self._numbers = itertools.count(1)
         self._max_frame_bytes = _MAX_CALL_BYTES
@@ -118,16 +114,13 @@ class Link:
         self._reader = FrameReader(_MAX_REPLY_BYTES)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)
-        self._wanted = False  # somebody has asked since the last attempt to connect
-        self._proven = True  # the last connection was of use; if not, the next one is not made at once
-        self._delays = self._new_delays()
+        self._asked = False  # a call has come during a pause
+        self._proven = True  # the last connection was of use
         self._beat_s = _HEARTBEAT_S
         self._beat_at = 0.0
-        self._start_at = 0.0  # no plane is started before
-        self._failed_starts = 0  # in a row
         self._heard_at = time.monotonic()
-        self._trouble = "no connection has been tried yet"
-        self._connections = self._sessions = self._starts = 0
+        self._approach = Approach(dialer, self, rng or random.Random())
+        self._connections = self._sessions = 0
         self._thread = threading.Thread(target=self._run, name="penstock-link", daemon=True)
         _links[id(self)] = self
         self._thread.start()
@@ -230,7 +223,7 @@ class Link:
             return f"connected to {self._dialer.address}, which was last heard {silent:.1f} s ago"
         if phase in (Phase.OPENING, Phase.RESUMING):
             return f"the plane at {self._dialer.address} took the connection and does not answer"
-        return _CLOSED if phase is Phase.CLOSED else self._trouble
+        return _CLOSED if phase is Phase.CLOSED else self._approach.trouble
 
     def statistics(self) -> LinkStatistics:
         """Return the counts at this moment."""
@@ -241,7 +234,7 @@ class Link:
             sessions=self._sessions,
             calls=self._courier.calls,
             pending=self._courier.pending,
-            starts=self._starts,
+            starts=self._approach.starts,
         )
 
     def __repr__(self) -> str:
@@ -254,7 +247,7 @@ class Link:
     def _run(self) -> None:
         try:
             while not self._closing:
-                sock = self._connect()
+                sock = self._approach.connect(proven=self._proven)
                 if sock is not None:
                     self._serve(sock)
         except Exception:  # the thread's top frame; what it then does is to answer every caller
@@ -262,7 +255,7 @@ class Link:
         finally:
             self._finish()
 
-    def _apply(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         for effect in self._courier.handle(event, time.monotonic()):
             self._carry_out(effect)
 
@@ -299,7 +292,7 @@ class Link:
     def _refuse(self, errand: int, why: WireError) -> None:
         """A call that cannot be sent is its caller's mistake, and nobody else's."""
         waiter = self._waiters.pop(errand, None)
-        self._apply(ev.Leave(errand, kept=True))
+        self.apply(ev.Leave(errand, kept=True))
         if waiter is not None:
             waiter.settle(ev.Settled(errand, Failed(BadArgument.__name__, str(why)), self._courier.incarnation))
 
@@ -310,12 +303,12 @@ class Link:
         while self._inbox:
             event, waiter = self._inbox.popleft()
             if isinstance(event, ev.Submit):
-                self._wanted = True
+                self._asked = True
                 if waiter is not None:
                     self._waiters[event.errand] = waiter
             elif isinstance(event, ev.Leave):
                 event = self._recalled(event)
-            self._apply(event)
+            self.apply(event)
         if released:
             self._beat_at = min(self._beat_at, time.monotonic() + _UNPIN_S)
 
@@ -332,73 +325,30 @@ class Link:
         while self._unpinned:
             pins.append(self._unpinned.popleft())
         if pins:
-            self._apply(ev.Unpinned(tuple(pins)))
+            self.apply(ev.Unpinned(tuple(pins)))
         return bool(pins)
 
-    # -- connecting ---------------------------------------------------------------------------------------------------
+    # -- the shell of the approach ------------------------------------------------------------------------------------
 
-    def _connect(self) -> socket.socket | None:
-        """Dial until somebody answers; None when the client closes."""
-        if self._proven:
-            self._delays = self._new_delays()
-        else:
-            self._pause(next(self._delays))
-        while not self._closing:
-            self._wanted = False
-            try:
-                return self._dialer.dial()
-            except DataPlaneUnavailable as nobody:
-                self._trouble = str(nobody)
-                self._apply(ev.NotConnected(self._trouble))
-            if self._start_plane() != "ready":
-                self._pause(next(self._delays), wakeful=True)
-        return None
+    @property
+    def closing(self) -> bool:
+        return self._closing
 
-    def _new_delays(self) -> Iterator[float]:
-        while True:
-            yield from reconnect_delays(Deadline(_RENEW_DELAYS_S), self._rng)
+    @property
+    def wanted(self) -> bool:
+        return self._courier.pending > 0
 
-    def _start_plane(self) -> str:
-        """Start a plane if that may be done now; return what it says of itself, "" if none was started."""
-        now = time.monotonic()
-        if now < self._start_at or (not self._courier.pending and now < self._idle_start_at()):
-            return ""
+    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Starting | None = None) -> None:
+        if watching is not None:
+            self._selector.register(watching, selectors.EVENT_READ)
         try:
-            starting = self._dialer.start()
-            if starting is None:
-                return ""
-            self._starts += 1
-            word = self._await_start(starting)
-        except DataPlaneUnavailable as failed:
-            word = f"error: {failed}"
-        self._start_at = time.monotonic() + _RESTART_S
-        self._failed_starts = self._failed_starts + 1 if word.startswith("error") else 0
-        if word.startswith("error"):
-            self._trouble = f"the plane at {self._dialer.address} does not start: {word.removeprefix('error: ')}"
-            self._apply(ev.Refused(self._trouble))
-        return word
-
-    def _idle_start_at(self) -> float:
-        """When to try again to start a plane, while nobody asks for one."""
-        if not self._failed_starts:
-            return self._start_at
-        return self._start_at + min(_IDLE_RESTART_S, _RESTART_S * 2.0 ** min(self._failed_starts, _MAX_DOUBLINGS))
-
-    def _await_start(self, starting: Starting) -> str:
-        self._trouble = f"{starting!r} for {self._dialer.address} is not ready yet"
-        word = None
-        self._selector.register(starting, selectors.EVENT_READ)
-        try:
-            while word is None and not self._closing:
-                self._pause(None)
-                word = starting.poll()
+            self._pause(timeout_s, wakeful=wakeful)
         finally:
-            self._selector.unregister(starting)
-            starting.close()
-        return word or ""
+            if watching is not None:
+                self._selector.unregister(watching)
 
-    def _pause(self, timeout_s: float | None, *, wakeful: bool = False) -> None:
-        """Wait so long; or until the client closes; or, ``wakeful``, until a call comes; or for a registered file."""
+    def _pause(self, timeout_s: float | None, *, wakeful: bool) -> None:
+        self._asked = False
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._closing:
             left = None if until is None else until - time.monotonic()
@@ -406,7 +356,7 @@ class Link:
                 return
             ready = self._selector.select(left)
             self._take_in()
-            if any(key.fileobj is not self._waker for key, _ in ready) or (wakeful and self._wanted):
+            if any(key.fileobj is not self._waker for key, _ in ready) or (wakeful and self._asked):
                 return
 
     # -- in connection ------------------------------------------------------------------------------------------------
@@ -418,7 +368,7 @@ class Link:
         self._beat_at = time.monotonic() + self._beat_s
         self._selector.register(sock, selectors.EVENT_READ)
         try:
-            self._apply(ev.Connected())
+            self.apply(ev.Connected())
             while self._cut is None and not self._closing:
                 self._turn(self._beat_at - time.monotonic())
                 if time.monotonic() >= self._beat_at:
@@ -443,7 +393,7 @@ class Link:
         self._beat_at = time.monotonic() + self._beat_s
         self._take_in()
         if not self._outbox:
-            self._apply(ev.Beat())
+            self.apply(ev.Beat())
 
     def _receive(self) -> None:
         assert self._sock is not None
@@ -461,7 +411,7 @@ class Link:
         try:
             for frame in self._reader.feed(data):
                 self._proven = self._courier.phase is Phase.UP  # it has answered more than our greeting
-                self._apply(ev.Received(decode_reply(frame)))
+                self.apply(ev.Received(decode_reply(frame)))
         except WireError as garbage:
             self._cut = self._cut or f"the plane at {self._dialer.address} sent garbage: {garbage}"
 
@@ -490,26 +440,26 @@ class Link:
         self._before_end()
         self._before_end = lambda: None
         self._take_in()
-        self._apply(ev.Close())
+        self.apply(ev.Close())
         until = time.monotonic() + _GOODBYE_S
         while self._cut is None and time.monotonic() < until:
             self._turn(until - time.monotonic())
 
     def _hang_up(self, sock: socket.socket) -> None:
-        self._trouble = self._cut or _CLOSED
+        self._approach.trouble = self._cut or _CLOSED
         kept = frozenset(parcel.errand for parcel in self._outbox if not parcel.sent)
         self._outbox.clear()
         self._selector.unregister(sock)
         self._sock = None
         sock.close()
-        self._apply(ev.Lost(self._trouble, kept))
+        self.apply(ev.Lost(self._approach.trouble, kept))
 
     def _finish(self) -> None:
         """Nothing more is sent. Answer everybody."""
         self._closing = True
         try:
             self._before_end()
-            self._apply(ev.Close())
+            self.apply(ev.Close())
             self._take_in()
         finally:
             self._over = True
