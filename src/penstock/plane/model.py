@@ -343,6 +343,8 @@ class MemoryPlane:
         row = part.rows.get(key)
         if row is None:
             tomb = part.tombs.get(key)
+            if tomb is not None and task != part.final_task and operation in ("ack", "release"):
+                return False  # an earlier stage has nothing left to do for a row that is gone
             if not held:
                 return False if operation == "pop" else None
             ended_here = operation != "renew" and tomb is not None and tomb.token in held
