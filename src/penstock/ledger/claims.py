@@ -204,7 +204,7 @@ def _by_key(partition: Partition, task: Task, body: Claim, waiter: Waiter) -> li
         else:
             rows.append(row)
     if gone:
-        removed = [key for key in gone if key in partition.tombstones or key in partition.rows]
+        removed = [key for key in gone if key in partition.rows or partition.stone_of(key) is not None]
         if removed:
             raise RowRemoved(
                 f"rows removed, or consumed by {task.name!r} already: {removed[:8]}",

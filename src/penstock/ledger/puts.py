@@ -147,9 +147,7 @@ def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int
         if row is not None:
             ids.append(0 if _says_nothing_new(row, partition, pending.request, content, index) else row.id)
             continue
-        stone = partition.tombstones.get(key)
-        if stone is not None and stone.at < partition.cleared_at:
-            stone = None
+        stone = partition.stone_of(key)
         gid = key if gids is None else gids.get(index)
         if stone is not None and stone.reason != "cleared" and (content, index) in stone.contents:
             ids.append(0)
@@ -197,7 +195,7 @@ def put_tags(desk: Desk, session: Session, asked: Asked) -> None:
     _check_rows(body.partition, body.keys, body.tags)
     absent = [key for key in body.keys if key not in partition.rows]
     if absent:
-        stones = [key for key in absent if (s := partition.tombstones.get(key)) is not None and s.reason != "cleared"]
+        stones = [key for key in absent if (s := partition.stone_of(key)) is not None and s.reason != "cleared"]
         if stones:
             raise _removed(partition, stones, "a late tag does not bring them back")
         raise UnknownName(

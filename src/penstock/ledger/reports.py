@@ -65,7 +65,7 @@ def _readable(partition: Partition, keys: list[str]) -> tuple[list[Row], list[Ro
         if row is not None:
             rows.append(row)
             continue
-        stone = partition.tombstones.get(key)
+        stone = partition.stone_of(key)
         if stone is not None and stone.reason == "lost":
             issues.append(RowIssue(key, "DataPlaneReadError", "lost: its block was missing or damaged"))
         else:

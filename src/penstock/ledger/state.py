@@ -406,6 +406,11 @@ class Partition:
             bit = self.field_bits[field] = 1 << len(self.field_bits)
         return bit
 
+    def stone_of(self, key: str) -> Tombstone | None:
+        """What is remembered of a removed row, unless all of the partition has been cleared since."""
+        stone = self.tombstones.get(key)
+        return None if stone is None or stone.at < self.cleared_at else stone
+
     def mask_of(self, fields: list[str]) -> int:
         mask = 0
         for field in fields:
