@@ -54,19 +54,23 @@ R = TypeVar("R", bound=Record)
 
 
 class Waiter:
-    """One caller's wait for an outcome, which is set once, by another thread."""
+    """One caller's wait for an outcome: the first that any thread sets."""
 
-    __slots__ = ("_lock", "outcome")
+    __slots__ = ("_lock", "_unsettled", "outcome")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._unsettled = [True]
         self.outcome: Outcome | None = None
 
     def settle(self, outcome: Outcome) -> None:
-        if self.outcome is None:
-            self.outcome = outcome
-            self._lock.release()
+        try:
+            self._unsettled.pop()  # one thread only gets past here
+        except IndexError:
+            return
+        self.outcome = outcome
+        self._lock.release()
 
     def wait(self, timeout_s: float) -> Outcome | None:
         if self.outcome is None and self._lock.acquire(timeout=timeout_s):
