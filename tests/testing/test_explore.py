@@ -9,7 +9,8 @@ from penstock.ledger.machine import Ledger
 from penstock.testing.explore.ledger import SHAPES, explore, run
 from penstock.testing.explore.model import Model
 from penstock.testing.explore.planted import PLANTED, UnfencedAck
-from penstock.testing.explore.rig import Action, Disagreement, Rig, Shape
+from penstock.testing.explore.rig import Rig, Shape
+from penstock.testing.explore.shell import Action, Disagreement
 
 SMALL = tuple(replace(shape, depth=3) for shape in SHAPES)
 PLENTY_S = 300.0
@@ -63,7 +64,7 @@ def test_a_spent_budget_is_not_called_complete() -> None:
     report = run(shapes=SMALL[:1], budget_s=0.0)
     assert not report.complete
     assert not report.ok
-    assert report.planted_found == 0
+    assert report.planted_found < report.planted_total
 
 
 def test_equal_states_are_followed_once() -> None:

@@ -10,21 +10,25 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import replace
+from typing import TypeAlias
 
 import msgspec
 
 from penstock.ledger.machine import Ledger
 from penstock.testing.explore.planted import PLANTED
-from penstock.testing.explore.rig import Action, LedgerFactory, Rig, Shape
+from penstock.testing.explore.rig import Rig, Shape
+from penstock.testing.explore.shell import Action, LedgerFactory
 
 __all__ = ["SHAPES", "ExploreReport", "Finding", "explore", "run"]
+
+Path: TypeAlias = tuple[Action, ...]
 
 SHAPES = (
     Shape("one row, quarantine", rows=1, tasks=("train",), max_deliveries=1, depth=5),
     Shape("one row, two tasks", rows=1, tasks=("logp", "train"), max_deliveries=2, depth=4),
+    Shape("one row, slow puts", rows=1, tasks=("train",), max_deliveries=9, depth=4, slow_puts=True),
     Shape("two rows, one task", rows=2, tasks=("train",), max_deliveries=2, depth=4),
 )
-SLOW_PUTS = Shape("one row, slow puts", rows=1, tasks=("train",), max_deliveries=9, depth=4, slow_puts=True)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -111,41 +115,52 @@ def _hunt(shapes: tuple[Shape, ...], bug: LedgerFactory, budget_s: float) -> Fin
 def explore(shape: Shape, make_ledger: LedgerFactory, budget_s: float) -> Exploration:
     """Follow every path of ``shape.depth`` actions, or until something is found or the time is over."""
     until = time.process_time() + budget_s
-    seen: set[object] = {_after(shape, make_ledger, ()).canonical()}
-    queue: deque[tuple[Action, ...]] = deque([()])
+    seen: set[object] = set()
     transitions = 0
+
+    def end(complete: bool, path: Path = (), what: str = "") -> Exploration:
+        told = [" ".join(map(str, step)) for step in (*shape.start, *path)]
+        return Exploration(
+            shape.name, len(seen), transitions, complete, Finding(shape.name, told, what) if what else None
+        )
+
+    what = _broken_by(shape, make_ledger, (), seen)
+    if what:
+        return end(False, (), what)
+    queue: deque[Path] = deque([()])
     while queue:
         path = queue.popleft()
         for action in _after(shape, make_ledger, path).enabled():
             if time.process_time() > until:
-                return Exploration(shape.name, len(seen), transitions, False, None)
+                return end(False)
             transitions += 1
-            rig = _after(shape, make_ledger, path)
-            what = _broken_by(rig, action, seen)
+            known = len(seen)
+            what = _broken_by(shape, make_ledger, (*path, action), seen)
             if what:
-                told = [" ".join(map(str, step)) for step in (*shape.start, *path, action)]
-                return Exploration(shape.name, len(seen), transitions, False, Finding(shape.name, told, what))
-            state = rig.canonical()
-            if state not in seen:
-                seen.add(state)
-                if len(path) + 1 < shape.depth:
-                    queue.append((*path, action))
-    return Exploration(shape.name, len(seen), transitions, True, None)
+                return end(False, (*path, action), what)
+            if len(seen) > known and len(path) + 1 < shape.depth:
+                queue.append((*path, action))
+    return end(True)
 
 
-def _after(shape: Shape, make_ledger: LedgerFactory, path: tuple[Action, ...]) -> Rig:
+def _after(shape: Shape, make_ledger: LedgerFactory, path: Path) -> Rig:
+    """Walk a path that has been checked before."""
     rig = Rig(shape, make_ledger)
     for action in (*shape.start, *path):
         rig.apply(action, checked=False)
     return rig
 
 
-def _broken_by(rig: Rig, action: Action, seen: set[object]) -> str:
-    """Do it, and see whether a new state survives a crash; return what went wrong, "" if nothing did."""
+def _broken_by(shape: Shape, make_ledger: LedgerFactory, path: Path, seen: set[object]) -> str:
+    """Take the last step of ``path``, checked; note a new state, which must survive a crash. Return what went wrong."""
     try:
-        rig.apply(action)
-        if rig.canonical() not in seen:
+        rig = _after(shape, make_ledger, path[:-1])
+        for action in path[-1:]:
+            rig.apply(action)
+        state = rig.canonical()
+        if state not in seen:
             rig.check_recovery()
+            seen.add(state)
     except Exception as broken:  # noqa: BLE001  # top frame of a step: whatever broke is the finding
         return f"{type(broken).__name__}: {broken}"
     return ""

@@ -114,8 +114,8 @@ class Model:
         row = self.rows.get(key)
         if row is None:
             return "lost"
-        if row.reason:
-            return "over" if final and token and row.ending == token else "lost"
+        if row.reason:  # of another task's rows that are gone there is nothing to acknowledge any more
+            return "over" if not final or row.ending == token else "lost"
         if row.holds[task].accepts(token):
             return "held"
         return "over" if row.holds[task].ended == token and token else "lost"
@@ -153,7 +153,7 @@ class Model:
         if row is None or not token:
             return False
         if row.reason:
-            return row.ending == token
+            return task != self.final or row.ending == token
         hold = row.holds[task]
         return token in (hold.token, hold.last) or hold.ended == token
 

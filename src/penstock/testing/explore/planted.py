@@ -14,7 +14,7 @@ from penstock.ledger.facts import Entry, Removed
 from penstock.ledger.machine import Ledger
 from penstock.ledger.state import Partition
 from penstock.requests import Ack, Claim, Claimed, Done, Pop, Release, Renew, Request, Tokens
-from penstock.testing.explore.rig import LedgerFactory
+from penstock.testing.explore.shell import LedgerFactory
 
 __all__ = ["PLANTED"]
 
@@ -117,6 +117,13 @@ class AckBeforeJournal(_Tampered):
         if isinstance(event, ev.Asked) and isinstance(event.body, self.unwritten):
             return [e for e in effects if not isinstance(e, ev.Persist)]
         return effects
+
+
+class ReplyBeforeJournal(_Tampered):
+    """Replies leave before what they promise is written down."""
+
+    def coming_out(self, event: ev.AnyEvent, effects: list[ev.AnyEffect]) -> list[ev.AnyEffect]:  # noqa: ARG002
+        return sorted(effects, key=lambda effect: not isinstance(effect, ev.Answer))
 
 
 class LeaseNotJournaled(AckBeforeJournal):
@@ -246,6 +253,7 @@ _BUGS: tuple[type[_Tampered], ...] = (
     RenewByAnybody,
     ConsumedAtClaim,
     AckBeforeJournal,
+    ReplyBeforeJournal,
     LeaseNotJournaled,
     NoIdempotencyKey,
     SecondLeaseForRepeatedClaim,

@@ -1,7 +1,6 @@
 """Drives the real ledger and the model side by side, one action at a time, and says where they part.
 
-Actions are plain tuples, so that a path can be printed, hashed and run again. Requests go in as a server's shell would
-give them; entries are kept as a journal would keep them; a crash is a new ledger that replays them.
+Actions are plain tuples, so that a path can be printed, hashed and run again.
 
 Checked after each action: the reply is the predicted one; a refusal and a repeat change nothing; rows, holders and
 tombstones are the model's; the ledger's own invariants hold; a ledger that replays the journal, or a checkpoint, is
@@ -10,18 +9,14 @@ equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 from penstock.config import PlaneConfig
 from penstock.ledger import events as ev
 from penstock.ledger.facts import Entry
 from penstock.ledger.machine import Ledger
 from penstock.requests import (
-    WIRE_VERSION,
     Ack,
-    BlockPlace,
     Claim,
     Claimed,
     Clear,
@@ -32,7 +27,6 @@ from penstock.requests import (
     FieldSpec,
     Grant,
     GrantAgain,
-    OpenSession,
     Pop,
     RegisterPartition,
     Release,
@@ -40,25 +34,18 @@ from penstock.requests import (
     ReplyBody,
     Request,
     Tokens,
-    Welcome,
 )
 from penstock.testing.explore.model import Model
+from penstock.testing.explore.shell import Action, Client, Disagreement, LedgerFactory, Sent, Shell
 from penstock.testing.sim.recovery import differences, owed, state_of
 
-__all__ = ["Action", "Disagreement", "LedgerFactory", "Rig", "Shape"]
-
-Action: TypeAlias = tuple[Any, ...]
-LedgerFactory: TypeAlias = Callable[[PlaneConfig], Ledger]
+__all__ = ["Rig", "Shape"]
 
 _PARTITION = "p"
 _LEASE_S = 0.5  # of client A's claims; B's are bounded by its session alone
 _TICK_S = 0.9  # longer than a lease, shorter than what the ledger takes for a stop of the plane
 _CODES = {"LeaseLost": "lease_lost", "RowRemoved": "row_removed", "UnknownName": "unknown"}
 _CONTENTS = (11, 22)
-
-
-class Disagreement(AssertionError):
-    """The ledger and the model part here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +62,6 @@ class Shape:
 
 
 @dataclass(slots=True)
-class _Sent:
-    """A request of a client. ``kept``: its reply is in the journal, or no life has ended since."""
-
-    action: Action
-    body: Request
-    seq: int
-    reply: ReplyBody
-    kept: bool
-    changed: bool
-
-
-@dataclass(slots=True)
 class _Pending:
     """A put of B between its grant and its commit. ``cleared``: rows cleared meanwhile; ``forgotten``: by a crash."""
 
@@ -96,21 +71,6 @@ class _Pending:
     forgotten: bool = False
 
 
-class _Client:
-    """One client, across its sessions. ``tokens``: (token, task, keys) of each claim it ever got."""
-
-    def __init__(self, name: str, number: int) -> None:
-        self.name = name
-        self.number = number
-        self.session_id = 0
-        self.secret = ""
-        self.sessions = 0
-        self.seq = 0
-        self.done_below = 1
-        self.sent: list[_Sent] = []
-        self.tokens: list[tuple[str, str, tuple[str, ...]]] = []
-
-
 class Rig:
     """One path through the state space."""
 
@@ -118,24 +78,20 @@ class Rig:
         self.shape = shape
         self.keys = [f"k{i}" for i in range(shape.rows)]
         self.model = Model(shape.tasks, shape.max_deliveries)
-        self._config = PlaneConfig(dead_after_s=1e6, resume_grace_s=1e6, max_deliveries=shape.max_deliveries)
-        self._make_ledger = make_ledger
-        self._entries: list[Entry] = []
-        self._now = 0.0
-        self._calls = 0
+        config = PlaneConfig(dead_after_s=1e6, resume_grace_s=1e6, max_deliveries=shape.max_deliveries)
+        self._shell = Shell(config, make_ledger)
         self._checked = True
         self._action: Action = ()
         self._pending: _Pending | None = None
-        self._incarnation = 1
-        self._replies: dict[int, ReplyBody] = {}
-        self._granted: dict[int, int] = {}
-        self._clients = {name: _Client(name, number) for number, name in enumerate("AB", 1)}
-        self.ledger = make_ledger(self._config)
-        self._carry_out(self.ledger.begin_life(1, 0.0, 0.0))
+        self._clients = {name: Client(name, number) for number, name in enumerate("AB", 1)}
         for client in self._clients.values():
-            self._open(client)
+            self._shell.open(client)
         register = RegisterPartition(_PARTITION, ["f"], shape.rows, list(shape.tasks))
-        self._ask(self._clients["A"], register)
+        self._shell.ask(self._clients["A"], register)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._shell.ledger
 
     # -- what may happen next -----------------------------------------------------------------------------------------
 
@@ -167,7 +123,7 @@ class Rig:
             actions += [("ack", name, own, keys[:1]), ("release", name, own, keys[:1])]
         return actions
 
-    def _distinct_tokens(self, client: _Client) -> list[tuple[str, str, tuple[str, ...]]]:
+    def _distinct_tokens(self, client: Client) -> list[tuple[str, str, tuple[str, ...]]]:
         """Of tokens that are good for the same, and of those that are good for nothing, one."""
         seen: dict[object, tuple[str, str, tuple[str, ...]]] = {}
         for entry in client.tokens:
@@ -185,7 +141,7 @@ class Rig:
             return "held" if token == hold.token else "released" if hold.released else "lapsed"
         return "ended" if hold.ended == token else "stale"
 
-    def _abandonable(self, sent: _Sent) -> bool:
+    def _abandonable(self, sent: Sent) -> bool:
         return isinstance(sent.body, Claim) and isinstance(sent.reply, Claimed) and bool(sent.reply.token)
 
     def canonical(self) -> object:
@@ -217,7 +173,7 @@ class Rig:
         pending = waits and (waits.which, frozenset(waits.cleared), waits.forgotten)
         return rows, tokens, latest, pending
 
-    def _alike(self, client: _Client, sent: _Sent, names: dict[str, int]) -> object:
+    def _alike(self, client: Client, sent: Sent, names: dict[str, int]) -> object:
         token = ""
         if sent.action[0] in ("ack", "release", "renew", "pop") and isinstance(sent.action[2], int):
             token = client.tokens[sent.action[2]][0]
@@ -266,12 +222,10 @@ class Rig:
         if self._pending is not None:
             self._pending.cleared.update(keys)
 
-    def _grant(self, client: _Client) -> int:
+    def _grant(self, client: Client) -> int:
         count = len(self.keys)
         grant = Grant(_PARTITION, self.keys, [FieldSpec("f", "int64", 1)], [], count, [1] * count)
-        self._calls += 1
-        self._handle(self._asked(client, self._calls, 0, grant))
-        return self._granted.pop(self._calls)
+        return self._shell.grant(client, grant)
 
     def _do_claim(self, name: str, task: str) -> None:
         client = self._clients[name]
@@ -316,28 +270,28 @@ class Rig:
         self._expect(self.model.evict(keys), reply)
 
     def _do_expire(self) -> None:
-        self._now += _TICK_S
-        self._handle(ev.Tick(self._now))
+        self._shell.now += _TICK_S
+        self._shell.handle(ev.Tick(self._shell.now))
         self.model.expire()
 
     def _do_end(self, name: str) -> None:
         client = self._clients[name]
-        self._handle(ev.SessionGone(client.session_id, "goodbye"))
+        self._shell.handle(ev.SessionGone(client.session_id, "goodbye"))
         self.model.session_ends(name)
-        self._open(client)
+        self._shell.open(client)
 
     def _do_settle(self, name: str) -> None:
         """The client says that it has every reply."""
         client = self._clients[name]
         client.done_below = client.seq + 1
-        self._handle(ev.Heard(client.session_id, client.done_below, []))
+        self._shell.handle(ev.Heard(client.session_id, client.done_below, []))
 
     def _do_abandon(self, name: str) -> None:
         """The reply to the client's latest claim was never handed to its caller."""
         client = self._clients[name]
         sent = client.sent.pop()
         assert isinstance(sent.reply, Claimed)
-        self._handle(ev.Heard(client.session_id, client.done_below, [sent.seq]))
+        self._shell.handle(ev.Heard(client.session_id, client.done_below, [sent.seq]))
         if sent.seq >= client.done_below:
             self.model.abandon(sent.reply.token)
 
@@ -347,7 +301,7 @@ class Rig:
         sent = client.sent[-1]
         if sent.seq < client.done_below:
             before = self._owed()
-            reply = self._send(client, sent.body, sent.seq)
+            reply = self._shell.send(client, sent.body, sent.seq)
             self._must(isinstance(reply, Failed), "a refusal", reply)
             self._must(self._owed() == before, "no change", "a change")
         elif sent.kept:
@@ -358,9 +312,9 @@ class Rig:
             self.apply(sent.action, self._checked)
             client.seq = latest
 
-    def _repeat(self, client: _Client, sent: _Sent) -> None:
+    def _repeat(self, client: Client, sent: Sent) -> None:
         before = self._owed()
-        reply = self._send(client, sent.body, sent.seq)
+        reply = self._shell.send(client, sent.body, sent.seq)
         if isinstance(sent.reply, Claimed):
             holding = self.model.holding(sent.reply.token) if sent.reply.token else []
             as_before = isinstance(reply, Claimed) and sorted(reply.keys) == sorted(holding)
@@ -371,96 +325,46 @@ class Rig:
 
     def _do_intrude(self) -> None:
         """Somebody without its secret wants to take A's session over."""
-        self._calls += 1
         before = self._owed()
-        self._handle(ev.SessionResumes(self._clients["A"].session_id, "guessed", self._calls))
-        reply = self._replies.get(self._calls)
-        self._must(isinstance(reply, Failed), "a refusal", reply)
+        let_in = self._shell.resume(self._clients["A"].session_id, "guessed")
+        self._must(not let_in, "a refusal", "a welcome")
         self._must(self._owed() == before, "no change", "a change")
 
     def _do_crash(self) -> None:
         """Kill -9: a new life replays what was journaled, and both clients come back."""
-        self.ledger = self._recovered(self._entries) if self._checked else self._replayed(self._entries)
-        self._incarnation += 1
-        self._carry_out(self.ledger.begin_life(self._incarnation, self._now, self._now))
+        if self._checked:
+            self._compare_with(self._shell.entries)
+        self._shell.crash()
         if self._pending is not None:
             self._pending.forgotten = True
         for client in self._clients.values():
-            self._calls += 1
-            self._handle(ev.SessionResumes(client.session_id, client.secret, self._calls))
-            self._must(isinstance(self._replies.get(self._calls), Welcome), "a welcome", self._replies)
+            self._must(self._shell.resume(client.session_id, client.secret), "a welcome", "a refusal")
             for sent in client.sent:
                 sent.kept = sent.kept and sent.changed
 
-    # -- the shell ----------------------------------------------------------------------------------------------------
+    # -- comparison ---------------------------------------------------------------------------------------------------
 
-    def _request(self, client: _Client, body: Request) -> ReplyBody:
+    def _request(self, client: Client, body: Request) -> ReplyBody:
         """A fresh mutation; what is refused must not change anything."""
         client.seq += 1
-        before, written = self._owed(), len(self._entries)
-        reply = self._send(client, body, client.seq)
+        before, written = self._owed(), len(self._shell.entries)
+        reply = self._shell.send(client, body, client.seq)
         if isinstance(reply, Failed):
             self._must(self._owed() == before, "no change by a refusal", reply)
-        changed = any(entry.seq for entry in self._entries[written:])
-        client.sent.append(_Sent(self._action, body, client.seq, reply, True, changed))
+        changed = any(entry.seq for entry in self._shell.entries[written:])
+        client.sent.append(Sent(self._action, body, client.seq, reply, True, changed))
         return reply
-
-    def _ask(self, client: _Client, body: Request) -> ReplyBody:
-        client.seq += 1
-        return self._send(client, body, client.seq)
-
-    def _send(self, client: _Client, body: Request, seq: int) -> ReplyBody:
-        self._calls += 1
-        call = self._calls
-        self._handle(self._asked(client, call, seq, body))
-        if call not in self._replies:
-            raise Disagreement(f"{type(body).__name__} was not answered")
-        return self._replies.pop(call)
-
-    def _asked(self, client: _Client, call: int, seq: int, body: Request) -> ev.Asked:
-        return ev.Asked(client.session_id, call, seq, client.done_below, [], self._now + 60.0, body, self._now)
-
-    def _open(self, client: _Client) -> None:
-        client.sessions += 1
-        client.session_id, client.secret = 1000 * client.number + client.sessions, f"{client.name}{client.sessions}"
-        client.seq, client.done_below, client.sent = 0, 1, []
-        self._calls += 1
-        opening = OpenSession(WIRE_VERSION, client.number, client.name, "", "", 0)
-        self._handle(ev.SessionOpens(client.session_id, client.secret, self._calls, opening, self._now))
-
-    def _handle(self, event: ev.AnyEvent) -> None:
-        self._carry_out(self.ledger.handle(event, self._now))
-
-    def _carry_out(self, effects: list[ev.AnyEffect]) -> None:
-        for effect in effects:
-            if isinstance(effect, ev.Persist):
-                self._entries.append(effect.entry)
-            elif isinstance(effect, ev.Answer):
-                self._replies[effect.call_id] = effect.body
-            elif isinstance(effect, ev.Allot):
-                self._granted[effect.call_id] = effect.grant
-                self._handle(ev.Allotted(effect.grant, BlockPlace(effect.grant, 0, 0, effect.nbytes, 1)))
-
-    # -- comparison ---------------------------------------------------------------------------------------------------
 
     def check_recovery(self) -> None:
         """What the journal gives back, and what a checkpoint alone gives back, is what is."""
         self._action = ("recover",)
-        self._recovered(self._entries)
+        self._compare_with(self._shell.entries)
         self._action = ("checkpoint",)
-        self._recovered(list(self.ledger.checkpoint(1)))
+        self._compare_with(list(self.ledger.checkpoint(1)))
 
-    def _recovered(self, entries: list[Entry]) -> Ledger:
-        reborn = self._replayed(entries)
-        found = differences(self.ledger, reborn)
+    def _compare_with(self, entries: list[Entry]) -> None:
+        found = differences(self.ledger, self._shell.replayed(entries))
         self._must(not found, "the state that was", "; ".join(found))
-        return reborn
-
-    def _replayed(self, entries: list[Entry]) -> Ledger:
-        reborn = self._make_ledger(self._config)
-        for entry in entries:
-            reborn.replay(entry, self._now)
-        return reborn
 
     def _compare_state(self) -> None:
         partition = state_of(self.ledger).partitions[_PARTITION]
@@ -481,13 +385,9 @@ class Rig:
                 self._must(failed == hold.deliveries, f"{hold.deliveries} failed deliveries", failed)
 
     def _expect(self, outcome: str, reply: ReplyBody) -> None:
-        said = (
-            "done"
-            if isinstance(reply, Done)
-            else _CODES.get(reply.code, reply.code)
-            if isinstance(reply, Failed)
-            else "?"
-        )
+        said = "done" if isinstance(reply, Done) else "something else"
+        if isinstance(reply, Failed):
+            said = _CODES.get(reply.code, reply.code)
         self._must(said == outcome, outcome, reply)
 
     def _must(self, holds: bool, expected: object, got: object) -> None:

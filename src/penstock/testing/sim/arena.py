@@ -38,10 +38,12 @@ class Arena:
     def __init__(self) -> None:
         self.slots: dict[tuple[int, int], Slot] = {}
         self._generation = 0
+        self._numbers: set[int] = set()  # ever given out, in any life of the plane
 
     def allot(self, block_id: int, nbytes: int) -> BlockPlace:
         """Find a slot for a block that is to be written."""
-        assert not self.of_block(block_id), f"block {block_id} is used twice"
+        assert block_id not in self._numbers, f"block number {block_id} is used a second time"
+        self._numbers.add(block_id)
         return self._place(block_id, nbytes, Slot())
 
     def of_block(self, block_id: int) -> list[tuple[int, int]]:
