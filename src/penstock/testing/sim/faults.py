@@ -121,12 +121,12 @@ class Faults:
 
     def _checkpoint(self) -> None:
         if self._plane.up:
-            self._plane.begin_checkpoint()
+            self._plane.work(self._plane.upkeep.begin_checkpoint)
             self._world.fault("checkpoint")
 
     def _checkpoint_crash(self) -> None:
         if self._plane.up:
-            self._plane.begin_checkpoint()
+            self._plane.work(self._plane.upkeep.begin_checkpoint)
             self._plane.fuse = self._world.rng.randint(1, _MAX_FUSE)
             self._world.fault("checkpoint_crash")
 
@@ -139,9 +139,9 @@ class Faults:
     def _compaction(self) -> None:
         if self._plane.up:
             self._world.fault("compaction")
-            self._plane.compact()
+            self._plane.work(self._plane.upkeep.compact)
             if self._world.chance(0.3):
                 self._plane.fuse = self._world.rng.randint(1, 6)
 
     def _block_lost(self) -> None:
-        self._plane.lose_block()
+        self._plane.work(self._plane.upkeep.lose_block)

@@ -8,7 +8,7 @@ lies there before it looks at the clock, or the other way round. It may die betw
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,6 +36,7 @@ from penstock.requests import (
 from penstock.testing.sim.arena import Arena
 from penstock.testing.sim.disk import Crashed, MemoryFiles
 from penstock.testing.sim.network import Connection
+from penstock.testing.sim.upkeep import Upkeep
 from penstock.testing.sim.world import Process, World
 
 __all__ = ["LedgerFactory", "SimPlane"]
@@ -44,7 +45,6 @@ LedgerFactory: TypeAlias = Callable[[PlaneConfig], Ledger]
 
 _TICK_S = 0.5
 _SEGMENT_BYTES = 4000
-_ROWS_PER_SLICE = 3
 _MAX_TURN = 8  # calls that one turn of the loop may take
 _WALL = 1.8e9  # seconds since the epoch when the world begins
 _PLACE = Path("simulated")
@@ -101,7 +101,7 @@ class SimPlane(Process):
         self._bound: dict[int, Connection] = {}
         self._connections: dict[Connection, None] = {}  # in order: a set's would differ from run to run
         self._holders: dict[int, _Holder] = {}
-        self._checkpoint: Iterator[Entry] | None = None
+        self.upkeep = Upkeep(self)
         self._turn_due = False
         self._unflushed.clear()
 
@@ -123,7 +123,7 @@ class SimPlane(Process):
             self.up = True
             incarnation = max(self.ledger.incarnation + 1, int((_WALL + self.world.now) * 1e9))
             self._collect(self.ledger.begin_life(incarnation, self.world.now, self._wall()), None)
-            self._settle()
+            self.settle()
         except (Crashed, DataPlaneWriteError) as death:
             self._die(str(death))
             return
@@ -177,32 +177,24 @@ class SimPlane(Process):
 
     def disconnected(self, connection: Connection) -> None:
         if self.up and connection in self._connections:
-            self.awake(self._guarded, self._lives, self._disconnected, connection)
+            self.work(self._disconnected, connection)
 
     def client_died(self, client_id: int) -> None:
         """The kernel says so."""
         self.dying_clients.discard(client_id)
         self.dead_clients.add(client_id)
         if self.up:
-            self.awake(self._guarded, self._lives, self._bury, client_id)
+            self.work(self._bury, client_id)
 
     def client_dies(self, client_id: int, noticed_s: float) -> None:
         """A client's process ends; the kernel tells the plane after a while."""
         self.dying_clients.add(client_id)
         self.world.after(noticed_s, self.client_died, client_id)
 
-    def begin_checkpoint(self) -> None:
-        if self.up and self._checkpoint is None:
-            self.awake(self._guarded, self._lives, self._begin_checkpoint)
-
-    def compact(self) -> None:
+    def work(self, do: Callable[..., None], *args: Any) -> None:
+        """Let this life do a piece of work, as soon as the process is awake; it may be its last."""
         if self.up:
-            self.awake(self._guarded, self._lives, self._compact)
-
-    def lose_block(self) -> None:
-        """A block's bytes are damaged, and the plane has seen it."""
-        if self.up:
-            self.awake(self._guarded, self._lives, self._lose_block)
+            self.awake(self._guarded, self._lives, do, *args)
 
     # -- its loop -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +209,7 @@ class SimPlane(Process):
             return
         try:
             work(*args)
-            self._settle()
+            self.settle()
         except (Crashed, DataPlaneWriteError) as death:
             self._die(str(death))
 
@@ -231,24 +223,22 @@ class SimPlane(Process):
                 self._take(connection, call)
         if self._inbox:
             self._wake()
-        if self._checkpoint is not None:
-            self._continue_checkpoint()
+        self.upkeep.go_on()
 
     def _tick(self, life: int) -> None:
         if self.up and life == self._lives:
             if self.world.now < self.frozen_until:
                 self.world.at(self.frozen_until, self._tick, life)
                 return
-            self._guarded(life, self._feed, ev.Tick(self._wall()))
-            if self._checkpoint is not None:
-                self._guarded(life, self._continue_checkpoint)
+            self._guarded(life, self.feed, ev.Tick(self._wall()))
+            self._guarded(life, self.upkeep.go_on)
             self.world.after(self._next_tick_s(), self._tick, life)
 
     def _next_tick_s(self) -> float:
         timer = self.ledger.next_timer()
         return _TICK_S if timer is None else min(_TICK_S, max(0.001, timer - self.world.now))
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """A point at which the process may be killed."""
         if self.fuse is not None:
             self.fuse -= 1
@@ -256,13 +246,13 @@ class SimPlane(Process):
                 self.fuse = None
                 raise Crashed("kill -9 between two steps")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Make durable what was decided, then let out what depends on it."""
         while self._outbox:
             self._flush()
             for _ in range(len(self._outbox)):
                 effect, connection = self._outbox.popleft()
-                self._step()
+                self.step()
                 self._carry_out(effect, connection)
         self._flush()
 
@@ -270,15 +260,15 @@ class SimPlane(Process):
         if self.fuse == 1:  # in the middle of the write
             self.files.crash_at = self.files.steps + 1
             self.files.torn = self.world.rng.randint(-1, 200)
-        self._step_unless_torn()
+        self.step_unless_torn()
         self.journal.flush()
         for entry in self._unflushed:
             self._note(entry)
         self._unflushed.clear()
 
-    def _step_unless_torn(self) -> None:
+    def step_unless_torn(self) -> None:
         if self.files.crash_at is None or self.files.crash_at != self.files.steps + 1:
-            self._step()
+            self.step()
 
     def _note(self, entry: Entry) -> None:
         """Remember for the judge which rows the plane itself has removed, and why; once, however often replayed."""
@@ -293,15 +283,15 @@ class SimPlane(Process):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def _take(self, connection: Connection, call: Call) -> None:
-        self._step()
+        self.step()
         body = call.body
         if isinstance(body, OpenSession):
             connection.client_id = body.client_id
             session_id, secret = self.world.rng.getrandbits(62) + 1, str(self.world.rng.getrandbits(64))
-            self._feed(ev.SessionOpens(session_id, secret, call.id, body, self._wall()), connection)
+            self.feed(ev.SessionOpens(session_id, secret, call.id, body, self._wall()), connection)
         elif isinstance(body, ResumeSession):
             connection.client_id = body.client_id
-            self._feed(ev.SessionResumes(body.session_id, body.secret, call.id), connection)
+            self.feed(ev.SessionResumes(body.session_id, body.secret, call.id), connection)
         elif connection.session_id:
             self._take_in_session(connection, call)
 
@@ -311,11 +301,11 @@ class SimPlane(Process):
         for pin in call.unpins:
             self._unpin(holder, pin)
         if isinstance(body, Heartbeat):
-            self._feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
+            self.feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
             self._take_back(holder, body)
             self._outbox.append((ev.Answer(session_id, call.id, _DONE), connection))
         elif isinstance(body, Goodbye):
-            self._feed(ev.SessionGone(session_id, "goodbye"), connection)
+            self.feed(ev.SessionGone(session_id, "goodbye"), connection)
             holder.sessions.discard(session_id)
             for grant in sorted(holder.grants):
                 self._drop_grant(holder, grant)
@@ -323,7 +313,7 @@ class SimPlane(Process):
                 self._unpin(holder, pin)
         else:
             deadline = self.world.now + call.deadline_s
-            self._feed(
+            self.feed(
                 ev.Asked(session_id, call.id, call.seq, call.done_below, call.abandoned, deadline, body, self._wall()),
                 connection,
             )
@@ -336,40 +326,23 @@ class SimPlane(Process):
 
     def _drop_grant(self, holder: _Holder, grant: int) -> None:
         holder.grants.discard(grant)
-        self._feed(ev.NotAllotted(grant))
+        self.feed(ev.NotAllotted(grant))
 
     def _unpin(self, holder: _Holder, pin: int) -> None:
         where = holder.pins.pop(pin, None)
         if where is not None:
             self.arena.unpin(where, pin)
 
-    def _compact(self) -> None:
-        """Move the rows that are alive out of blocks that are mostly dead; the old place goes once that is durable."""
-        for place, kept, positions in self.ledger.sparse_blocks():
-            self._step()
-            moved = self.arena.compact(place, positions)
-            self._feed(ev.BlockMoved(moved, kept))
-            self._settle()
-            self.arena.free_slot((place.block_id, place.generation))
-            self.world.counts["compactions"] += 1
-
-    def _lose_block(self) -> None:
-        live = self.ledger.live_blocks()
-        if live:
-            lost = self.world.rng.choice(live).block_id
-            self.world.fault("block_lost", lost)
-            self._feed(ev.BlocksLost([lost], "checksum mismatch"))
-
     def _disconnected(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
         connection.discarded = True
         if self._bound.get(connection.session_id) is connection:
             del self._bound[connection.session_id]
-            self._feed(ev.Disconnected(connection.session_id))
+            self.feed(ev.Disconnected(connection.session_id))
 
     def _bury(self, client_id: int) -> None:
         for session_id in sorted(self._sessions_of.get(client_id, ())):
-            self._feed(ev.SessionGone(session_id, "its process died"))
+            self.feed(ev.SessionGone(session_id, "its process died"))
         holder = self._holders.pop(client_id, _Holder())
         for grant in sorted(holder.grants):
             self._drop_grant(holder, grant)
@@ -381,7 +354,7 @@ class SimPlane(Process):
 
     # -- the ledger ---------------------------------------------------------------------------------------------------
 
-    def _feed(self, event: ev.AnyEvent, connection: Connection | None = None) -> None:
+    def feed(self, event: ev.AnyEvent, connection: Connection | None = None) -> None:
         effects = self.ledger.handle(event, self.world.now)
         if self._checked:
             self.ledger.check_invariants()
@@ -391,15 +364,15 @@ class SimPlane(Process):
         decided = [effect.entry for effect in effects if isinstance(effect, ev.Persist)]
         self._unflushed += decided
         for entry in decided:
-            self._append(entry)
+            self.append(entry)
         for effect in effects:
             if isinstance(effect, ev.Answer | ev.Resolve | ev.Allot | ev.EndSession):
                 self._outbox.append((effect, self._addressee(effect, connection)))
             elif not isinstance(effect, ev.Persist):
                 self._outbox.append((effect, connection))
 
-    def _append(self, entry: Entry) -> None:
-        self._step()
+    def append(self, entry: Entry) -> None:
+        self.step()
         self.journal.append(entry)
 
     def _addressee(
@@ -450,9 +423,9 @@ class SimPlane(Process):
 
     def _allot(self, effect: ev.Allot, connection: Connection | None) -> None:
         place = self.arena.allot(effect.grant, effect.nbytes)
-        self._feed(ev.Allotted(effect.grant, place), connection)
+        self.feed(ev.Allotted(effect.grant, place), connection)
         if connection is None or connection.discarded:
-            self._feed(ev.NotAllotted(effect.grant))
+            self.feed(ev.NotAllotted(effect.grant))
             return
         self._holder(connection.client_id).grants.add(effect.grant)
         self._say(connection, effect.call_id, Granted(effect.grant, place, ArenaPlace(0, 1 << 30, True)))
@@ -475,26 +448,6 @@ class SimPlane(Process):
             connection.discarded = True
             connection.session_id = 0
             connection.cut(effect.why, 0.001, 0.001)
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def _begin_checkpoint(self) -> None:
-        self._step_unless_torn()
-        self.journal.begin_checkpoint()
-        self._checkpoint = self.ledger.checkpoint(_ROWS_PER_SLICE)
-        self._continue_checkpoint()
-
-    def _continue_checkpoint(self) -> None:
-        assert self._checkpoint is not None
-        for _ in range(self.world.rng.randint(1, 2)):
-            entry = next(self._checkpoint, None)
-            if entry is None:
-                self._settle()
-                self._checkpoint = None
-                self.journal.end_checkpoint()
-                self.world.counts["checkpoints"] += 1
-                return
-            self._append(entry)
 
     def _wall(self) -> float:
         return _WALL + self.world.now
