@@ -69,6 +69,7 @@ class PlaneProcess:
     ) -> None:
         self.data_dir = data_dir
         data_dir.mkdir(exist_ok=True)
+        config = {"max_bytes": 32 * 1024 * 1024, **config}  # a container's /dev/shm has 64 MiB
         self.plane_id = paths.plane_id(data_dir)
         reading, writing = os.pipe()
         self.process = subprocess.Popen(

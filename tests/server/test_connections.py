@@ -63,6 +63,10 @@ def _attack(data_dir: Path, payload: bytes) -> bytes:
         return got
 
 
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def _ask_until_blocked(client: RawClient) -> int:
     """Ask for long answers and read none, until asking blocks; return how many were asked."""
     for asked in range(20_000):
@@ -79,6 +83,7 @@ def test_malformed_connections_cost_only_themselves(tmp_path: Path) -> None:
         client.open().register()
         client.put(["a"], fill=4)
         answers: list[bytes] = []
+        descriptors = _descriptors(plane.pid)
         rng = random.Random(7)
         payloads = [*MALFORMED.values(), *(rng.randbytes(rng.randrange(1, 200)) for _ in range(40))]
 
@@ -100,6 +105,7 @@ def test_malformed_connections_cost_only_themselves(tmp_path: Path) -> None:
         assert counters["connections_misbehaved"] > 300  # the fault fired
         assert plane.log().count("WARNING") < 50  # and did not fill the log
         eventually("nobody is left", lambda: client.status().counters["connections.open"] == 1)
+        assert _descriptors(plane.pid) == descriptors
         assert not list(tmp_path.rglob("PWNED"))
 
 
@@ -191,7 +197,7 @@ def test_running_out_of_descriptors_costs_only_newcomers(tmp_path: Path) -> None
     """With no descriptor left the plane serves those who are in, and admits others when there are some again."""
     with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir, 1) as client:
         client.open().register()
-        used = len(list(Path(f"/proc/{plane.pid}/fd").iterdir()))
+        used = _descriptors(plane.pid)
         before = resource.prlimit(plane.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(plane.pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
         newcomers = [RawClient(plane.data_dir, i) for i in range(2, 6)]

@@ -137,21 +137,21 @@ def test_unpins_ride_on_any_call(tmp_path: Path) -> None:
 
 def test_a_full_arena_makes_grants_wait_in_order(tmp_path: Path) -> None:
     """A put that finds no room waits, gets the room that a pop frees, and fails as full at its deadline."""
-    config: dict[str, Any] = {"max_bytes": 64 * MIB, "reserve_fraction": 0.0, "warm_bytes": 0}
+    config: dict[str, Any] = {"max_bytes": 16 * MIB, "reserve_fraction": 0.0, "warm_bytes": 0}
     with PlaneProcess(tmp_path / "d", **config) as plane, RawClient(plane.data_dir) as client:
         client.open().register()
         for number in range(7):  # popped but pinned: the ledger has room, the arena has none
-            client.put([f"k{number}"], row_bytes=16 * MIB)
+            client.put([f"k{number}"], row_bytes=4 * MIB)
             client.locate([f"k{number}"])
             client.expect(Done, Pop("p", [f"k{number}"], Tokens([], [])))
-        assert client.status().counters["arena.used_bytes"] > 100 * MIB
+        assert client.status().counters["arena.used_bytes"] > 25 * MIB
         began = time.monotonic()
-        refused(client.grant(["late"], row_bytes=32 * MIB, deadline_s=0.5), "DataPlaneFull")
+        refused(client.grant(["late"], row_bytes=8 * MIB, deadline_s=0.5), "DataPlaneFull")
         assert time.monotonic() - began >= 0.5
         with RawClient(plane.data_dir, 2) as other:
             other.open()
             answers: list[object] = []
-            waiter = threading.Thread(target=lambda: answers.append(other.grant(["b"], row_bytes=32 * MIB)))
+            waiter = threading.Thread(target=lambda: answers.append(other.grant(["b"], row_bytes=8 * MIB)))
             waiter.start()
             eventually("it waits", lambda: client.status().counters["grants.waiting_for_room"] == 1)
             client.heartbeat([], [], pin_high=2**62)
@@ -161,23 +161,23 @@ def test_a_full_arena_makes_grants_wait_in_order(tmp_path: Path) -> None:
 
 def test_memory_returns_after_a_clear(tmp_path: Path) -> None:
     """Clearing 99.9 % of the rows, spread over all blocks, frees their memory (trap 12)."""
-    config: dict[str, Any] = {"warm_bytes": 1 * MIB}
+    config: dict[str, Any] = {"warm_bytes": 1 * MIB, "max_bytes": 40 * MIB}
     with PlaneProcess(tmp_path / "d", **config) as plane, RawClient(plane.data_dir) as client:
         client.open().register()
-        keys = [[f"{block}-{row}" for row in range(1000)] for block in range(16)]
+        keys = [[f"{block}-{row}" for row in range(1000)] for block in range(8)]
         for block, names in enumerate(keys):
             client.put(names, row_bytes=4096, fill=block)
         full = plane.resident()
-        assert full > 60 * MIB
+        assert full > 30 * MIB
         doomed = [name for names in keys for name in names[1:]]
         client.expect(Done, Clear("p", doomed))
         eventually("memory returns", lambda: plane.resident() < 4 * MIB)
         kept = [names[0] for names in keys]
-        assert client.read(kept, row_bytes=4096) == list(range(16))
+        assert client.read(kept, row_bytes=4096) == list(range(8))
         plane.kill()
         with PlaneProcess(plane.data_dir, **config), RawClient(plane.data_dir) as back:
             back.resumed_as(client)
-            assert back.read(kept, row_bytes=4096) == list(range(16))
+            assert back.read(kept, row_bytes=4096) == list(range(8))
 
 
 def test_a_block_is_compacted_again_after_a_restart(tmp_path: Path) -> None:
