@@ -53,7 +53,8 @@ def test_ledger_part_measures_sizes_memory_and_restart() -> None:
     result = runner.invoke(app, ["bench", "--quick", "--repeats", "1", "--only", "ledger", "--json"])
     assert result.exit_code == 0, result.stderr
     small, large = json.loads(result.stdout)["ledger"]
-    assert small["of_smallest"] == {"put": 1.0, "claim": 1.0, "pop": 1.0}
+    assert small["of_smallest"] == small["cpu_of_smallest"] == {"put": 1.0, "claim": 1.0, "pop": 1.0}
+    assert all(value > 0 for value in large["plane_cpu_ms"].values())
     assert large["live_rows"] == 10_000
     assert large["restart_s"] > 0
 

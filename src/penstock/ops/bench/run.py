@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,9 +80,18 @@ def run_bench(report: Report, options: BenchOptions) -> None:
     shown = _measure_peers(report, options, value)
     if options.wants(LEDGER):
         shown += _measure_ledger(report, options, value)
+    value["busy"] = busy = _others_at_work()
+    if busy:
+        report.progress(f"{busy}: these figures say little")
     if options.output is not None:
         options.output.write_text(json.dumps(value, indent=1) + "\n")
     report.answer(value, *shown)
+
+
+def _others_at_work() -> str:
+    """Say so if more wants to run than the machine has cores for: the benchmark itself keeps about one busy."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return f"the machine is busy (load {load:.1f} on {cores} cores)" if load > cores + 1 else ""
 
 
 # -- peers ------------------------------------------------------------------------------------------------------------
@@ -228,14 +238,15 @@ def _measure_ledger(report: Report, options: BenchOptions, value: dict[str, Any]
 
     found = measure_ledger(report, options.sizes, options.laps * 3)
     value["ledger"] = [asdict(f) for f in found]
-    rows = [
-        (
-            f"{f.live_rows:,}",
-            *(f"{f.median_ms[name]:.2f} ({f.of_smallest[name]:.2f}x)" for name in ("put", "claim", "pop")),
-            f"{f.bytes_per_row:.0f}",
-            f"{f.restart_s:.2f}",
-        )
+    title = "512 rows at the client's call, by rows alive; (x) over the fewest"
+    columns = ("live rows>", "put ms>", "claim ms>", "pop ms>", "bytes/row>", "restart s>")
+    seen = [
+        (f"{f.live_rows:,}", *_by_operation(f.median_ms, f.of_smallest), f"{f.bytes_per_row:.0f}", f"{f.restart_s:.2f}")
         for f in found
     ]
-    columns = ("live rows>", "put ms>", "claim ms>", "pop ms>", "bytes/row>", "restart s>")
-    return [table("512 rows at the client's call, by rows alive (ratio to the fewest)", columns, rows)]
+    spent = [(f"{f.live_rows:,}", *_by_operation(f.plane_cpu_ms, f.cpu_of_smallest)) for f in found]
+    return [table(title, columns, seen), table("the same, processor time of the plane", columns[:4], spent)]
+
+
+def _by_operation(values: dict[str, float], ratios: dict[str, float]) -> Iterator[str]:
+    return (f"{values[name]:.2f} ({ratios[name]:.2f})" for name in ("put", "claim", "pop"))

@@ -11,8 +11,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,6 @@ from statistics import median
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneUnavailable
 from penstock.ops.bench.batch import ROWS
-from penstock.ops.bench.peer import Laps
 from penstock.ops.connecting import await_end
 from penstock.ops.report import Report
 from penstock.plane.local import LocalDataPlaneClient
@@ -41,6 +40,8 @@ class LedgerFigures:
         live_rows: rows alive while it was measured.
         median_ms: by operation, for 512 rows at the client's call.
         of_smallest: the same over the smallest size's.
+        plane_cpu_ms: processor time of the plane's loop for it, which a busy machine disturbs less.
+        cpu_of_smallest: the same over the smallest size's.
         bytes_per_row: private memory of the plane's process per live row, tags not counted (there are none).
         restart_s: from kill -9 of the plane to the first answer of its next life, at the client's call.
     """
@@ -48,6 +49,8 @@ class LedgerFigures:
     live_rows: int
     median_ms: dict[str, float]
     of_smallest: dict[str, float]
+    plane_cpu_ms: dict[str, float]
+    cpu_of_smallest: dict[str, float]
     bytes_per_row: float
     restart_s: float
 
@@ -60,6 +63,7 @@ class _Plane:
     restart_s: float = 0.0
     turns: int = 0
     laps: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
 
 
 def measure_ledger(report: Report, sizes: Sequence[int], repeats: int) -> list[LedgerFigures]:
@@ -110,28 +114,40 @@ def _private_bytes(pid: int) -> int:
 def _turn_all(planes: Sequence[_Plane], *, warmup: int, repeats: int) -> None:
     for turn in range(warmup + repeats):
         for plane in planes:
-            seconds = _turn(plane)
-            if turn >= warmup:
-                for operation, elapsed in seconds.items():
-                    plane.laps.setdefault(operation, []).append(elapsed)
+            _turn(plane)
+            if turn < warmup:
+                plane.laps.clear()
+                plane.cpu.clear()
 
 
-def _turn(plane: _Plane) -> dict[str, float]:
+def _turn(plane: _Plane) -> None:
     import torch
 
-    client, laps = plane.client, Laps()
+    client, pid = plane.client, plane.client.status().pid
     plane.turns += 1
     keys = [f"turn{plane.turns}-{i // 8}_g{i % 8}" for i in range(ROWS)]
     values = torch.zeros(ROWS)
-    with laps.lap("put"):
+    with _measured(plane, "put", pid):
         client.put_samples(keys, _PARTITION, {_FIELD: values})
-    with laps.lap("claim"):
+    with _measured(plane, "claim", pid):
         meta = client.claim_meta(_PARTITION, _TASK, [_FIELD], ROWS, blocking=False)
-    with laps.lap("pop"):
+    with _measured(plane, "pop", pid):
         client.pop(meta.sample_ids, _PARTITION)
     if meta.size != ROWS:
         raise DataPlaneUnavailable(f"claimed {meta.size} rows of {ROWS} with {plane.size} alive")
-    return laps.seconds
+
+
+@contextmanager
+def _measured(plane: _Plane, operation: str, pid: int) -> Iterator[None]:
+    spent, begun = _processor_s(pid), time.perf_counter()
+    yield
+    plane.laps.setdefault(operation, []).append(time.perf_counter() - begun)
+    plane.cpu.setdefault(operation, []).append(_processor_s(pid) - spent)
+
+
+def _processor_s(pid: int) -> float:
+    """Return the processor time of a process' main thread so far, which is where a plane decides."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def _restart(plane: _Plane) -> None:
@@ -147,12 +163,20 @@ def _restart(plane: _Plane) -> None:
 
 
 def _figures(plane: _Plane, smallest: _Plane) -> LedgerFigures:
-    medians = {operation: 1e3 * median(laps) for operation, laps in plane.laps.items()}
-    base = {operation: 1e3 * median(laps) for operation, laps in smallest.laps.items()}
     return LedgerFigures(
         plane.size,
-        medians,
-        {operation: value / base[operation] for operation, value in medians.items()},
+        _medians(plane.laps),
+        _ratios(plane.laps, smallest.laps),
+        _medians(plane.cpu),
+        _ratios(plane.cpu, smallest.cpu),
         plane.bytes_per_row,
         plane.restart_s,
     )
+
+
+def _medians(laps: dict[str, list[float]]) -> dict[str, float]:
+    return {operation: 1e3 * median(seconds) for operation, seconds in laps.items()}
+
+
+def _ratios(laps: dict[str, list[float]], base: dict[str, list[float]]) -> dict[str, float]:
+    return {operation: median(seconds) / median(base[operation]) for operation, seconds in laps.items()}
