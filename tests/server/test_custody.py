@@ -47,6 +47,21 @@ def test_a_grant_nobody_waits_for_is_not_placed(tmp_path: Path) -> None:
     inside(tmp_path, scenario)
 
 
+def test_a_waiting_grant_goes_with_its_connection(tmp_path: Path) -> None:
+    """It holds up nobody behind it, and the ledger's room is free again."""
+
+    async def scenario(world: Inside) -> None:
+        world.client.ask(grant_of(["a"], row_bytes=2 * CAPACITY))
+        world.plane.settle()
+        assert len(world.plane.custody.allotment) == 1
+        world.reception.disconnected(world.client)
+        world.plane.settle()
+        assert len(world.plane.custody.allotment) == 0
+        assert world.plane.custody._writers == {}
+
+    inside(tmp_path, scenario)
+
+
 def test_a_grant_of_an_ended_session_is_not_placed(tmp_path: Path) -> None:
     """There is nobody to hold it."""
 

@@ -72,6 +72,13 @@ class Allotment:
         """Forget ``grant``; whether it was waiting."""
         return self._waiting.pop(grant, None) is not None
 
+    def forsake(self, calls: set[int]) -> list[int]:
+        """Nobody waits for the answers to these calls any more: forget their grants, and return them."""
+        forsaken = [r.grant for r in self._waiting.values() if r.call_id in calls]
+        for grant in forsaken:
+            del self._waiting[grant]
+        return forsaken
+
     @property
     def waiting_bytes(self) -> int:
         return sum(r.nbytes for r in self._waiting.values())

@@ -42,7 +42,7 @@ class Custody:
 
     def allot(self, effect: Allot, holder: Holder | None, now: float) -> None:
         """Find a slot for a grant, or let it wait for one. ``holder`` None: its session has ended."""
-        if holder is None:
+        if holder is None or not self._waits(effect.call_id):
             self._tell(NotAllotted(effect.grant))
             return
         self._writers[effect.grant] = holder
@@ -96,6 +96,12 @@ class Custody:
         self.unpin(holder, holder.unlisted_pins(heard.pin_high, heard.pins))
         for grant in holder.unlisted_grants(heard.grant_high, heard.grants):
             self._give_back(grant)
+
+    def forsake(self, calls: set[int]) -> None:
+        """The connection of these calls is gone: no slot is wanted for the grants among them."""
+        for grant in self.allotment.forsake(calls):
+            self._writers.pop(grant, None)
+            self._tell(NotAllotted(grant))
 
     def leaves(self, holder: Holder) -> None:
         """The client says that it has finished with everything."""

@@ -91,6 +91,7 @@ class Reception:
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._plane.custody.forsake(connection.open_calls)
         session_id = self._plane.sessions.unbind(connection)
         if session_id:
             self._plane.tell(Disconnected(session_id))
