@@ -34,7 +34,11 @@ def names(values: object, what: str, *, unique: bool = False, may_be_empty: bool
     """Return ``values``, a list of names, as a plain list; ``what`` says in errors what they are."""
     if values is None or isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise BadArgument(f"{what} must be a list of strings, got {_shown(values)}")
-    plain = [str.__str__(v) if isinstance(v, str) else v for v in values]  # str() of an Enum is not its value
+    plain = list(values)
+    if set(map(type, plain)) != {str}:
+        plain = [str.__str__(v) if isinstance(v, str) else v for v in plain]  # str() of an Enum is not its value
+    elif all(plain) and max(map(len, plain)) <= MAX_NAME_CHARS and "".join(plain).isascii():
+        return _distinct(plain, what) if unique else plain  # as nearly all are; the rest says what is wrong
     bad = [v for v in plain if not isinstance(v, str) or not v or len(v) > MAX_NAME_CHARS]
     if bad:
         raise BadArgument(
@@ -44,7 +48,11 @@ def names(values: object, what: str, *, unique: bool = False, may_be_empty: bool
         raise BadArgument(f"{what}: at least one is needed")
     if not _utf8("".join(plain)):
         raise BadArgument(f"{what} must be valid unicode, got {next(v for v in plain if not _utf8(v))!r}")
-    if unique and len(set(plain)) != len(plain):
+    return _distinct(plain, what) if unique else plain
+
+
+def _distinct(plain: list[str], what: str) -> list[str]:
+    if len(set(plain)) != len(plain):
         raise BadArgument(f"{what} must be distinct; repeated: {abbreviate(_repeated(plain))}")
     return plain
 

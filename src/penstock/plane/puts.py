@@ -6,11 +6,10 @@ process may write under it; a plane that restarted between grant and commit cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneUnavailable, DataPlaneWriteError
 from penstock.payload.columns import Batch
 from penstock.plane import events as ev
+from penstock.plane.again import settled
 from penstock.plane.arenas import ArenaGone, Arenas
 from penstock.plane.link import Link
 from penstock.requests import Commit, Grant, GrantAgain, Granted, Record
@@ -40,18 +39,18 @@ class Puts:
         """
         last: list[DataPlaneError] = []
 
-        def attempt(_: Sequence[str], _endpoint: str, until: Deadline) -> list[Answer[None]]:
+        def attempt(until: Deadline) -> Answer[None]:
             try:
                 done = self._once(wanted, batch, until)
             except ArenaGone as gone:
                 last[:] = [gone]
-                return [Answer(Kind.RETRYABLE, code="ArenaGone")]
+                return Answer(Kind.RETRYABLE, code="ArenaGone")
             except CorruptPayload as torn:
                 last[:] = [torn]
-                return [Answer(Kind.CORRUPT, code="CorruptPayload")]
-            return [Answer(Kind.OK) if done else Answer(Kind.RETRYABLE, code="GrantAgain")]
+                return Answer(Kind.CORRUPT, code="CorruptPayload")
+            return Answer(Kind.OK) if done else Answer(Kind.RETRYABLE, code="GrantAgain")
 
-        end = self._retrier.run("put", [wanted.partition], attempt, deadline=deadline).settled[wanted.partition]
+        end = settled(self._retrier, "put", wanted.partition, attempt, deadline)
         if end.reason is None:
             return
         cls = DataPlaneWriteError if end.reason is Reason.CORRUPT else DataPlaneUnavailable

@@ -25,6 +25,7 @@ from penstock.errors import (
 )
 from penstock.payload import decode
 from penstock.payload.mapping import BlockReader
+from penstock.plane.again import settled
 from penstock.plane.arenas import ArenaGone, Arenas
 from penstock.plane.link import Link
 from penstock.requests import Damaged, Done, Locate, Located, RowIssue, Status, StatusReport
@@ -96,18 +97,18 @@ class Reads:
     def _with_retries(self, partition: str, keys: list[str], fields: list[str], deadline: Deadline) -> TensorDict:
         last: list[DataPlaneError] = []
 
-        def attempt(_: Sequence[str], _endpoint: str, until: Deadline) -> list[Answer[TensorDict]]:
+        def attempt(until: Deadline) -> Answer[TensorDict]:
             try:
-                return [Answer(Kind.OK, self._once(partition, keys, fields, until))]
+                return Answer(Kind.OK, self._once(partition, keys, fields, until))
             except _Damage as damage:
                 last[:] = [damage]
                 self._report(damage, until)
-                return [Answer(Kind.CORRUPT, code="CorruptPayload")]
+                return Answer(Kind.CORRUPT, code="CorruptPayload")
             except (StaleSlotError, ArenaGone) as stale:
                 last[:] = [stale]
-                return [Answer(Kind.RETRYABLE, code=type(stale).__name__)]
+                return Answer(Kind.RETRYABLE, code=type(stale).__name__)
 
-        end = self._retrier.run("read", [partition], attempt, deadline=deadline).settled[partition]
+        end = settled(self._retrier, "read", partition, attempt, deadline)
         if end.reason is None:
             assert end.value is not None
             return end.value
@@ -123,7 +124,8 @@ class Reads:
                 elapsed_s=deadline.elapsed(),
             )
             return _Unreadable(error, last.keys)
-        error = DataPlaneTimeout(
+        cls = DataPlaneTimeout if deadline.expired() else DataPlaneReadError
+        error = cls(
             f"the blocks of partition {partition!r} moved during each of {attempts} reads: {last}",
             partition=partition,
             attempts=attempts,
