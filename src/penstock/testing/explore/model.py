@@ -48,12 +48,21 @@ class Hold:
 
 @dataclass(slots=True)
 class ModelRow:
-    """``reason``: why it is gone; "" = it is there. ``ending``: the final task's token at its end."""
+    """``reason``: why it is gone; "" = it is there. ``ending``: the final task's token at its end.
+
+    ``void``: it was there, or gone, before a clear of the whole partition: a later put makes a new row.
+    """
 
     holds: dict[str, Hold]
     contents: set[int] = field(default_factory=set)
     reason: str = ""
     ending: str = ""
+    void: bool = False
+
+    @property
+    def bars(self) -> bool:
+        """Whether it is gone for good: a put does not make a new row of its key."""
+        return self.reason not in ("", "cleared") and not self.void
 
 
 class Model:
@@ -72,7 +81,7 @@ class Model:
 
         ``cleared``: the rows that were cleared between the put's grant and its commit; it is not for what came after.
         """
-        gone = [k for k in keys if k in self.rows and self.rows[k].reason not in ("", "cleared")]
+        gone = [k for k in keys if k in self.rows and self.rows[k].bars]
         if any(key in cleared for key in keys) or any(content not in self.rows[k].contents for k in gone):
             return "row_removed"
         for key in keys:
@@ -179,6 +188,13 @@ class Model:
         for key in keys:
             if key in self.rows and not self.rows[key].reason:
                 self._remove(key, "cleared")
+        return "done"
+
+    def clear_all(self) -> Outcome:
+        """Remove everything, and forget what is gone."""
+        self.clear(list(self.rows))
+        for row in self.rows.values():
+            row.void = True
         return "done"
 
     # -- what happens -------------------------------------------------------------------------------------------------

@@ -86,8 +86,7 @@ class Rig:
         self._clients = {name: Client(name, number) for number, name in enumerate("AB", 1)}
         for client in self._clients.values():
             self._shell.open(client)
-        register = RegisterPartition(_PARTITION, ["f"], shape.rows, list(shape.tasks))
-        self._shell.ask(self._clients["A"], register)
+        self._register()
 
     @property
     def ledger(self) -> Ledger:
@@ -100,7 +99,7 @@ class Rig:
         actions: list[Action] = [("put", 0), ("put", 1), ("pop", "A", "", ("k0",)), ("expire",), ("crash",)]
         actions += [("evict", ("k0",)), ("intrude",)]
         if self.shape.slow_puts:
-            actions += [("clear", ("k0",)), ("commit",) if self._pending else ("grant", 1)]
+            actions += [("clear", ("k0",)), ("clear_all",), ("commit",) if self._pending else ("grant", 1)]
         first = self._clients["A"]  # B does the same things; that A's alone come twice halves the exponent
         if first.sent:
             actions += [("settle", "A"), ("again", "A")]
@@ -152,7 +151,7 @@ class Rig:
             return -1 if token is None else names.setdefault(token, len(names))
 
         rows = tuple(
-            (key, row.reason, name(row.ending), tuple(sorted(row.contents)), *(
+            (key, row.reason, row.void, name(row.ending), tuple(sorted(row.contents)), *(
                 (name(h.token), name(h.last), h.released, name(h.ended), h.owner, h.timed, h.deliveries)
                 for h in row.holds.values()
             ))
@@ -221,6 +220,18 @@ class Rig:
         self._expect(self.model.clear(keys), reply)
         if self._pending is not None:
             self._pending.cleared.update(keys)
+
+    def _do_clear_all(self) -> None:
+        """Clear everything with the registration, and register again."""
+        reply = self._request(self._clients["B"], Clear(_PARTITION, None))
+        self._expect(self.model.clear_all(), reply)
+        self._register()
+        if self._pending is not None:
+            self._pending.cleared.update(self.keys)
+
+    def _register(self) -> None:
+        register = RegisterPartition(_PARTITION, ["f"], self.shape.rows, list(self.shape.tasks))
+        self._shell.ask(self._clients["B"], register)
 
     def _grant(self, client: Client) -> int:
         count = len(self.keys)
