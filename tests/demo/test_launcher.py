@@ -100,7 +100,7 @@ def test_a_short_run_accounts_for_every_row(tmp_path: Path) -> None:
     assert list(SHM_DIR.glob(f"penstock-{plane_id(RunFiles(out).plane)}-*")) == []
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.3, pytest.param(1.5, marks=pytest.mark.slow), 3.0, 9.0])
+@pytest.mark.parametrize("after_s", [3.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.0, 0.3, 1.5, 9.0))])
 def test_an_interrupt_at_any_moment_leaves_nothing(tmp_path: Path, after_s: float) -> None:
     """Ctrl-C while it starts or while it works: no process, no shared memory, no file."""
     with launched(tmp_path, '{"chaos":true}') as launch:

@@ -29,8 +29,8 @@ def scorer_with(hall: Hall, fate: Callable[[str], None]) -> Scorer:
     return Scorer(hall.files, Doomed(hall.plane.peer(), fate))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("moment", ["get_data", "put_samples", "ack"])
-def test_a_group_that_is_evicted_meanwhile_costs_itself_only(tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "scored"), [("get_data", 1), ("put_samples", 1), ("ack", 2)])
+def test_a_group_that_is_evicted_meanwhile_costs_itself_only(tmp_path: Path, moment: str, scored: int) -> None:
     """Before the read, before the put, before the ack: the other group is scored and consumed."""
     hall = hall_with_two_groups(tmp_path)
     evicted: list[str] = []
@@ -40,7 +40,7 @@ def test_a_group_that_is_evicted_meanwhile_costs_itself_only(tmp_path: Path, mom
             evicted.extend(group_keys(LOST, SMALL.group_size))
             hall.plane.evict(evicted, PARTITION)
 
-    assert scorer_with(hall, evict).score_next(wait_s=0.0) == SMALL.group_size
+    assert scorer_with(hall, evict).score_next(wait_s=0.0) == scored * SMALL.group_size
     assert evicted
     (group,) = hall.plane.list_metadata(PARTITION)
     assert (group.group_id, group.tags["prev_version"]) == (group_of(KEPT), 0)

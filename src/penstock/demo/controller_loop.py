@@ -52,18 +52,16 @@ class Controller:
     def turn(self) -> None:
         """Hear the news, then bring the plane and the roles to where the news say they should be."""
         self._listen()
-        began_at = time.monotonic()
         self._settle()
         groups = self._weed(self.client.list_metadata(PARTITION))
+        self.now.answered_at = time.monotonic()
         self._order_step([g for g in groups if g.committed and g.is_complete and "prev_version" in g.tags])
         self._dispatch()
-        self.now.turned_at = began_at
 
     def finish(self, last: m.StepRecord | None, sleep: Callable[[float], object] | None = None) -> None:
         """The roles have ended: settle the step that was out (``last`` is durable), evict what nobody trained."""
         self._step_ended(last)
-        patiently(self._settle, self.spec.plane_patience_s, sleep)
-        patiently(self._evict_all, self.spec.plane_patience_s, sleep)
+        patiently(self._close_books, self.spec.plane_patience_s, sleep)
 
     def _listen(self) -> None:
         with suppress(queue.Empty):
@@ -126,14 +124,14 @@ class Controller:
             return
         oldest = sorted(groups, key=lambda group: (group.weight_version or 0, group.created_at or 0.0))[:wanted]
         keys = [key for group in oldest for key in group.keys]
-        try:
-            meta = self.client.claim_meta(PARTITION, TRAIN_TASK, TRAIN_FIELDS, len(keys), blocking=False, keys=keys)
-        except (RowRemoved, UnknownName):
-            return  # gone since the listing; the next one tells
-        if meta.size:
-            self.prompts.begin_training(oldest)
-            self.ordered = m.Train(self.now.version + 1, meta)
-            self.send(self.trainer, self.ordered)
+        with suppress(RowRemoved, UnknownName):  # gone since the listing; the next one tells
+            meta = self.client.claim_meta(
+                PARTITION, TRAIN_TASK, TRAIN_FIELDS, 1, blocking=False, timeout_s=None, keys=keys
+            )
+            if meta.size:
+                self.prompts.begin_training(oldest)
+                self.ordered = m.Train(self.now.version + 1, meta)
+                self.send(self.trainer, self.ordered)
 
     def _dispatch(self) -> None:
         limit = self.spec.prompts_per_order if self.now.version >= 0 else 0
@@ -146,5 +144,6 @@ class Controller:
         self.log.write([Evicted("after", key, reason) for key in keys])
         self.now.notes[f"rows {reason}"] += len(keys)
 
-    def _evict_all(self) -> None:
+    def _close_books(self) -> None:
+        self._settle()
         self._evict([key for group in self.client.list_metadata(PARTITION) for key in group.keys], "run over")

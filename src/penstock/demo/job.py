@@ -164,7 +164,7 @@ class Job:
         if len(self.rewards) > self.last_step[0]:
             self.last_step = (len(self.rewards), time.monotonic())
         plane = self.processes.life(PLANE)
-        if plane is not None and self.controller is not None and self.controller.now.turned_at > plane.started_at:
+        if plane is not None and self.controller is not None and self.controller.now.answered_at > plane.started_at:
             self.faults.progress("plane", None, plane.started_at, time.monotonic())
 
     def _trouble(self) -> str:

@@ -55,6 +55,7 @@ def run(options: DemoOptions) -> DemoResult:
             result = msgspec.structs.replace(result, why=f"{result.why}; logs: {directory.keep()}")
         if options.out is not None:
             (options.out / "result.json").write_bytes(msgspec.json.encode(result))
+            (options.out / "verdict.json").write_bytes(msgspec.json.encode(outcome.report))
     shown = curve if result.steps else None
     print_end(progress if options.json else Console(), result, outcome.audit, outcome.report, shown)
     return result

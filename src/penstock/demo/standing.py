@@ -18,7 +18,7 @@ class Standing:
         rows_trained: rows popped.
         depth: groups in the plane, at the last look.
         notes: what went otherwise than straight to training, and how often.
-        turned_at: when the last turn began that went through, monotonic seconds.
+        answered_at: when the plane last listed its groups, monotonic seconds.
     """
 
     version: int = -1
@@ -26,4 +26,4 @@ class Standing:
     rows_trained: int = 0
     depth: int = 0
     notes: Counter[str] = field(default_factory=Counter)
-    turned_at: float = 0.0
+    answered_at: float = 0.0
