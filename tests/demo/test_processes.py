@@ -109,8 +109,8 @@ def test_a_spare_becomes_the_first_that_is_needed(tmp_path: Path, stages: list[S
     """It is told whom to be, speaks under that name, and its place is free; a plane never comes from it."""
     stages.append(stage := Stage(tmp_path, SPARE_SCRIPT))
     spare = stage.processes.start(SPARE)
-    plane = stage.processes.start("plane-0")
-    assert plane.process.pid != spare.process.pid
+    assert stage.processes.start("plane-0").process.pid != spare.process.pid
+    stage.processes.end(["plane-0"], grace_s=30)
     life = stage.processes.start("worker-0")
     assert life.process.pid == spare.process.pid
     assert stage.processes.life(SPARE) is None
