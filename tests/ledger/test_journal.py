@@ -405,6 +405,29 @@ def test_a_real_write_error_ends_the_journal_and_loses_nothing_flushed(tmp_path:
         assert journal.statistics().cut_bytes > 0
 
 
+def test_a_place_that_is_no_directory_is_said_so(tmp_path: Path) -> None:
+    """A path that cannot be a directory, and one that vanished, end in our errors, not in raw ones."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataPlaneWriteError, match="cannot be opened"):
+        Journal.open(tmp_path / "file", 1000)
+    journal = Journal.open(tmp_path / "gone", 1000)
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(JournalCorrupt, match="cannot be listed"):
+        list(journal.entries())
+
+
+def test_a_repair_without_room_leaves_the_journal_as_it_was() -> None:
+    """A full disk during the repair is an error, and the damaged journal can be repaired once there is room."""
+    files = written(ENTRIES, segment_bytes=200)
+    files.contents[segment_name(2)][HEADER_BYTES + 20] ^= 1
+    wanted = recovered(files.copy(), repair=True)
+    files.max_bytes = files.size_bytes + 100
+    with pytest.raises(DataPlaneWriteError, match="no space left"):
+        recovered(files, repair=True)
+    files.max_bytes = None
+    assert recovered(files, repair=True) == wanted
+
+
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that takes seven bytes at a time gets all of them."""
     real, calls = os.write, []

@@ -81,12 +81,16 @@ class Journal:
             files: where segments lie, if not in ``path``.
 
         Raises:
-            JournalCorrupt: the journal cannot be read at all.
+            JournalCorrupt: a segment cannot be read, so that there is nothing to repair from.
+            DataPlaneWriteError: the directory cannot be made or listed, or the repaired journal not be written.
         """
         if segment_bytes <= HEADER_BYTES:
             raise BadArgument(f"segment_bytes must exceed {HEADER_BYTES}, got {segment_bytes!r}")
-        files = files if files is not None else DirectoryFiles(path)
-        return cls(files, segment_bytes, repair_segments(files) if repair else [])
+        try:
+            files = files if files is not None else DirectoryFiles(path)
+            return cls(files, segment_bytes, repair_segments(files) if repair else [])
+        except OSError as error:
+            raise DataPlaneWriteError(f"the journal at {path} cannot be opened: {error.strerror or error}") from error
 
     def entries(self) -> Iterator[Entry]:
         """Yield what was appended, oldest first; afterwards the journal may be written.

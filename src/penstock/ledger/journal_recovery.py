@@ -59,7 +59,11 @@ def _read(files: SegmentFiles, number: int) -> bytes:
 
 
 def _numbers(files: SegmentFiles) -> list[int]:
-    return sorted(n for n in map(segment_number, files.names()) if n is not None)
+    try:
+        names = files.names()
+    except OSError as error:
+        _corrupt(files.where(""), 0, f"cannot be listed ({error.strerror or error})", "mend the disk, then start again")
+    return sorted(n for n in map(segment_number, names) if n is not None)
 
 
 def _base_of(files: SegmentFiles, numbers: list[int]) -> int:
