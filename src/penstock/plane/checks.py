@@ -172,6 +172,9 @@ def tag_value(tag: str, value: Any) -> Tag:
 
 def tag_columns(tags: Sequence[Mapping[str, Tag]]) -> list[TagColumn]:
     """Return plain tags as columns; a tag of one value for all rows becomes one value."""
+    every = list(range(len(tags)))
+    if tags and all(row.keys() == tags[0].keys() for row in tags):  # as nearly all puts are
+        return [_column(name_, [row[name_] for row in tags], every, len(tags)) for name_ in tags[0]]
     where: dict[str, list[int]] = {}
     for row, tag in enumerate(tags):
         for name_ in tag:
@@ -182,7 +185,7 @@ def tag_columns(tags: Sequence[Mapping[str, Tag]]) -> list[TagColumn]:
 def _column(name_: str, values: list[Tag], rows: list[int], n_rows: int) -> TagColumn:
     if len(rows) < n_rows:
         return TagColumn(name_, values, rows)
-    constant = all(_same(values[0], v) for v in values)
+    constant = values[0] == values[-1] and all(_same(values[0], v) for v in values)
     return TagColumn(name_, values[:1] if constant else values)
 
 
