@@ -162,7 +162,7 @@ class Housekeeping:
         log.info("checkpoint: the journal holds %d bytes", plane.journal.size_bytes)
         if plane.write(plane.journal.begin_checkpoint):
             self._checkpoint = iter(plane.ledger.checkpoint(_CHECKPOINT_ROWS))
-            asyncio.get_running_loop().call_soon(self._restate)
+            self._restate()  # at once: what opens the checkpoint must be the first entry of its first segment
 
     def _restate(self) -> None:
         """Write one slice, and come back after everybody else has had a turn."""
