@@ -246,6 +246,14 @@ def test_a_call_that_cannot_be_sent_is_its_callers_mistake(link: Link, plane: Fa
     assert link.statistics().connections == 1
 
 
+def test_a_value_that_no_message_holds_is_its_callers_mistake(link: Link, plane: FakePlane) -> None:
+    """Whatever slips through to the encoder costs its own call, never the thread."""
+    for bad in (Clear("p", [object()]), Clear("p", [2**70]), Clear("p", ["\ud800"])):  # type: ignore[list-item]
+        with pytest.raises(BadArgument):
+            link.ask(bad, Done, within())
+    assert link.ask(CLEAR, Done, within()) == Done()
+
+
 def test_closing_wakes_those_who_wait(link: Link, plane: FakePlane) -> None:
     """Blocked callers return at once: in doubt if their mutation was sent, else told that nothing happened."""
     plane.handler = lambda call: Done() if isinstance(call.body, Goodbye) else Silence()

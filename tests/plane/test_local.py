@@ -152,8 +152,9 @@ def test_a_plane_that_cannot_start_says_why_at_once(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_is_a_bad_argument(tmp_path: Path) -> None:
     """A data directory below a file is the caller's mistake."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadArgument, match="data_dir"):
-        client(tmp_path / "file" / "plane")
+    for bad in (tmp_path / "file" / "plane", tmp_path / "nul\0", 5):
+        with pytest.raises(BadArgument, match="data_dir"):
+            client(bad)  # type: ignore[arg-type]
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -336,6 +337,29 @@ def test_a_closed_client_answers_nothing_else(plane: LocalDataPlaneClient) -> No
     for call in calls:
         with pytest.raises(DataPlaneUnavailable):
             call()
+
+
+def test_arguments_of_a_wrong_type_never_reach_the_plane(plane: LocalDataPlaneClient) -> None:
+    """They are the caller's mistake at once: the plane would drop the connection for them."""
+    calls: list[Callable[[], object]] = [
+        lambda: plane.list_metadata("p", min_weight_version="new"),  # type: ignore[arg-type]
+        lambda: plane.list_metadata("p", max_weight_version=1.5),  # type: ignore[arg-type]
+        lambda: plane.list_metadata("p", after=3),  # type: ignore[arg-type]
+        lambda: plane.list_metadata("p", ready_for=b"train"),  # type: ignore[arg-type]
+        lambda: plane.list_metadata("p", older_than_s="old"),  # type: ignore[arg-type]
+        lambda: plane.register_partition("q", ["x"], 1, ["t"], enums={1: ["a"]}),  # type: ignore[dict-item]
+        lambda: plane.register_partition("q", ["x"], 1, ["t"], group_policy="wait"),  # type: ignore[arg-type]
+        lambda: plane.claim_meta("p", "train", ["x"], 1, lease_s=object()),  # type: ignore[arg-type]
+        lambda: plane.depth("p", timeout_s="soon"),  # type: ignore[arg-type]
+        lambda: plane.why("p", task=1),  # type: ignore[arg-type]
+        lambda: plane.pop(["a"], "p", lease=[1]),  # type: ignore[list-item]
+        lambda: plane.list_metadata("p", min_weight_version=2**80),
+    ]
+    for call in calls:
+        with pytest.raises(BadArgument):
+            call()
+    assert plane.list_metadata("p", min_weight_version=torch.tensor(3), committed=torch.tensor(True)) == []  # type: ignore[arg-type]
+    assert plane.statistics().connections == 1
 
 
 def test_a_client_is_not_pickled(plane: LocalDataPlaneClient) -> None:

@@ -247,11 +247,11 @@ def reap() -> None:
 
 
 def _directory(data_dir: str | os.PathLike[str]) -> Path:
-    path = Path(os.path.abspath(data_dir))
     try:
+        path = Path(os.path.abspath(data_dir))
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as bad:
-        raise BadArgument(f"data_dir {str(path)!r} cannot be used: {bad.strerror or bad}") from bad
+    except (OSError, ValueError, TypeError) as bad:
+        raise BadArgument(f"data_dir {data_dir!r} cannot be used: {bad}") from bad
     return path
 
 

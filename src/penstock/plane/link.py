@@ -283,13 +283,13 @@ class Link:
     def _post(self, transmit: ev.Transmit) -> None:
         try:
             frame = encode_call(transmit.call, self._max_frame_bytes)
-        except WireError as too_large:
-            self._refuse(transmit.errand, too_large)
+        except (WireError, TypeError, ValueError) as bad:  # too large, or a value that no message holds
+            self._refuse(transmit.errand, bad)
             return
         self._outbox.append(_Parcel(frame, transmit.errand))
         self._flush()
 
-    def _refuse(self, errand: int, why: WireError) -> None:
+    def _refuse(self, errand: int, why: Exception) -> None:
         """A call that cannot be sent is its caller's mistake, and nobody else's."""
         waiter = self._waiters.pop(errand, None)
         self.apply(ev.Leave(errand, kept=True))

@@ -113,8 +113,8 @@ class LocalDataPlaneClient(DataPlaneClient):
             checks.count(num_samples, "num_samples"),
             checks.names(consumer_tasks, "consumer_tasks", unique=True, may_be_empty=False),
             None if grpo_group_size is None else checks.count(grpo_group_size, "grpo_group_size", least=1),
-            {name: checks.names(values, f"enums[{name!r}]") for name, values in (enums or {}).items()} or None,
-            group_policy,
+            _enums(enums),
+            _policy(group_policy),
         )
         self._ask(body, Done, deadline)
 
@@ -295,16 +295,19 @@ class LocalDataPlaneClient(DataPlaneClient):
         deadline = self._deadline(timeout_s)
         wanted = None if limit is None else checks.count(limit, "limit", least=1)
         partition = checks.name(partition_id, "partition_id")
+        oldest, newest = _version(min_weight_version), _version(max_weight_version)
         age = None if older_than_s is None else checks.seconds(older_than_s, "older_than_s", 0.0)
+        task = None if ready_for is None else checks.name(ready_for, "ready_for")
+        after = None if after is None else checks.name(after, "after")
         found: list[DataPlaneGroupMeta] = []
         while True:
             body = requests.ListMetadata(
                 partition,
-                committed,
-                min_weight_version,
-                max_weight_version,
+                None if committed is None else bool(committed),
+                oldest,
+                newest,
                 age,
-                ready_for,
+                task,
                 0 if wanted is None else wanted - len(found),
                 after,
             )
@@ -422,6 +425,25 @@ class _Unpins:
 def _identity(config: ClientConfig) -> Identity:
     owner = config.owner or f"{Path(sys.argv[0]).name or 'python'}:{os.getpid()}"
     return Identity(secrets.randbits(63), owner, config.role, socket.gethostname(), os.getpid())
+
+
+def _enums(enums: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
+    given = {} if enums is None else enums
+    if not isinstance(given, Mapping):
+        raise BadArgument(f"enums must be a mapping, got {type(given).__name__}")
+    named = {checks.name(name, "a name of enums"): values for name, values in given.items()}
+    return {name: checks.names(values, f"enums[{name!r}]") for name, values in named.items()} or None
+
+
+def _policy(policy: GroupPolicy | None) -> GroupPolicy | None:
+    if policy is not None and not isinstance(policy, GroupPolicy):
+        raise BadArgument(f"group_policy must be a GroupPolicy, got {type(policy).__name__}")
+    return policy
+
+
+def _version(version: int | None) -> int | None:
+    """Return a bound on weight versions; any integer that fits the wire."""
+    return None if version is None else checks.count(version, "a weight version", least=-(2**63))
 
 
 def _held(meta: KVBatchMeta, what: str) -> tuple[str, str, list[str], Tokens]:
