@@ -135,6 +135,17 @@ def test_a_stopped_plane_does_not_bury_the_living(tmp_path: Path) -> None:
         assert "was stopped" in plane.log()  # the fault fired
 
 
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """A plane that cannot listen says so, and its shared memory is gone."""
+    data = tmp_path / "d"
+    (data / "plane.sock").mkdir(parents=True)
+    with PlaneProcess(data) as plane:
+        assert plane.word.startswith("error:")
+        assert "plane.sock" in plane.word
+        assert plane.wait() == 1
+        assert plane.segments() == []
+
+
 def test_shutdown_is_a_clean_end(tmp_path: Path) -> None:
     """An operator's Shutdown is answered, then the plane ends cleanly, and says who asked."""
     with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir) as client:

@@ -154,7 +154,12 @@ async def _live(options: Options, starter: _Starter) -> int:
     """From recovery to the end."""
     recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
     freeze_collector()
-    plane = _plane(options, recovered)
+    try:
+        plane = _plane(options, recovered)
+        listener = _listen(options.data_dir)
+    except BaseException:
+        recovered.storage.arena.close(unlink=True)  # nothing was granted in it yet
+        raise
     mover = Mover(plane, options.config.warm_bytes // _SPARSE_SHARE)
     reception = Reception(plane, mover)
     house = Housekeeping(
@@ -165,7 +170,6 @@ async def _live(options: Options, starter: _Starter) -> int:
     )
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: _unexpected(plane, context))
-    listener = _listen(options.data_dir)
     server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
