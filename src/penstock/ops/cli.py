@@ -34,7 +34,7 @@ DataDir = Annotated[
     typer.Option("--data-dir", envvar="PENSTOCK_DATA_DIR", help="Directory of the plane.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.0, metavar="SECONDS", help="Give up after this long.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up after this long.")]
 Partition = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Only this partition.")]
 
 
