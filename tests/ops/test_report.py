@@ -56,3 +56,18 @@ def test_markup_in_a_message_is_text(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(typer.Exit), reporting(as_json=False):
         raise BadArgument("unknown partition '[red]x[/]'")
     assert "[red]x[/]" in capsys.readouterr().err
+
+
+def answer_then_fail() -> None:
+    with reporting(as_json=True) as report:
+        report.answer({"fine": True})
+        raise DataPlaneTimeout("slow goodbye")
+
+
+def test_only_one_object_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure after the answer, while saying goodbye say, is told on stderr only."""
+    with pytest.raises(typer.Exit):
+        answer_then_fail()
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"fine": True}
+    assert "slow goodbye" in said.err

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -42,9 +42,11 @@ class Report:
         self.as_json = as_json
         self._out = Console(soft_wrap=False)
         self._progress = Console(stderr=True, highlight=False)
+        self._answered = False
 
     def answer(self, value: object, *tables: RenderableType) -> None:
-        """Print ``value`` as JSON, or ``tables`` for people."""
+        """Print ``value`` as JSON, or ``tables`` for people; once."""
+        self._answered = True
         if self.as_json:
             sys.stdout.write(json.dumps(plain(value), allow_nan=False) + "\n")
             sys.stdout.flush()
@@ -56,11 +58,11 @@ class Report:
         """Tell on stderr what is going on."""
         self._progress.print(escape(text))
 
-    def failed(self, error: DataPlaneError) -> None:
-        """Say what failed: on stderr, and as the JSON object where one was asked for."""
-        if self.as_json:
-            self.answer({"error": {"type": type(error).__name__, "message": error.message, "keys": error.keys}})
-        self._progress.print(f"[bold red]{type(error).__name__}[/]: {escape(error.message)}")
+    def failed(self, kind: str, message: str, keys: Sequence[str] = ()) -> None:
+        """Say what failed: on stderr, and as the JSON object where one was asked for and none was given."""
+        if self.as_json and not self._answered:
+            self.answer({"error": {"type": kind, "message": message, "keys": list(keys)}})
+        self._progress.print(f"[bold red]{kind}[/]: {escape(message)}")
 
 
 @contextmanager
@@ -70,11 +72,11 @@ def reporting(as_json: bool) -> Iterator[Report]:
     try:
         yield report
     except DataPlaneError as error:
-        report.failed(error)
+        report.failed(type(error).__name__, error.message, error.keys)
         code = ExitCode.USAGE if isinstance(error, DataPlaneBadRequest) else ExitCode.UNAVAILABLE
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
-        report.progress("interrupted")
+        report.failed("Interrupted", "by Ctrl-C or a signal")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 

@@ -105,5 +105,5 @@ def _announce(report: Report, heard: int, data_dir: Path, config: PlaneConfig) -
         lines = f"serving {data_dir} (durability {config.durability}, process {os.getpid()})\n"
         lines += f'clients: penstock.connect("local", data_dir={str(data_dir)!r}); Ctrl-C ends it'
         report.answer(where, escape(lines))
-    elif word and report.as_json:
-        report.answer({"error": {"type": "DataPlaneUnavailable", "message": word.removeprefix("error: "), "keys": []}})
+    elif word and report.as_json:  # for people the plane has said it itself
+        report.failed("DataPlaneUnavailable", word.removeprefix("error: "))
