@@ -16,7 +16,7 @@ from penstock.demo.checkpoint import read_record
 from penstock.demo.messages import Left, Rollout
 from penstock.demo.rows import group_keys
 from penstock.demo.spec import PARTITION, RunSpec, TaskSpec, window_mean
-from penstock.errors import CorruptPayload, DataPlaneTimeout, DataPlaneUnavailable
+from penstock.errors import CorruptPayload, DataPlaneTimeout, DataPlaneUnavailable, LeaseLost
 from tests.demo.hall import Hall, Killed
 
 SMALL = RunSpec(task=TaskSpec(length=3, digits=4), group_size=4, groups_per_step=2, prompts_per_order=2)
@@ -122,9 +122,15 @@ def test_a_plane_that_is_away_now_and_then_changes_nothing(
     assert_accounted_for(hall)
 
 
-def test_rows_that_cannot_be_read_are_evicted_and_their_prompts_go_again(tmp_path: Path) -> None:
-    """One damaged row costs its group; the other rows of the step are given back and trained later."""
-    hall = Hall(tmp_path, SMALL)
+@pytest.mark.parametrize("lease_lost", [False, True])
+def test_rows_that_cannot_be_read_are_evicted_and_their_prompts_go_again(tmp_path: Path, lease_lost: bool) -> None:
+    """One damaged row costs its group; the others are given back and trained later, if only by a lost lease."""
+
+    def lose(call: str) -> None:
+        if lease_lost and call == "release done":
+            raise LeaseLost("the session has ended")
+
+    hall = Hall(tmp_path, SMALL, {"controller": lose})
     victims: list[str] = []
 
     def damage(call: str) -> None:

@@ -19,7 +19,7 @@ from penstock.demo.patience import await_plane, patiently
 from penstock.demo.prompts import Prompts
 from penstock.demo.spec import PARTITION, TRAIN_FIELDS, TRAIN_TASK, RunSpec
 from penstock.demo.standing import Standing
-from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, RowRemoved, UnknownName
+from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, LeaseLost, RowRemoved, UnknownName
 from penstock.plane.contract import DataPlaneClient
 from penstock.records import DataPlaneGroupMeta
 from penstock.testing.checker import EventLog, Evicted
@@ -101,8 +101,9 @@ class Controller:
         else:
             self._evict(self.outcome.keys, "unreadable")
             gone = [i for i, key in enumerate(self.ordered.meta.sample_ids) if key in self.outcome.keys]
-            if rest := self.ordered.meta.drop(gone):
-                self.client.release(rest)
+            with suppress(LeaseLost):  # it has ended by itself, with our session
+                if rest := self.ordered.meta.drop(gone):
+                    self.client.release(rest)
         self.prompts.end_training(trained=isinstance(self.outcome, m.StepRecord))
         self.ordered = self.outcome = None
 

@@ -48,16 +48,16 @@ def write_curve(path: Path, rewards: Sequence[float], faults: Sequence[tuple[int
 def print_end(console: Console, result: DemoResult, audit: AuditReport, report: Report, curve: Path | None) -> None:
     """Print the books, the verdict and the figures."""
     console.print(audit_table(audit))
-    console.print(Text(f"checker: {report.verdict()}", style="green" if report.ok else "bold red"))
     recovery = result.recovery_s
     recovered = f"; recovery p50 {recovery.p50:.2f} s, max {recovery.max:.2f} s" if recovery else ""
-    console.print(
-        Text(
-            f"reward {result.first_reward:.3f} -> {result.final_reward:.3f} in {result.steps} steps, "
-            f"{result.rows_trained} rows, {result.seconds:.1f} s{recovered}"
-        )
-    )
+    lines = [
+        Text(f"checker: {report.verdict()}", style="green" if report.ok else "bold red"),
+        Text(f"reward {result.first_reward:.3f} -> {result.final_reward:.3f} in {result.steps} steps, ")
+        + Text(f"{result.rows_trained} rows, {result.seconds:.1f} s{recovered}"),
+    ]
     if curve is not None:
-        console.print(Text(f"curve: {curve}"))
+        lines.append(Text(f"curve: {curve}"))
     if not result.ok:
-        console.print(Text(f"not what was asked for: {result.why}", style="bold red"))
+        lines.append(Text(f"not what was asked for: {result.why}", style="bold red"))
+    for line in lines:
+        console.print(line, soft_wrap=True)
