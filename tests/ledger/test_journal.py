@@ -508,17 +508,26 @@ def test_an_unfinished_checkpoint_is_just_more_entries() -> None:
     journal = opened(files)
     for entry in ENTRIES[:2]:
         journal.append(entry)
+    opening = Entry([LifeBegan(1, 0.0, 1)], checkpoint=1)
     journal.begin_checkpoint()
-    journal.append(ENTRIES[2])
+    journal.append(opening)
     journal.flush()
-    assert recovered(files) == ENTRIES[:3]
+    assert recovered(files) == [*ENTRIES[:2], opening]
     journal = opened(files)
     with pytest.raises(BadArgument):
         journal.end_checkpoint()
     journal.begin_checkpoint()
-    journal.append(ENTRIES[3])
+    journal.append(opening)
     journal.end_checkpoint()
-    assert recovered(files) == ENTRIES[3:4]
+    assert recovered(files) == [opening]
+
+
+def test_what_opens_a_checkpoint_is_the_first_entry_of_its_segment() -> None:
+    """Facts before it would build on what the older segments said; that is a bug of the caller."""
+    journal = opened(MemoryFiles())
+    journal.begin_checkpoint()
+    with pytest.raises(AssertionError, match="comes first"):
+        journal.append(ENTRIES[0])
 
 
 def test_losing_the_header_that_ended_a_checkpoint_is_refused() -> None:

@@ -20,7 +20,7 @@ MOVES = ("append", "append", "append", "flush", "begin", "end", "restart", "kill
 
 
 def entry(number: int) -> Entry:
-    return Entry([Removed("p", [number], "trained", "x" * (number % 5))], 1, number)
+    return Entry([Removed("p", [number], "trained", "x" * (number % 5))], 1, number, checkpoint=1)
 
 
 def opened(files: MemoryFiles, segment_bytes: int) -> tuple[Journal, list[int]]:

@@ -62,6 +62,7 @@ class Journal:
         self._sizes: dict[int, int] = {}  # live segment -> bytes, oldest first
         self._number = self._base = self._journal_id = self._entries = 0
         self._checkpoint: int | None = None
+        self._opening = False  # a checkpoint was begun and nothing has been written into it
         self._failed = ""
         self._reading = self._ready = False
         self._closed = False
@@ -112,6 +113,8 @@ class Journal:
     def append(self, entry: Entry) -> None:
         """Buffer ``entry``. It is not safe before ``flush`` has returned."""
         self._must_be_writable()
+        assert entry.checkpoint or not self._opening, "a checkpoint's opening comes first: the rest builds on it"
+        self._opening = False
         if not self._number:
             self._start_segment(self._base)
         payload = encode_entry(entry)
@@ -143,6 +146,7 @@ class Journal:
         self.flush()
         self._start_segment(self._base)
         self._checkpoint = self._number
+        self._opening = True
 
     def end_checkpoint(self) -> None:
         """Everything alive has been restated: older segments stop counting, then go."""
