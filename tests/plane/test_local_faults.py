@@ -423,19 +423,18 @@ def test_damage_that_the_plane_does_not_see_is_not_served_either(
     put(plane, "bad")
     fired: list[int] = []
     reader = Arenas.reader
-    bad_block: list[int] = []
+    (bad,) = plane._link.ask(Locate("p", ["bad"], ["x"]), Located, Deadline(10.0)).blocks
+    plane._link.unpin(bad.pin)
 
     def damaged(self: Arenas, place: BlockPlace, arena: ArenaPlace) -> Any:
-        if not bad_block:
-            bad_block.append(place.block_id)
-        if place.block_id in bad_block:
+        if place.block_id == bad.block_id:
             fired.append(place.pin)
             raise CorruptPayload(f"block {place.block_id} looks damaged from here")
         return reader(self, place, arena)
 
     monkeypatch.setattr(Arenas, "reader", damaged)
     with pytest.raises(CorruptPayload) as caught:
-        plane.get_samples(["bad", "good"], "p", ["x"])
+        plane.get_samples(["good", "bad"], "p", ["x"])
     assert caught.value.keys == ["bad"]
     assert len(fired) == 2
     _, meta = dropping(plane, ["bad", "good"])
