@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from multiprocessing.util import get_temp_dir
@@ -63,7 +64,38 @@ PLAYS: dict[str, list[Sentence]] = {
 @pytest.mark.parametrize("play", PLAYS)
 def test_promises_hold(play: str, tmp_path: Path) -> None:
     """Whoever is killed or stopped: lost, duplicated and corrupted are 0, the books balance, nothing is left."""
-    sentences = PLAYS[play]
+    _assert_promises(PLAYS[play], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_promises_hold_at_random(seed: int, tmp_path: Path) -> None:
+    """Faults drawn from a seed, at any point and shortly after it, one upon the other: the promises are the same."""
+    _assert_promises(_drawn(random.Random(seed)), tmp_path)
+
+
+def _drawn(made: random.Random) -> list[Sentence]:
+    sentences = []
+    for _ in range(made.randint(3, 8)):
+        victim = made.choice([*PRODUCERS, *CONSUMERS, "plane", "plane"])
+        role = made.choice([*PRODUCERS, *CONSUMERS])
+        point = made.choice(
+            ["before_put", "after_put"] if role in PRODUCERS else ["after_claim", "before_pop", "after_pop"]
+        )
+        at, nth, later_s = (
+            f"{role}:{point}",
+            made.randint(1, 6),
+            made.choice([0.0, made.uniform(0.0, 0.01), made.random()]),
+        )
+        fault = made.choice(["kill", "kill", "stop", "terminate"])
+        if fault == "stop":
+            sentences.append(stop(victim, at=at, nth=nth, later_s=later_s, for_s=made.choice([0.1, 0.5, 2.5])))
+        else:
+            sentences.append((kill if fault == "kill" else terminate)(victim, at=at, nth=nth, later_s=later_s))
+    return sentences
+
+
+def _assert_promises(sentences: list[Sentence], tmp_path: Path) -> None:
     plane_pid = _run(tmp_path, sentences)
     report, books, residue = _judge(tmp_path)
     assert report.ok, report.verdict()

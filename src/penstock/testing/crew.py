@@ -142,9 +142,11 @@ class Crew:
         due = min([end, *(later.due for later in self._agenda)])
         ready = wait([m.stage for m in acting] + [m.process.sentinel for m in acting], max(0.0, due - time.monotonic()))
         for member in acting:
+            if self._members[member.role] is not member:
+                continue  # its end was noticed, and its successor started, while a fault looked for it
             if member.stage in ready and not self._hear(member):
                 ready.append(member.process.sentinel)
-            if member.process.sentinel in ready:
+            if member.process.sentinel in ready and self._members[member.role] is member:
                 self._ended(member)
 
     def _hear(self, member: _Member) -> bool:
@@ -189,11 +191,10 @@ class Crew:
     # -- faults -----------------------------------------------------------------------------------------------------
 
     def _carry_out(self, sentence: Sentence) -> None:
-        pid = self._pid_of(sentence.victim)
-        if pid is None:
-            raise DataPlaneError(f"nobody to {sentence}")
-        process = os.pidfd_open(pid)
+        pid, process = self._find(sentence)
         try:
+            if sentence.kind == "terminate" and pid in self._stopped:
+                self._continue(pid)  # a stopped process takes no other signal than SIGKILL
             signal.pidfd_send_signal(process, _SIGNALS[sentence.kind])
             happened = _is_stopped(pid) if sentence.kind == "stop" else _is_gone(process)
         finally:
@@ -205,10 +206,29 @@ class Crew:
             self._stopped.add(pid)
             self._agenda.append(_Later(time.monotonic() + sentence.for_s, lambda: self._continue(pid)))
 
+    def _find(self, sentence: Sentence) -> tuple[int, int]:
+        """Return the victim's process, by id and descriptor; one that has just been killed has a successor soon."""
+        end = time.monotonic() + _EFFECT_S
+        while time.monotonic() < end:
+            pid = self._pid_of(sentence.victim)
+            if pid is None:
+                break
+            try:
+                process = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            if not _is_gone(process, 0.0):
+                return pid, process
+            os.close(process)
+        raise DataPlaneError(f"nobody to {sentence}")
+
     def _pid_of(self, victim: str) -> int | None:
         if victim in self._others:
             return self._others[victim]()
         member = self._members.get(victim)
+        if member is not None and not member.done and not member.process.is_alive():
+            self._ended(member)
+            member = self._members[victim]
         return None if member is None or member.done else member.process.pid
 
     def _continue(self, pid: int) -> None:
@@ -271,11 +291,11 @@ class Crew:
         return f"Crew({alive}, {len(self.fired)} fired, {len(self._pending)} pending)"
 
 
-def _is_gone(process: int) -> bool:
+def _is_gone(process: int, within_s: float | None = None) -> bool:
     """Whether the process of a pidfd ends in time."""
     poll = select.poll()
     poll.register(process, select.POLLIN)
-    return bool(poll.poll(1000 * _EFFECT_S))
+    return bool(poll.poll(1000 * (_EFFECT_S if within_s is None else within_s)))
 
 
 def _is_stopped(pid: int) -> bool:
