@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from penstock.ledger import facts as f
 from penstock.ledger.apply_checkpoint import counters_are, replies_are, rows_are, tombstones_are, write_is
 from penstock.ledger.apply_leases import consumed, leased, renewed, returned
@@ -50,14 +52,17 @@ def session_ended(books: Books, fact: f.SessionEnded) -> None:
 def registered(books: Books, fact: f.Registered) -> None:
     request = fact.request
     partition = books.partition(request.partition)
+    resized = partition.request.group_size != request.group_size
     partition.registered = True
-    partition.request = request
     partition.fields = list(dict.fromkeys([*partition.fields, *request.fields]))
+    declared = list(dict.fromkeys([*partition.request.fields, *request.fields]))
+    partition.request = msgspec.structs.replace(request, fields=declared)
     for name in request.tasks:
         if name not in partition.tasks:
             partition.tasks[name] = Task(name, len(partition.tasks))
-    for group in partition.groups.values():  # a changed group size changes what is complete
-        refresh_group(partition, group)
+    if resized and not books.replaying:  # another group size: other groups are complete
+        for group in partition.groups.values():
+            refresh_group(partition, group)
     books.touch(partition.name)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from penstock.ledger import facts as f
 from penstock.ledger.books import Books
-from penstock.ledger.readiness import refresh_group, refresh_row
-from penstock.ledger.state import GROUP_TAGS, Group, Partition, Row, Tombstone, Write
+from penstock.ledger.state import GROUP_TAGS, Partition, Row, Tombstone, Write
 
 
 def write_is(books: Books, fact: f.WriteIs) -> None:
@@ -21,18 +20,16 @@ def write_is(books: Books, fact: f.WriteIs) -> None:
 
 def rows_are(books: Books, fact: f.RowsAre) -> None:
     partition = books.partition(fact.partition)
-    rows = [row for row in (_row_is(books, partition, state) for state in fact.rows) if row is not None]
-    groups: dict[int, Group] = {}
-    for row in rows:
+    for state in fact.rows:
+        row = _row_is(books, partition, state)
+        if row is None:
+            continue
         if row_is_tagged(row):
             books.join(partition, row)
         if row.group is not None:
-            row.group.putters.update(write.session_id for write, _ in row.pairs() if write.names & GROUP_TAGS)
-            groups[row.group.id] = row.group
-        refresh_row(partition, row)
-    for group in groups.values():
-        refresh_group(partition, group)
-        books.note_unfinished(partition, group)
+            for write, _ in row.pairs():
+                if write.names & GROUP_TAGS:
+                    row.group.add_putter(write.session_id)
 
 
 def _row_is(books: Books, partition: Partition, state: f.RowIs) -> Row | None:

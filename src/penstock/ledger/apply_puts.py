@@ -25,7 +25,8 @@ def put(books: Books, fact: f.Put) -> None:
     _account_new(partition, write, len(made) + len(known))
     if write.live == 0:
         books.drop_write(write)
-    _enqueue(partition, write, made, known)
+    if not books.replaying:
+        _enqueue(partition, write, made, known)
     _regroup(books, partition, write, made + known, fact)
 
 
@@ -109,9 +110,9 @@ def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], 
             books.join(partition, row)
         if row.group is not None:
             if producing:
-                row.group.putters.add(fact.session_id)
+                row.group.add_putter(fact.session_id)
             touched[row.group.gid] = row.group
-    for group in touched.values():
+    for group in touched.values() if not books.replaying else ():
         if grouped:
             refresh_group(partition, group)
         else:

@@ -77,7 +77,8 @@ def partial_allowed(books: Books, fact: f.PartialAllowed) -> None:
     group = partition.groups.get(fact.group)
     if group is not None:
         group.partial = True
-        refresh_group(partition, group)
+        if not books.replaying:
+            refresh_group(partition, group)
         books.touch(partition.name)
 
 

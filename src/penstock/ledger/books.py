@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from penstock.config import PlaneConfig
 from penstock.ledger import facts as f
-from penstock.ledger.readiness import refresh_group, refresh_row, requeue_group
+from penstock.ledger.readiness import rebuild, refresh_group, refresh_row, requeue_group
 from penstock.ledger.state import Group, Lease, Partition, Row, Session, State, Tombstone, Write
 
 
@@ -24,7 +24,7 @@ class Books:
         self.state = State()
         self.clock = 0.0
         self.wall = 0.0
-        self.replaying = False
+        self.replaying = False  # what follows from rows is derived once at its end
         self.freed: list[int] = []
         self.touched: dict[str, None] = {}  # in order
         self.timers: list[tuple[float, int, str, tuple[str, ...]]] = []  # (when, order, kind, of what)
@@ -114,12 +114,13 @@ class Books:
 
     def after_leaving(self, partition: Partition, group: Group) -> None:
         """The group has lost rows. What is left of it is not whole any more; with no producer left it is given up."""
-        refresh_group(partition, group)
-        self.note_unfinished(partition, group)
+        if not self.replaying or not group.rows:
+            refresh_group(partition, group)
+            self.note_unfinished(partition, group)
         if not group.rows:
             del partition.groups[group.gid]
             del partition.groups_by_id[group.id]
-        elif not group.done and self.state.sessions.keys().isdisjoint(group.putters):
+        elif not self.replaying and not group.done and self.state.sessions.keys().isdisjoint(group.putters):
             self.start_timer(self.config.abandon_grace_s, "abandon", partition.name, group.gid)
 
     def note_unfinished(self, partition: Partition, group: Group) -> None:
@@ -136,7 +137,7 @@ class Books:
     def requeue(self, partition: Partition, rows: list[Row]) -> None:
         """The rows' holds have changed."""
         self.touch(partition.name)
-        if not partition.queues:
+        if self.replaying or not partition.queues:
             return
         groups: dict[int, Group] = {}
         for row in rows:
@@ -145,6 +146,13 @@ class Books:
                 groups[row.group.id] = row.group
         for group in groups.values():
             requeue_group(partition, group)
+
+    def derive(self) -> None:
+        """Replay only restates rows: bring up to date, in one pass, everything that follows from them."""
+        for partition in self.state.partitions.values():
+            rebuild(partition)
+            for group in partition.groups.values():
+                self.note_unfinished(partition, group)
 
     def hold(self, lease: Lease, lease_s: float | None) -> None:
         """Register the lease and start its expiry."""

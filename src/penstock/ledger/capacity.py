@@ -21,7 +21,7 @@ def charge_of(state: State, partition: Partition, grant: Grant) -> Charge:
     rows = partition.rows
     mean = partition.mean_row_bytes
     known = [size for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key in rows]
-    columns = {c.name: TagValues(c, len(grant.keys)) for c in grant.tags if c.name in _GROUPING}
+    columns = {c.name: TagValues(c) for c in grant.tags if c.name in _GROUPING}
     if not columns:  # rows that nobody groups: each new one begins a group of its own
         new = [max(size, mean) for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key not in rows]
         return Charge(sum(known) + sum(new), len(new), bool(new))

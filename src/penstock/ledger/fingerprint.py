@@ -14,6 +14,8 @@ from penstock.requests import Claimed, ReplyBody
 def fingerprint(ledger: Ledger) -> dict[str, object]:
     """Return the durable state of ``ledger``, by name of what it is about."""
     state = ledger.desk.state
+    if ledger.desk.books.replaying:
+        ledger.desk.books.derive()
     found: dict[str, object] = {"incarnation": state.incarnation}
     for partition in state.partitions.values():
         found.update(_partition(partition))

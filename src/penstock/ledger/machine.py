@@ -12,6 +12,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneError, DataPlaneUnavailable
 from penstock.ledger import capacity, claims, events, holds, puts, reports, sessions, timers
@@ -75,6 +77,10 @@ def register(desk: Desk, session: Session, asked: Asked) -> None:
                     f"partition {body.partition!r} is registered with {what} {before}; refused {now}",
                     partition=body.partition,
                 )
+        merged = msgspec.structs.replace(body, fields=list(dict.fromkeys([*known.request.fields, *body.fields])))
+        if merged == known.request:  # callers register at every step
+            desk.answer(asked, Done())
+            return
     desk.conclude([Registered(body)], asked, Done())
 
 
@@ -155,6 +161,7 @@ class Ledger:
         desk = self.desk
         self._last = now
         desk.books.replaying = False
+        desk.books.derive()
         desk.state.writes = {write.id: write for write in desk.state.writes.values() if write.live}
         desk.now = desk.books.clock = now
         desk.books.wall = wall

@@ -135,7 +135,7 @@ def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int
         and not (pending.cleared or partition.closed_groups)
     ):
         return list(desk.new_ids(len(keys))), None
-    gids = next((TagValues(c, len(keys)) for c in pending.request.tags if c.name == "group_id"), None)
+    gids = next((TagValues(c) for c in pending.request.tags if c.name == "group_id"), None)
     ids: list[int] = []
     fresh: list[int] = []
     removed: list[str] = []

@@ -40,15 +40,30 @@ def refresh_row(partition: Partition, row: Row) -> None:
 
 def refresh_group(partition: Partition, group: Group) -> None:
     """Bring what follows from the group's rows and tags up to date: expected, done, promise, whole-group queues."""
-    rows = group.rows.values()
-    expected = [e for e in (expected_of_row(row, partition.request.group_size) for row in rows) if e is not None]
-    group.expected = max(expected) if expected else None
-    complete = group.expected is None or len(rows) == group.expected
-    done = bool(rows) and complete and all(is_true(row.tag("committed")) for row in rows)
+    default = partition.request.group_size
+    committed = bool(group.rows)
+    declared: int | None = None
+    for row in group.rows.values():
+        said, expected = _standing(row, default)
+        committed = committed and said
+        if expected is not None and (declared is None or expected > declared):
+            declared = expected
+    group.expected = declared
+    done = committed and (declared is None or len(group.rows) == declared)
     partition.depth += done - group.done
     group.done = done
     refresh_promise(partition, group)
     requeue_group(partition, group)
+
+
+def _standing(row: Row, default: int | None) -> tuple[bool, int | None]:
+    """Whether the row says that it is committed, and how many rows it says its group has."""
+    writes = row.writes
+    if len(writes) == 2 and default is None:
+        standing = writes[0].standing  # type: ignore[union-attr]
+        if standing is not None:
+            return standing
+    return is_true(row.tag("committed")), expected_of_row(row, default)
 
 
 def requeue_group(partition: Partition, group: Group) -> None:
@@ -60,10 +75,9 @@ def requeue_group(partition: Partition, group: Group) -> None:
 
 def _refresh_in(queue: Queue, group: Group) -> None:
     ready = len(ready_rows(group, queue))
-    counted = group.queued_rows.pop(queue.bit, 0)
-    queue.count += ready - counted
+    queue.count += ready - queue.counted.pop(group.id, 0)
     if ready:
-        group.queued_rows[queue.bit] = ready
+        queue.counted[group.id] = ready
         if not group.queued & queue.bit:
             queue.push(group, 0)
     else:
@@ -98,11 +112,30 @@ def open_queue(partition: Partition, task: Task, required: list[str], whole: boo
             return queue
     queue = Queue(task, required, mask, whole, 1 << len(partition.queues))
     partition.queues.append(queue)
-    if whole:
+    _fill(partition, queue)
+    return queue
+
+
+def _fill(partition: Partition, queue: Queue) -> None:
+    if queue.whole:
         for group in partition.groups.values():
             _refresh_in(queue, group)
     else:
-        for row in partition.rows.values():
-            if row_ready(row, task, mask):
-                queue.push(row, 1)
-    return queue
+        task, mask = queue.task, queue.mask
+        queue.extend([row for row in partition.rows.values() if row_ready(row, task, mask)])
+        queue.heap.sort()
+
+
+def rebuild(partition: Partition) -> None:
+    """Derive anew, after replay, everything that is kept up to date by events while serving."""
+    for row in partition.rows.values():
+        row.queued = 0
+    for group in partition.groups.values():
+        group.queued = 0
+    for queue in partition.queues:
+        queue.reset()
+    for group in partition.groups.values():
+        refresh_group(partition, group)
+    for queue in partition.queues:
+        if not queue.whole:
+            _fill(partition, queue)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from penstock.records import Tag
+from penstock.records import Tag, as_int, is_true
 from penstock.requests import BlockPlace, Claim, FieldSpec, Grant, RegisterPartition, ReplyBody, TagColumn
 
 HISTORY_EVENTS = 4096  # last events kept for ``why``, over all partitions
@@ -40,6 +40,7 @@ class Write:
         "session_id",
         "size",
         "sparse",
+        "standing",
         "tag_order",
         "wall",
     )
@@ -56,8 +57,9 @@ class Write:
         self.fields = fields
         self.field_bits = field_bits
         self.tag_order = tags
-        self.columns = {column.name: TagValues(column, size) for column in tags}
+        self.columns = {column.name: TagValues(column) for column in tags}
         self.names = frozenset(self.columns)
+        self.standing = _standing_of(self.columns)
         self.sparse = any(column.rows is not None for column in tags)  # some rows lack some of the tags
         self.size = size
         self.live = 0
@@ -96,9 +98,9 @@ class TagValues:
 
     __slots__ = ("by_row", "constant", "values")
 
-    def __init__(self, column: TagColumn, size: int) -> None:
+    def __init__(self, column: TagColumn) -> None:
         self.by_row = None if column.rows is None else dict(zip(column.rows, column.values, strict=True))
-        self.constant = self.by_row is None and len(column.values) == 1 and size != 1
+        self.constant = self.by_row is None and len(column.values) == 1
         self.values = column.values
 
     def get(self, index: int, default: object = None) -> object:
@@ -108,6 +110,19 @@ class TagValues:
 
 
 _ABSENT = object()
+
+
+def _standing_of(columns: dict[str, TagValues]) -> tuple[bool, int | None] | None:
+    """(committed, declared rows) of every row of a put, if its tags say the same of all; else None."""
+    said: dict[str, object] = {}
+    for name in ("committed", "expected_num_keys", "num_keys"):
+        column = columns.get(name)
+        if column is not None:
+            if not column.constant:
+                return None
+            said[name] = column.values[0]
+    declared = as_int(said.get("expected_num_keys"))
+    return is_true(said.get("committed")), as_int(said.get("num_keys")) if declared is None else declared
 
 
 class Row:
@@ -196,7 +211,6 @@ class Group:
         "promised_rows",
         "putters",
         "queued",
-        "queued_rows",
         "rows",
         "wall",
     )
@@ -210,11 +224,14 @@ class Group:
         self.done = False
         self.partial = False
         self.queued = 0
-        self.queued_rows: dict[int, int] = {}  # queue bit -> rows counted there
-        self.putters: set[int] = set()
+        self.putters: tuple[int, ...] = ()  # sessions that made rows of it or tagged them
         self.first_bytes = 0
         self.promised_bytes = 0
         self.promised_rows = 0
+
+    def add_putter(self, session_id: int) -> None:
+        if session_id not in self.putters:
+            self.putters += (session_id,)
 
 
 Unit: TypeAlias = Row | Group
@@ -279,7 +296,7 @@ class Task:
 class Queue:
     """Units that are ready for (task, required fields), oldest first. Stale heap entries are skipped when met."""
 
-    __slots__ = ("bit", "count", "heap", "mask", "required", "task", "whole")
+    __slots__ = ("bit", "count", "counted", "heap", "mask", "required", "task", "whole")
 
     def __init__(self, task: Task, required: list[str], mask: int, whole: bool, bit: int) -> None:
         self.task = task
@@ -289,6 +306,11 @@ class Queue:
         self.bit = bit
         self.heap: list[int] = []
         self.count = 0  # ready rows (also for whole groups)
+        self.counted: dict[int, int] = {}  # whole groups: ready group -> rows counted for it
+
+    def reset(self) -> None:
+        """Forget every unit; whoever calls this clears the units' bits."""
+        self.heap, self.count, self.counted = [], 0, {}
 
     def push(self, unit: Unit, rows: int) -> None:
         unit.queued |= self.bit
