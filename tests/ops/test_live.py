@@ -22,7 +22,7 @@ from penstock.errors import DataPlaneUnavailable
 from penstock.ops.cli import app
 from penstock.ops.report import ExitCode
 from penstock.plane.local import LocalDataPlaneClient
-from penstock.wire.paths import socket_path
+from penstock.wire.paths import arena_files, socket_path
 
 START_S = 60.0
 runner = CliRunner()
@@ -191,3 +191,24 @@ def test_client_that_may_not_start_one_only_joins(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with LocalDataPlaneClient(tmp_path, plane=PlaneConfig(linger_s=0.1)):
         LocalDataPlaneClient(tmp_path, start=False).close()
+
+
+def test_doctor_finds_what_a_killed_plane_left(tmp_path: Path) -> None:
+    """After kill -9 its segment is a warning that says how to recover the rows; only --discard-rows drops them."""
+    with start("serve", "--data-dir", str(tmp_path), "--json") as program:
+        first_line(program)
+        (segment,) = [path for path, arena in arena_files(tmp_path) if arena.in_shm]
+        program.kill()
+        program.communicate(timeout=START_S)
+
+    def leftovers(*options: str) -> str:
+        found = json.loads(ask(tmp_path, "doctor", "--json", *options).stdout)["findings"]
+        mine = [f for f in found if f["check"] == "leftover segments" and segment.name in f["found"]]
+        return "; ".join(f"{f['severity']}: {f['found']}: {f['remedy']}" for f in mine)
+
+    assert leftovers().startswith("warning")
+    assert f"penstock serve --data-dir {tmp_path}" in leftovers("--fix")
+    assert segment.exists()
+    assert "removed" in leftovers("--fix", "--discard-rows")
+    assert not segment.exists()
+    assert leftovers() == ""

@@ -189,11 +189,12 @@ def directory(data_dir: Path) -> Iterator[Finding]:
 
 
 def segments(data_dir: Path | None, *, fix: bool, discard_rows: bool) -> Iterator[Finding]:
-    """Shared memory of planes that are no more, by plane."""
+    """Shared memory of planes that are no more, by plane; ``fix`` is for the named plane, or for all that are known."""
     found = leftovers.find(data_dir)
     if not found:
         yield Finding("leftover segments", "ok", "none")
-    removed = [segment for segment in found if fix and leftovers.remove(segment, discard_rows=discard_rows)]
+    meant = [segment for segment in found if fix and data_dir in (None, segment.data_dir)]
+    removed = [segment for segment in meant if leftovers.remove(segment, discard_rows=discard_rows)]
     if removed:
         yield Finding("leftover segments", "ok", f"removed {_names(removed)}")
     for owner in dict.fromkeys(segment.data_dir for segment in found):

@@ -1,14 +1,16 @@
 """Shared memory that dead planes left: found by name, removed only under the flock of the plane's directory.
 
-Invariants: a segment that any process maps is not a leftover; one that holds rows which a restart of its plane would
-recover is removed only when the operator says so; removal holds the directory's lock, so that a plane that starts
-meanwhile keeps what it is about to recover.
+Invariants: a segment that any process maps is not a leftover; one whose plane is not known is never removed, one whose
+rows a restart of its plane would recover only when the operator says so; removal holds the directory's lock, so that a
+plane that starts meanwhile keeps what it is about to recover.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from penstock.wire.paths import SHM_DIR, journal_dir, lock_path, plane_id
 __all__ = ["Segment", "find", "remove"]
 
 _PREFIX = "penstock-"
+_BLOCK = 512  # bytes; the unit of st_blocks, stat(2)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Segment:
     @property
     def remedy(self) -> str:
         if self.data_dir is None:
-            return "name its directory with --data-dir, or drop its rows with --fix --discard-rows"
+            return f"name its directory with --data-dir, or, if its rows do not matter: rm {self.path}"
         if self.recoverable:
             return f"recover its rows: penstock serve --data-dir {self.data_dir}; or drop them: --fix --discard-rows"
         return "remove it: --fix"
@@ -56,20 +59,20 @@ class Segment:
 
 def find(data_dir: Path | None, folder: Path = SHM_DIR) -> list[Segment]:
     """Return the segments of this user's dead planes. ``data_dir`` and private planes' directories are known ones."""
-    files = [p for p in sorted(folder.glob(f"{_PREFIX}*-*")) if p.is_file() and p.stat().st_uid == os.getuid()]
+    files = {path: size for path in sorted(folder.glob(f"{_PREFIX}*-*")) if (size := _own_size(path)) is not None}
     if not files:
         return []
     mapped = mapped_files()
-    known = {plane_id(directory): directory for directory in _directories(data_dir)}
-    found = [Segment(p, _resident(p), known.get(_plane_of(p))) for p in files if str(p) not in mapped]
+    known = dict(_directories(data_dir))
+    found = [Segment(path, size, known.get(_plane_of(path))) for path, size in files.items() if str(path) not in mapped]
     return [segment for segment in found if segment.data_dir is None or not _is_locked(segment.data_dir)]
 
 
 def remove(segment: Segment, *, discard_rows: bool) -> bool:
-    """Unlink ``segment``, unless its plane lives, a process maps it, or it holds rows that nobody said to drop."""
-    if segment.recoverable and not discard_rows:
+    """Unlink ``segment``, unless its plane is unknown or lives, a process maps it, or nobody said to drop its rows."""
+    if segment.data_dir is None or (segment.recoverable and not discard_rows):
         return False
-    lock = _try_lock(segment.data_dir) if segment.data_dir is not None else os.open(SHM_DIR, os.O_RDONLY | os.O_CLOEXEC)
+    lock = _try_lock(segment.data_dir)
     if lock is None:
         return False
     try:
@@ -93,17 +96,22 @@ def mapped_files() -> set[str]:
     return found
 
 
-def _directories(data_dir: Path | None) -> Iterator[Path]:
-    """Directories whose planes might own a segment: the one that was named, and those of private planes."""
-    if data_dir is not None and data_dir.is_dir():
-        yield data_dir
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if folder.is_dir() and lock_path(folder).exists():
-            yield folder
+def _directories(data_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    """Directories whose planes might own a segment, by plane: the one that was named, and those of private planes."""
+    private = (folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if lock_path(folder).exists())
+    for folder in (*private, *([data_dir] if data_dir is not None else [])):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is not there
+            yield plane_id(folder), folder
 
 
-def _resident(segment: Path) -> int:
-    return segment.stat().st_blocks * 512  # the unit of st_blocks, stat(2)
+def _own_size(segment: Path) -> int | None:
+    """Return the memory a segment takes; None if it is not a file of ours, or no more."""
+    try:
+        found = segment.lstat()
+    except OSError:
+        return None
+    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+    return found.st_blocks * _BLOCK if ours else None
 
 
 def _plane_of(segment: Path) -> str:
