@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -175,8 +176,8 @@ class _Books:
         self.errors: list[BaseException] = []
 
 
-def _produce(plane: LocalDataPlaneClient, books: _Books, me: int, rounds: int) -> None:
-    for step in range(rounds):
+def _produce(plane: LocalDataPlaneClient, books: _Books, me: int, over: Callable[[], bool]) -> None:
+    for step in itertools.takewhile(lambda _: not over(), itertools.count()):
         keys = [f"w{me}-{step}-{i}" for i in range(4)]
         books.put_begun.update(keys)
         values = torch.full((4, 64), me * 1000 + step)
@@ -213,7 +214,7 @@ def _consume(plane: LocalDataPlaneClient, books: _Books, over: Callable[[], bool
 def test_a_plane_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """kill -9 during puts, claims, reads and acks of six threads: what was acknowledged is trained, once."""
     books, kills = _Books(), 0
-    producing = threading.Event()
+    enough, producing = threading.Event(), threading.Event()
     with LocalDataPlaneClient(tmp_path, plane=QUICK, config=ClientConfig(timeout_s=20.0)) as plane:
         plane.register_partition("p", ["x"], 100, ["train"])
 
@@ -232,14 +233,14 @@ def test_a_plane_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path
             thread.start()
             return thread
 
-        producers = [guarded(_produce, me, 40) for me in range(3)]
+        producers = [guarded(_produce, me, enough.is_set) for me in range(3)]
         until = time.monotonic() + 60
         consumers = [guarded(_consume, lambda: drained() or time.monotonic() > until) for _ in range(3)]
-        while any(thread.is_alive() for thread in producers) and time.monotonic() < until:
+        while kills < 4 and time.monotonic() < until:
             time.sleep(0.3)
-            if kills < 5:
-                os.kill(plane.status().pid, signal.SIGKILL)
-                kills += 1
+            os.kill(plane.status().pid, signal.SIGKILL)
+            kills += 1
+        enough.set()
         for thread in producers:
             thread.join(60)
         producing.set()
@@ -247,14 +248,13 @@ def test_a_plane_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path
             thread.join(60)
         (audit,) = plane.audit("p").partitions
         left = {key for group in plane.list_metadata("p") for key in group.keys}
-    assert kills >= 2
+    assert kills == 4
     assert books.errors == []
     assert books.wrong == []
-    assert len(books.put_done) == 480
     assert books.put_done <= set(books.trained) | books.in_doubt | left
     assert max(books.trained.values()) == 1
     assert (audit.residue, audit.broken, audit.lost) == (0, [], {})
-    assert audit.put == 480
+    assert audit.put == len(books.put_done) > 0
 
 
 # -- the plane is stopped ---------------------------------------------------------------------------------------------
