@@ -219,19 +219,20 @@ class LocalDataPlaneClient(DataPlaneClient):
         if fields is None and rows is None:
             raise BadArgument("put_samples: neither fields nor tags", partition=partition)
         batch = codec.encode({} if fields is None else fields, len(keys), strict_tensors=self._config.strict_tensors)
+        lengths = batch.lengths
         meta = KVBatchMeta(
             partition_id=partition,
             task_name=None,
             sample_ids=keys,
             fields=[column.name for column in batch.columns],
-            sequence_lengths=_lengths(rows) or batch.lengths,
+            sequence_lengths=_lengths(rows) or lengths,
             tags=rows,
         )
         columns = checks.tag_columns(rows or [])
         if not keys:
             self._require_open()
         elif batch.columns:
-            wanted = requests.Grant(partition, keys, batch.specs, columns, batch.nbytes, batch.row_bytes, batch.lengths)
+            wanted = requests.Grant(partition, keys, batch.specs, columns, batch.nbytes, batch.row_bytes, lengths)
             self._puts.put(wanted, batch, deadline)
         else:
             self._ask(requests.PutTags(partition, keys, columns), Done, deadline)
