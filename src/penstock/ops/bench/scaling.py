@@ -29,6 +29,7 @@ __all__ = ["LedgerFigures", "measure_ledger"]
 _PARTITION, _TASK, _FIELD = "train", "train", "reward"
 _FILL_ROWS = 4096  # of one put while filling
 _RESTART_S = 120.0
+_END_S = 60.0  # for a plane to write a million rows down, after the grace for sessions of its life before
 _ROWS_LIMIT = 4_000_000
 
 
@@ -90,7 +91,7 @@ def _start(size: int, cleanup: ExitStack) -> _Plane:
 
 
 def _remove(folder: Path) -> None:
-    await_end(folder)
+    await_end(folder, _END_S)
     shutil.rmtree(folder)
 
 
