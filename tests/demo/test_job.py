@@ -103,6 +103,16 @@ def test_processes_that_keep_dying_by_themselves_end_the_run(tmp_path: Path) -> 
     assert "trainer-0 ended with status 1" in job._trouble()
 
 
+def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Path) -> None:
+    """The checker reads of it in a log, as of everything else; a death by another hand is no fault."""
+    job = job_at(tmp_path, CHAOS, BAD)
+    job.faults.killed("worker-1", 7, 1.0)
+    job._note_death(Ended("worker-1.5", 7, -9))
+    job._note_death(Ended("worker-0.4", 8, -9))
+    assert job.judge().faults == {"worker": 1}
+    assert job.fault_steps == [(len(BAD), "worker")]
+
+
 def test_a_crash_of_the_controller_ends_the_run(tmp_path: Path) -> None:
     """Its error is the reason, its traceback is in the logs."""
     job = job_at(tmp_path, DemoOptions(), [])
