@@ -210,6 +210,14 @@ def test_an_unknown_row_is_named_and_may_be_dropped(plane: LocalDataPlaneClient)
     assert torch.equal(table["x"], x)
 
 
+def test_keys_may_come_from_an_iterator(plane: LocalDataPlaneClient) -> None:
+    """They are read once."""
+    x = put(plane, ["a", "b"])
+    table, meta = plane.get_samples(iter(["b", "no", "a"]), "p", iter(["x"]), on_failed="drop")  # type: ignore[arg-type]
+    assert meta.sample_ids == ["b", "a"]
+    assert torch.equal(table["x"], x.flip(0))
+
+
 def test_listings_are_paged_within_the_call(plane: LocalDataPlaneClient) -> None:
     """More groups than one page of the plane holds come back whole, each once."""
     keys = [f"k{i:05}" for i in range(2500)]

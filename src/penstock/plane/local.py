@@ -247,11 +247,11 @@ class LocalDataPlaneClient(DataPlaneClient):
         on_failed: OnFailed = "raise",
         timeout_s: float | None = None,
     ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
-        table, kept = self._read(partition_id, sample_ids, select_fields, on_failed, timeout_s)
+        keys, fields = checks.keys(sample_ids), checks.names(select_fields, "select_fields")
+        table, kept = self._read(partition_id, keys, fields, on_failed, timeout_s)
         if on_failed == "raise":
             return table
-        keys = checks.keys(sample_ids)
-        return table, KVBatchMeta(partition_id, None, [keys[i] for i in kept], fields=list(select_fields))
+        return table, KVBatchMeta(partition_id, None, [keys[i] for i in kept], fields=fields)
 
     def _read(
         self,
