@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from penstock.ops import doctor, kernel, leftovers
+from penstock.wire.paths import lock_path
 
 
 def test_small_shared_memory_is_a_warning_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +72,18 @@ def test_leftovers_are_told_by_plane_and_fixed(tmp_path: Path, monkeypatch: pyte
     (finding,) = doctor.segments(None, fix=True, discard_rows=False)
     assert finding.found.startswith("removed 50 B")
     assert [path.exists() for path in paths] == [False] * 5
+
+
+def test_directories_of_dead_private_planes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory with a lock that nobody holds is a warning; one that is held, or has no lock, is not."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("penstock-dead", "penstock-alive", "penstock-other"):
+        (tmp_path / name).mkdir()
+    lock_path(tmp_path / "penstock-dead").touch()
+    with lock_path(tmp_path / "penstock-alive").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (finding,) = doctor.private_directories()
+        assert finding.severity == "warning"
+        assert "penstock-dead" in finding.found
+        assert "alive" not in finding.found + finding.remedy
+        assert "other" not in finding.found + finding.remedy

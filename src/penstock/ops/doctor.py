@@ -62,6 +62,7 @@ def examine(report: Report, data_dir: Path | None, *, fix: bool, discard_rows: b
         *packages(),
         *(directory(data_dir) if data_dir is not None else ()),
         *segments(data_dir, fix=fix, discard_rows=discard_rows),
+        *private_directories(),
     ]
     problems = sum(f.severity == "problem" for f in findings)
     value = {"problems": problems, "findings": [vars(f) for f in findings]}
@@ -159,8 +160,8 @@ _WITHOUT = {
     "tensordict": "needed by every client: pip install 'penstock[torch]'",
     "safetensors": "a peer of the benchmark: pip install 'penstock[bench]'",
     "redis": "a peer of the benchmark: apt install redis-server; pip install 'penstock[bench]'",
-    "ray": "a peer of the benchmark: pip install ray, best in an environment of its own (bench --peer-python)",
-    "TransferQueue": "a peer of the benchmark: pip install TransferQueue, best in an environment of its own",
+    "ray": "a peer of the benchmark, best in an environment of its own: bench --peer-python",
+    "TransferQueue": "a peer of the benchmark, best in an environment of its own: bench --peer-python",
     "uvloop": "not required",
     "matplotlib": "draws the demo's curve: pip install 'penstock[demo]'",
 }
@@ -201,6 +202,16 @@ def segments(data_dir: Path | None, *, fix: bool, discard_rows: bool) -> Iterato
         left = [segment for segment in found if segment.data_dir == owner and segment not in removed]
         if left:
             yield Finding("leftover segments", "warning", f"{left[0].story}: {_names(left)}", left[0].remedy)
+
+
+def private_directories() -> Iterator[Finding]:
+    """What private planes left whose clients died with them."""
+    dead = [str(folder) for folder in leftovers.dead_directories()]
+    if dead:
+        remedy = f"if no client of theirs is to come back: rm -r {dead[0]}" + (" ..." if len(dead) > 1 else "")
+        yield Finding("private planes", "warning", f"no plane holds {abbreviate(dead, shown=2)}", remedy)
+    else:
+        yield Finding("private planes", "ok", "none left behind")
 
 
 def _names(found: Sequence[leftovers.Segment]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from penstock.wire.paths import SHM_DIR, journal_dir, lock_path, plane_id
 
-__all__ = ["Segment", "find", "remove"]
+__all__ = ["Segment", "dead_directories", "find", "remove"]
 
 _PREFIX = "penstock-"
 _BLOCK = 512  # bytes; the unit of st_blocks, stat(2)
@@ -66,6 +66,12 @@ def find(data_dir: Path | None, folder: Path = SHM_DIR) -> list[Segment]:
     known = dict(_directories(data_dir))
     found = [Segment(path, size, known.get(_plane_of(path))) for path, size in files.items() if str(path) not in mapped]
     return [segment for segment in found if segment.data_dir is None or not _is_locked(segment.data_dir)]
+
+
+def dead_directories() -> list[Path]:
+    """Return directories of private planes, in the folder for temporary files, that no plane holds any more."""
+    found = (folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if lock_path(folder).exists())
+    return sorted(folder for folder in found if not _is_locked(folder))
 
 
 def remove(segment: Segment, *, discard_rows: bool) -> bool:
@@ -119,10 +125,13 @@ def _plane_of(segment: Path) -> str:
 
 
 def _is_locked(data_dir: Path) -> bool:
-    lock = _try_lock(data_dir)
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    """Whether a plane holds the directory, by the kernel's list of locks: trying would be in a starting plane's way."""
+    try:
+        lock = lock_path(data_dir).stat()
+    except OSError:
+        return False
+    name = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}:{lock.st_ino}"
+    return any("FLOCK" in line and name in line.split() for line in Path("/proc/locks").read_text().splitlines())
 
 
 def _try_lock(data_dir: Path) -> int | None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from penstock.config import PlaneConfig, config_from
 from penstock.errors import BadArgument
+from penstock.ops.connecting import is_listening
 from penstock.ops.report import ExitCode, Report
 from penstock.wire.paths import socket_path
 
@@ -71,6 +72,10 @@ def serve_plane(report: Report, orders: Orders) -> None:
     from penstock.server.lifecycle import Options, serve
 
     data_dir = orders.data_dir.absolute()
+    if is_listening(data_dir):
+        report.progress(
+            f"a plane runs at {data_dir}: if a client started it, it is asked to end; that may take a minute"
+        )
     with _announcing(report, data_dir, config) as ready_fd:
         code = serve(Options(data_dir=data_dir, repair=orders.repair, ready_fd=ready_fd, config=config))
     if code:
