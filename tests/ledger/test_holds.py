@@ -161,7 +161,11 @@ def test_evict_and_clear_end_other_peoples_leases(office: Office) -> None:
     assert office.clear(2, ["b"]) == Done()
     audit = office.audit()
     assert (audit.evicted, audit.cleared, audit.leased) == ({"stale": 1}, 1, 0)
-    assert code(office.ack(1, ["a"], lease.token)) in ("ok", "LeaseLost")
+    refused = office.ack(1, ["a", "b"], lease.token)
+    assert code(refused) == "LeaseLost"
+    assert "cleared or evicted meanwhile" in refused.message  # type: ignore[union-attr]
+    assert code(office.pop(1, ["a", "b"], lease.token)) == "LeaseLost"
+    assert office.release(1, ["a", "b"], lease.token) == Done()
     assert office.audit().trained == 0
 
 

@@ -30,7 +30,7 @@ def removed(books: Books, fact: f.Removed) -> None:
 
 def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: int) -> None:
     row_id = row.id
-    token = partition.final_task.token_of(row_id) if partition.tasks else ""
+    token = partition.final_task.token_of(row_id) if reason == "trained" and partition.tasks else ""
     if reason == "trained":
         partition.finished_rows += 1
         partition.finished_bytes += row.bytes()

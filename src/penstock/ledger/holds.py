@@ -46,8 +46,10 @@ def release(desk: Desk, session: Session, asked: Asked) -> None:
     def over(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
         if row is not None and task.lapsed.get(row.id, ("", False))[0] in tokens:
             return True
-        finished = _removed_by if task is partition.final_task and row is None else _consumed_or_gone
-        return finished(partition, task, key, row, tokens)
+        stone = partition.tombstones.get(key) if row is None else None
+        if stone is not None and task is partition.final_task and stone.reason == "trained":
+            return stone.token in tokens or stone.at < partition.cleared_at
+        return _consumed_or_gone(partition, task, key, row, tokens)
 
     rows = [row for row in _held(partition, task, body.keys, body.tokens, over) if row.id in task.held]
     if rows:
@@ -213,9 +215,11 @@ def tokens_of(tokens: Tokens, index: int) -> tuple[str, ...]:
 
 
 def _lease_lost(partition: Partition, keys: list[str], what: str) -> LeaseLost:
+    gone = sorted({stone.reason for key in keys if (stone := partition.stone_of(key)) is not None})
+    removed = f" (rows {' or '.join(gone)} meanwhile)" if gone else ""
     return LeaseLost(
-        f"{what}: the lease of {abbreviate(keys)} in partition {partition.name!r} was superseded or never existed; "
-        "nothing changed",
+        f"{what}: the lease of {abbreviate(keys)} in partition {partition.name!r} was superseded or never existed"
+        f"{removed}; nothing changed",
         partition=partition.name,
         keys=keys,
     )

@@ -335,6 +335,7 @@ class Queue:
 class Tombstone:
     """A removed row, remembered against late writes.
 
+    ``token``: the lease under which it was trained, if there was one; an eviction or a clear is nobody's success.
     ``contents``: (content, index) of its puts. ``at``: the ledger's count of clears when it was removed:
     what was removed before the partition's last whole clear bars nothing any more.
     """

@@ -345,6 +345,8 @@ class MemoryPlane:
             tomb = part.tombs.get(key)
             if tomb is not None and task != part.final_task and operation in ("ack", "release"):
                 return False  # an earlier stage has nothing left to do for a row that is gone
+            if tomb is not None and operation == "release" and tomb.reason != "trained":
+                return False  # nothing to give back
             if not held:
                 return False if operation == "pop" else None
             ended_here = operation != "renew" and tomb is not None and tomb.token in held
@@ -405,7 +407,7 @@ class MemoryPlane:
         if row is None:
             return
         hold = row.holds.get(part.final_task)
-        token = None if hold is None else hold.token
+        token = None if hold is None or reason != "trained" else hold.token  # an eviction is nobody's success
         part.removed[reason] += 1
         part.tombs[key] = Tombstone(reason, token, row.contents, now + self.config.tombstone_s)
 

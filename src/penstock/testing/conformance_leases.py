@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 
@@ -250,15 +249,17 @@ def a_pop_can_be_repeated(w: World) -> None:
 
 
 def eviction_ends_other_peoples_leases(w: World) -> None:
-    """Evict and clear remove rows whoever leases them; the holder's late ack brings none of them back."""
+    """Evict and clear remove rows whoever leases them; the holder's late ack of them is LeaseLost."""
     flow = _leased_flow(w, 4)
     meta = flow.claim()
     other = w.other()
     other.evict(["k0", "k1"], flow.name, "stale")
     other.clear_samples(["k2"], flow.name)
     same(flow.keys(), ["k3"], "rows")
-    with suppress(LeaseLost):
+    with raises(LeaseLost, naming=["k0"]):
         flow.client.ack(meta.subset([0, 1, 2]))
+    with raises(LeaseLost, naming=["k2"]):
+        flow.client.pop(meta.sample_ids, flow.name, lease=meta.lease)
     same(flow.keys(), ["k3"], "rows after the late ack")
     flow.client.ack(meta.subset([3]))
     same(flow.keys(), [], "rows after the ack of the last")

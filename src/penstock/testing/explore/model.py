@@ -162,7 +162,7 @@ class Model:
         if row is None or not token:
             return False
         if row.reason:
-            return task != self.final or row.ending == token
+            return task != self.final or row.reason != "trained" or row.void or row.ending == token
         hold = row.holds[task]
         return token in (hold.token, hold.last) or hold.ended == token
 
@@ -231,7 +231,8 @@ class Model:
 
     def _remove(self, key: str, reason: str) -> None:
         row = self.rows[key]
-        row.reason, row.ending = reason, row.holds[self.final].newest()
+        row.reason = reason
+        row.ending = row.holds[self.final].newest() if reason == "trained" else ""  # an eviction is nobody's success
 
     @staticmethod
     def _ready(hold: Hold) -> bool:

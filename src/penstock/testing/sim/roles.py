@@ -1,8 +1,8 @@
 """What simulated clients do: produce groups, annotate rows, train them, steer from metadata.
 
 They behave as users should: a put whose outcome is unknown is put again; a step is written down with its keys and token
-before the commit, and a successor commits it again; ``LeaseLost`` voids the step. They log for the checker and know
-nothing of the plane's insides.
+before the commit, and a successor commits it again; ``LeaseLost`` voids the step for the rows that it names. They log
+for the checker and know nothing of the plane's insides.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ class Step(msgspec.Struct):
     keys: list[str]
     token: str
     seen: list[int]
+
+    def without(self, lost: list[str]) -> Step:
+        """The part of it that was committed: a row that was evicted under the lease is not trained."""
+        kept = [(key, value) for key, value in zip(self.keys, self.seen, strict=True) if key not in lost]
+        return Step(self.number, [key for key, _ in kept], self.token, [value for _, value in kept])
 
 
 class Notebook(msgspec.Struct):
@@ -165,13 +170,16 @@ def _until_done(client: SimClient, script: Script, body: Any, *codes: str) -> _S
             return answer
 
 
-def _until_over(client: SimClient, script: Script, body: Ack | Release) -> _Sub:
-    """End a lease; of a refused batch, that of the rows which were not named as lost."""
+def _until_over(client: SimClient, script: Script, body: Ack | Pop | Release) -> _Sub:
+    """End a lease; of a refused batch, that of the rows which were not named as lost. Return those that were."""
+    lost: list[str] = []
     while body.keys:
         answer = yield from _until_done(client, script, body, "LeaseLost")
         if isinstance(answer, Done):
-            return
+            break
+        lost += answer.keys
         body = msgspec.structs.replace(body, keys=[key for key in body.keys if key not in answer.keys])
+    return lost
 
 
 def producer(client: SimClient, script: Script, notebook: Notebook) -> Program:
@@ -334,9 +342,8 @@ def _commit(client: SimClient, script: Script, notebook: Notebook) -> _Sub:
     body: Pop | Ack = Pop(PARTITION, step.keys, tokens)
     if step.number % 2:
         body = Ack(PARTITION, "train", step.keys, tokens)
-    answer = yield from _until_done(client, script, body, "LeaseLost")
-    if isinstance(answer, Done):
-        _log_step(script, step, "after")
+    lost = yield from _until_over(client, script, body)
+    _log_step(script, step.without(lost), "after")
     notebook.step = None
 
 
