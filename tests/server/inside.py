@@ -86,13 +86,13 @@ class Wireless(Connection):
     def discard(self) -> None:
         self.ended = "discarded"
 
-    def ask(self, body: Request) -> int:
+    def ask(self, body: Request, unpins: list[int] | None = None) -> int:
         """Decide a call and settle nothing; return its id."""
         self._ids += 1
         if isinstance(body, MUTATIONS):
             self._seq += 1
         seq = self._seq if isinstance(body, MUTATIONS) else 0
-        call = Call(id=self._ids, seq=seq, done_below=0, deadline_s=30.0, abandoned=[], unpins=[], body=body)
+        call = Call(id=self._ids, seq=seq, done_below=0, deadline_s=30.0, abandoned=[], unpins=unpins or [], body=body)
         self._reception.receive(self, call)
         return self._ids
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import random
 import resource
@@ -14,9 +15,11 @@ import msgspec
 import psutil
 import pytest
 
-from penstock.requests import WIRE_VERSION, Depth, ListMetadata, OpenSession, Ping, Welcome
-from penstock.wire import paths
+from penstock.requests import WIRE_VERSION, Call, Depth, ListMetadata, OpenSession, Ping, Welcome
+from penstock.server.connections import Connection
+from penstock.wire import encode_call, paths
 from tests.server.harness import PlaneProcess, RawClient, eventually
+from tests.server.inside import Inside, inside
 
 
 def _framed(payload: bytes) -> bytes:
@@ -143,7 +146,7 @@ def test_a_slow_reader_does_not_grow_the_plane(tmp_path: Path) -> None:
             greedy.open()
             greedy.sock.settimeout(2.0)
             sent = _ask_until_blocked(greedy)
-            assert 100 < sent < 20_000
+            assert 10 < sent < 20_000
             assert good.call(Depth("p")) is not None
             assert process.memory_info().rss - before < 200 * 1024 * 1024
         assert good.read([f"0-{'x' * 200}-0"]) == [7]
@@ -183,6 +186,37 @@ def test_pipelined_calls_are_answered_in_turn(tmp_path: Path) -> None:
         ids = [client.send(Ping() if i % 2 else Depth("p")) for i in range(2000)]
         for call_id in ids:
             client.receive(call_id)
+
+
+def test_a_settled_batch_finds_nothing_decided_after_it(tmp_path: Path) -> None:
+    """A connection that was held up reads on in a turn of its own: a block that moves must not meet older decisions."""
+
+    async def scenario(world: Inside) -> None:
+        class Open(asyncio.Transport):
+            def pause_reading(self) -> None: ...
+            def resume_reading(self) -> None: ...
+            def write(self, data: object) -> None: ...
+            def is_closing(self) -> bool:
+                return False
+
+        connection = Connection(world.reception)
+        connection.process = world.client.process
+        connection._transport = Open()
+        hello = OpenSession(WIRE_VERSION, 9, "", "", "", 1)
+        frames = [encode_call(Call(1, 0, 0, 9.0, [], [], hello))]
+        frames += [encode_call(Call(n, 0, 0, 9.0, [], [], Depth("p"))) for n in range(2, 1000)]
+        before = world.reception.received
+        connection.data_received(b"".join(frames))
+        received = world.reception.received
+        assert len(connection.open_calls) == 256
+        world.plane.settle()
+        assert not connection.open_calls
+        assert world.reception.received == received
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.reception.received == before + len(frames)
+
+    inside(tmp_path, scenario)
 
 
 def test_other_versions_of_the_wire_are_refused(tmp_path: Path) -> None:

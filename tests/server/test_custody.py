@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from penstock.ledger.events import Allot
-from penstock.requests import Clear, Done, Failed, Granted, Heartbeat, Locate, Located
+from penstock.requests import (
+    WIRE_VERSION,
+    Claim,
+    Clear,
+    Commit,
+    Done,
+    Failed,
+    Goodbye,
+    Granted,
+    Heartbeat,
+    Locate,
+    Located,
+    OpenSession,
+    Welcome,
+)
 from tests.server.harness import grant_of
-from tests.server.inside import CAPACITY, Inside, inside
+from tests.server.inside import CAPACITY, Inside, Wireless, inside
 
 
 def test_a_dropped_grant_stays_its_writers_until_he_lets_go(tmp_path: Path) -> None:
@@ -124,5 +140,65 @@ def test_the_kernels_word_frees_everything(tmp_path: Path) -> None:
         assert len(world.plane.sessions) == 0
         assert len(world.plane.custody.holdings) == 0
         assert world.client.ended == "discarded"
+
+    inside(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("last_word", ["goodbye", "heartbeat", "death"])
+def test_a_committed_block_outlives_its_writer(tmp_path: Path, last_word: str) -> None:
+    """A commit and its writer's goodbye, heartbeat or death met in one pass: the block stays, and no slot leaks."""
+
+    async def scenario(world: Inside) -> None:
+        commit = world.write(world.expect(Granted, grant_of(["a"])), 1)
+        spare = world.expect(Granted, grant_of(["b"]))
+        world.client.ask(commit)
+        if last_word == "goodbye":
+            world.client.ask(Goodbye())
+        elif last_word == "heartbeat":
+            world.client.ask(Heartbeat(spare.grant, 0, [], []))
+        else:
+            assert world.client.process is not None
+            world.reception._bury(world.client.process)
+        world.plane.settle()
+        world.client = Wireless(world.reception, world.journal)
+        world.expect(Welcome, OpenSession(WIRE_VERSION, 8, "o", "r", "h", 1))
+        located = world.expect(Located, Locate("p", ["a"], ["x"]))
+        assert [place.block_id for place in located.blocks] == [commit.grant]
+        statistics = world.arena.statistics()
+        assert (statistics.ready_slots, statistics.writing_slots, statistics.ignored) == (1, 0, 0)
+
+    inside(tmp_path, scenario)
+
+
+def test_room_that_an_unpin_frees_is_given_at_once(tmp_path: Path) -> None:
+    """A grant waits for room; the last pin of a removed block rides on a call that is not answered: it need not be."""
+
+    async def scenario(world: Inside) -> None:
+        first = world.expect(Granted, grant_of(["a"], row_bytes=CAPACITY - 8192))
+        world.expect(Done, Commit(first.grant, 1))
+        pin = world.expect(Located, Locate("p", ["a"], ["x"])).blocks[0].pin
+        world.expect(Done, Clear("p", ["a"]))
+        waiting = world.client.ask(grant_of(["c"], row_bytes=CAPACITY - 8192))
+        world.plane.settle()
+        assert world.client.reply(waiting) is None
+        claim = Claim(partition="p", task="train", required=["x"], batch=1)
+        world.client.ask(claim, unpins=[pin])
+        world.plane.settle()
+        assert isinstance(world.client.reply(waiting), Granted)
+
+    inside(tmp_path, scenario)
+
+
+def test_a_replaced_connection_is_granted_nothing(tmp_path: Path) -> None:
+    """Its calls are answered by nobody from the moment it was discarded: no slot, no pin is held for them."""
+
+    async def scenario(world: Inside) -> None:
+        world.put(["a"])
+        world.client.ask(grant_of(["b"]))
+        world.client.ask(Locate("p", ["a"], ["x"]))
+        world.client.closed = True
+        world.plane.settle()
+        statistics = world.arena.statistics()
+        assert (statistics.pins, statistics.writing_slots) == (0, 0)
 
     inside(tmp_path, scenario)

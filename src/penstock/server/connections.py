@@ -90,9 +90,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def carry_on(self) -> None:
-        """Something that held up its reading is over: a call was answered, or the peer reads again."""
+        """Something that held up its reading is over: a call was answered, or the peer reads again.
+
+        It has its next turn later, not now: whoever settles a batch must find nothing decided after it.
+        """
         if self._paused and not (self.closed or self._turn_due or self._held_up()):
-            self._work(b"")
+            self._next_turn()
 
     def close(self) -> None:
         """Read nothing more; send what is queued; close."""
@@ -107,6 +110,10 @@ class Connection(asyncio.Protocol):
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
+
+    def _next_turn(self) -> None:
+        self._turn_due = True
+        asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
         self._turn_due = False
@@ -124,8 +131,7 @@ class Connection(asyncio.Protocol):
                     break
                 self._desk.receive(self, decode_call(frame))
                 if self._desk.clock() > until:
-                    self._turn_due = True
-                    asyncio.get_running_loop().call_soon(self._take_turn)
+                    self._next_turn()
         except WireError as bad:
             self._misbehaved(bad)
         finally:

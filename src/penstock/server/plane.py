@@ -25,6 +25,7 @@ from penstock.ledger.events import (
     AnyEffect,
     AnyEvent,
     DropGrant,
+    Effect,
     EndSession,
     Fill,
     FreeBlock,
@@ -63,6 +64,12 @@ _READ_ONLY = (Locate, ListMetadata, Depth, CheckConsumption, Capabilities, Audit
 log = logging.getLogger("penstock.server")
 
 
+class _Then(Effect, frozen=True):
+    """Do this when everything that was decided before it has been carried out."""
+
+    act: Callable[[], None]
+
+
 class Plane:
     """Args: ledger, journal: recovered, the life begun; storage: the arenas; clock, wall: monotonic and real seconds.
 
@@ -95,7 +102,7 @@ class Plane:
         self.after_settle: Callable[[], None] = lambda: None
         self._served = served
         self._started = clock()
-        self._due: list[AnyEffect] = []
+        self._due: list[AnyEffect | _Then] = []
         self._settle_scheduled = False
         self._failed = False
         self._closed = False
@@ -151,16 +158,18 @@ class Plane:
     def _carry_out_all(self) -> None:
         while not self._failed:
             self.journal.flush()
-            if not self._due:
-                return
             due, self._due = self._due, []
             for effect in due:
                 self._carry_out(effect)
             if self.storage.take_freed():
                 self.custody.retry(self.clock())
+            elif not self._due:
+                return
 
-    def _carry_out(self, effect: AnyEffect) -> None:
+    def _carry_out(self, effect: AnyEffect | _Then) -> None:
         match effect:
+            case _Then():
+                effect.act()
             case Answer():
                 self.sessions.answer(effect.call_id, self._completed(effect.body))
             case Allot():
@@ -181,6 +190,11 @@ class Plane:
     def answer(self, number: int, body: ReplyBody) -> None:
         """Reply to a call, after whatever is due before it."""
         self._due.append(Answer(0, number, body))
+        self.settle_soon()
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Do ``act`` once all that was decided until now has been carried out."""
+        self._due.append(_Then(act))
         self.settle_soon()
 
     def _end_session(self, effect: EndSession) -> None:

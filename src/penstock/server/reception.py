@@ -134,11 +134,12 @@ class Reception:
             case OpenSession() | ResumeSession():
                 raise WireError(f"{type(call.body).__name__} on a connection that has a session")
             case Heartbeat():
-                plane.custody.lists(holder, call.body)
+                heard = call.body
+                plane.then(lambda: plane.custody.lists(holder, heard))  # a commit before it may not be carried out yet
                 self._heard(connection, call)
                 plane.answer(number, Done())
             case Goodbye():
-                plane.custody.leaves(holder)
+                plane.then(lambda: plane.custody.leaves(holder))
                 plane.answer(number, Done())
                 plane.tell(SessionGone(connection.session_id, "goodbye"))
             case Ping():
@@ -226,6 +227,7 @@ class Reception:
     def _bury(self, process: Process) -> None:
         """The kernel says that the process is gone: so are its sessions, and what it held is nobody's."""
         custody = self._plane.custody
+        self._plane.settle()  # a commit that was decided is not taken back with its writer's grants
         for holder in custody.holdings.of_process(process):
             for session_id in sorted(holder.sessions):
                 self._plane.tell(SessionGone(session_id, f"process {process.pid} has ended"))

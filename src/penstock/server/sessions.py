@@ -59,7 +59,8 @@ class Sessions:
 
     def waits(self, number: int) -> bool:
         """Whether somebody still waits for the answer to this call."""
-        return number in self._calls
+        connection, _ = self._calls.get(number, (None, 0))
+        return connection is not None and not connection.closed
 
     def answer(self, number: int, body: ReplyBody) -> None:
         """Queue the reply to a call; nobody may be waiting for it any more."""
