@@ -222,7 +222,8 @@ def test_why_explains_a_full_plane() -> None:
     office.register()
     office.put_done(1, ["a"], row_bytes=900)
     office.grant(1, ["b"], row_bytes=500)
-    assert "waits for room for 1 rows, 500 bytes" in "\n".join(why(office).waits)
+    for about in ({}, {"task": "train"}, {"key": "b"}):
+        assert "waits for room for 1 rows, 500 bytes" in "\n".join(why(office, **about).waits)
 
 
 def test_status_counts_rows_groups_and_waiters(office: Office) -> None:

@@ -106,7 +106,12 @@ def expire_waiting(desk: Desk) -> None:
         state = desk.state
         used, rows = used_bytes(state), used_rows(state)
         config = desk.config
-        missing = [f"{used} of {config.max_bytes} bytes and {rows} of {config.max_rows} rows are taken or promised"]
+        charge = waiter.charge
+        taken = f"{used} of {config.max_bytes} bytes and {rows} of {config.max_rows} rows are taken or promised"
+        asked = (
+            f"the put is charged {charge.bytes} bytes and {charge.rows} rows (whole groups, at a trained row's mean)"
+        )
+        missing = [f"{taken}, and {asked}"]
         desk.refuse(
             waiter,
             DataPlaneFull(

@@ -118,11 +118,16 @@ def failed(error: DataPlaneError) -> Failed:
 
 
 def claimed(state: State, lease: Lease) -> Claimed:
-    """What a claim got: the rows that its lease still holds, oldest first."""
+    """What a claim got: the rows that its lease still holds, oldest first.
+
+    Their tags say ``partial`` of a group that is handed out as it is, and ``deliveries`` of rows that came back: which
+    delivery this is, 2 after one that failed.
+    """
     partition = state.partitions.get(lease.partition)
     rows = list(lease.rows.values())
     if partition is None or not rows:
         return Claimed("", [], [], None)
+    failed_before = partition.tasks[lease.task].deliveries
     tags = []
     lengths: list[int] = []
     measured = False
@@ -130,6 +135,8 @@ def claimed(state: State, lease: Lease) -> Claimed:
         tag = row.tags()
         if row.group is not None and row.group.partial:
             tag["partial"] = True
+        if row.id in failed_before:
+            tag["deliveries"] = failed_before[row.id] + 1
         length = as_int(tag.get("input_lengths")) if "input_lengths" in tag else None
         if length is None:
             length = row.length()

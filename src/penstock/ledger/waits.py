@@ -124,8 +124,9 @@ def why(desk: Desk, body: Why) -> WhyReport:
         return _why_group(desk, partition, body.group)
     tasks = [desk.task_of(partition, body.task)] if body.task is not None else list(partition.tasks.values())
     waits = [line for task in tasks for line in _why_task(desk, partition, task)]
+    waits += _why_full(desk, partition)
     if body.task is None:
-        waits += _why_full(desk, partition) + _groups_missing(desk, partition)
+        waits += _groups_missing(desk, partition)
     subject = f"task {body.task!r} of partition {partition.name!r}" if body.task else f"partition {partition.name!r}"
     return WhyReport(subject, waits + silent_sessions(desk), _history(desk, partition.name))
 
@@ -156,9 +157,11 @@ def _waiter(desk: Desk, waiter: Waiter) -> str:
 
 def _why_full(desk: Desk, partition: Partition) -> list[str]:
     waiting = [w for w in desk.grants if w.body.partition == partition.name]
-    return [
-        f"{_waiter(desk, w)} waits for room for {w.charge.rows} rows, {w.charge.bytes} bytes" for w in waiting[:SHOWN]
-    ]
+    return [_waits_for_room(desk, w) for w in waiting[:SHOWN]]
+
+
+def _waits_for_room(desk: Desk, waiter: Waiter) -> str:
+    return f"{_waiter(desk, waiter)} waits for room for {waiter.charge.rows} rows, {waiter.charge.bytes} bytes"
 
 
 def _why_key(desk: Desk, partition: Partition, key: str) -> WhyReport:
@@ -167,6 +170,9 @@ def _why_key(desk: Desk, partition: Partition, key: str) -> WhyReport:
     subject = f"row {key!r} of partition {partition.name!r}"
     history = _history(desk, partition.name, key)
     if row is None:
+        waiting = [w for w in desk.grants if w.body.partition == partition.name and key in (w.body.keys or ())]
+        if waiting:
+            return WhyReport(subject, [_waits_for_room(desk, w) for w in waiting], history)
         if stone is None and not history:
             raise UnknownName(f"unknown rows of partition {partition.name!r}: {key!r}", keys=[key])
         state = f"removed: {stone.reason}" if stone is not None else "removed long ago"

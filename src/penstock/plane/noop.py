@@ -26,8 +26,8 @@ from penstock.plane import checks
 from penstock.plane import columns as tables
 from penstock.plane.contract import Columns, DataPlaneClient, OnFailed, TagRow
 from penstock.plane.model import Grant, MemoryPlane, Operation, Want
-from penstock.plane.rows import common_length
-from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta
+from penstock.plane.rows import Row, common_length
+from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag
 from penstock.requests import AuditReport, RegisterPartition
 
 if TYPE_CHECKING:
@@ -182,14 +182,14 @@ class NoOpDataPlaneClient(DataPlaneClient):
     def _claimed(self, partition_id: str, want: Want, grant: Grant) -> KVBatchMeta:
         for row in grant.rows:
             self._tokens[partition_id, want.task, row.key] = grant.token
-        partial = [{"partial": True} if row.group in grant.partial_groups else {} for row in grant.rows]
+        extra = [_told_by_plane(row, want.task, row.group in grant.partial_groups) for row in grant.rows]
         return KVBatchMeta(
             partition_id=partition_id,
             task_name=want.task,
             sample_ids=[row.key for row in grant.rows],
             fields=list(want.required),
             sequence_lengths=common_length(grant.rows),
-            tags=[{**row.tags, **extra} for row, extra in zip(grant.rows, partial, strict=True)],
+            tags=[{**row.tags, **told} for row, told in zip(grant.rows, extra, strict=True)],
             lease=(grant.token,) if grant.rows else (),
         )
 
@@ -447,3 +447,11 @@ class NoOpDataPlaneClient(DataPlaneClient):
         for held in list(self._tokens):
             if held[0] == name and task in (None, held[1]) and (gone is None or held[2] in gone):
                 del self._tokens[held]
+
+
+def _told_by_plane(row: Row, task: str, partial: bool) -> dict[str, Tag]:
+    """What a claimed row's tags say beside the producer's: a group handed out as it is, a row that came back."""
+    told: dict[str, Tag] = {"partial": True} if partial else {}
+    if row.deliveries[task]:
+        told["deliveries"] = row.deliveries[task] + 1
+    return told

@@ -184,11 +184,13 @@ def a_renewed_lease_lasts(w: World) -> None:
 
 
 def rows_that_are_never_finished_are_set_aside(w: World) -> None:
-    """A row whose leases end by time over and over goes to quarantine at last; its neighbours do not."""
+    """A row that comes back carries its delivery count; at last it goes to quarantine, its neighbours do not."""
     flow = _leased_flow(w, 1)
     tries = 0
     while flow.client.list_metadata(flow.name) and tries < 100:
-        tries += flow.claim(lease_s=0.002).size
+        meta = flow.claim(lease_s=0.002)
+        tries += meta.size
+        same([tag.get("deliveries", 1) for tag in meta.tags or []], [tries] * meta.size, "delivery counts")
     true(1 < tries < 100, f"deliveries of the row: {tries}")
     flow.put_rows(1, "fresh")
     same(flow.take().sample_ids, ["fresh0"], "rows that are still handed out")
