@@ -366,6 +366,11 @@ class OldArena:
         """Return the ids of the blocks that have not moved yet."""
         return sorted(self._places)
 
+    @property
+    def empty(self) -> bool:
+        """Whether every block has moved or gone."""
+        return not self._places
+
     def place_of(self, block_id: int, pin: int = 0) -> BlockPlace:
         """Return where the block lies in the old file.
 

@@ -50,15 +50,16 @@ def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
     capacity = sum(-(-place.nbytes // PAGE) * PAGE for place in places)
     file, where = make_arena(data_dir, max(taken) + 1, capacity, plane.config, in_shm=False, clock=plane.clock)
     try:
-        for place in places:
-            plane.take(plane.ledger.handle(BlockMoved(_copy(plane, file, place)), plane.clock()))
+        moved = [_copy(plane, file, place) for place in places]  # all or none: a record of a move outlives a failure
+        for place in moved:
+            plane.take(plane.ledger.handle(BlockMoved(place), plane.clock()))
         plane.write(plane.journal.flush)
     except BaseException:
         file.close(unlink=True)
         raise
+    file.close(unlink=False)
     if plane.failed:
         raise DataPlaneError(plane.reason)
-    file.close(unlink=False)
     log.info("%d live blocks written to arena %d in %s", len(places), where.arena_id, data_dir)
 
 

@@ -111,9 +111,11 @@ def _old_arenas(
 
 def _open_old(path: Path, places: list[BlockPlace], lost: dict[str, list[int]]) -> OldArena | None:
     size = path.stat().st_size
-    inside = [place for place in places if place.offset >= 0 and place.offset + place.nbytes <= size]
+    inside = []
     for place in places:
-        if place not in inside:
+        if place.offset >= 0 and place.offset + place.nbytes <= size:
+            inside.append(place)
+        else:
             lost[f"{path.name} ends before it"].append(place.block_id)
     try:
         old = OldArena.open(path, inside)

@@ -108,8 +108,8 @@ class Storage:
     # -- moving ---------------------------------------------------------------------------------------------------
 
     def in_old_files(self) -> list[int]:
-        """The blocks that lie in files of earlier lives, oldest id first."""
-        return sorted(self._old_of)
+        """The blocks that lie in files of earlier lives, file by file, oldest id first."""
+        return list(self._old_of)
 
     def view(self, block_id: int) -> memoryview:
         """The block's bytes where they lie; valid while it is pinned.
@@ -146,7 +146,7 @@ class Storage:
 
     def retire(self) -> list[int]:
         """Unlink the files of earlier lives in which no block is left; return their ids."""
-        empty = [arena_id for arena_id, earlier in self._old.items() if not earlier.blocks()]
+        empty = [arena_id for arena_id, earlier in self._old.items() if earlier.empty]
         for arena_id in empty:
             self._old.pop(arena_id).close(unlink=True)
             del self._places[arena_id]
