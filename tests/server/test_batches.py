@@ -222,12 +222,23 @@ def test_a_bug_of_ours_ends_the_plane_and_a_full_table_of_descriptors_does_not(t
     """What a callback raises unexpectedly is exit code 70 with its reason; EMFILE while accepting is only counted."""
 
     async def scenario(world: Inside) -> None:
-        _unexpected(world.plane, {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})
+        full = OSError(errno.EMFILE, "Too many open files")
+        _unexpected(world.plane, {"message": "accept", "exception": full, "socket": object()})
         assert world.plane.warnings.counters["accept_failed"] == 1
         assert not world.plane.stopped.is_set()
         _unexpected(world.plane, {"message": "in a callback", "exception": ZeroDivisionError("x")})
         assert world.plane.stopped.is_set()
         assert world.plane.exit_code == EX_SOFTWARE
         assert "ZeroDivisionError" in world.plane.reason
+
+    inside(tmp_path, scenario)
+
+
+def test_a_batch_cut_short_by_want_of_descriptors_ends_the_plane(tmp_path: Path) -> None:
+    """EMFILE outside of accepting leaves a batch half carried out: that is no state to go on from."""
+
+    async def scenario(world: Inside) -> None:
+        _unexpected(world.plane, {"message": "in a callback", "exception": OSError(errno.EMFILE, "no more")})
+        assert world.plane.exit_code == EX_SOFTWARE
 
     inside(tmp_path, scenario)

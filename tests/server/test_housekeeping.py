@@ -61,6 +61,27 @@ def test_a_late_tick_reads_the_sockets_first(tmp_path: Path) -> None:
     inside(tmp_path, scenario, heartbeat_s=0.5, dead_after_s=5.0)
 
 
+@pytest.mark.parametrize(("used_s", "said"), [(0.1, "was stopped"), (2.9, "was busy")])
+def test_a_busy_plane_is_not_called_stopped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, used_s: float, said: str
+) -> None:
+    """What made a tick late is told by the processor time used, and the longest call is named if it was our own."""
+
+    async def scenario(world: Inside) -> None:
+        used = [0.0]
+        house = Housekeeping(world.plane, world.reception, linger_s=None, resumable_s=0.0, processor=lambda: used[0])
+        house.start()
+        world.reception.longest.note("Commit", 2.5)
+        world.now += 3.0
+        used[0] += used_s
+        house._wake()
+        assert said in caplog.text
+        assert ("longest call: Commit, 2.50 s" in caplog.text) == (said == "was busy")
+        house.stop()
+
+    inside(tmp_path, scenario)
+
+
 def test_an_auto_started_plane_ends_after_its_last_client(tmp_path: Path) -> None:
     """Not while a session lives, and linger_s after the last one has ended."""
 

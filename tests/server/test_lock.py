@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import DataPlaneUnavailable
+from penstock.server import lifecycle
 from penstock.server import lock as locks
 from penstock.server.lock import LockHolder
 from penstock.wire import paths
@@ -34,6 +35,37 @@ def test_a_plane_started_by_hand_is_not_taken_over(tmp_path: Path) -> None:
     first.describe(LockHolder(4321, auto=False))
     with pytest.raises(DataPlaneUnavailable, match="4321"):
         locks.take_over(tmp_path)
+    first.release()
+
+
+def test_who_waits_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A take-over names the auto-started plane once, before it waits; an interrupt takes the served marker away."""
+    first = locks.take(tmp_path)
+    assert first is not None
+    first.describe(LockHolder(4321, auto=True))
+    told: list[int] = []
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.server.lock.time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        locks.take_over(tmp_path, lambda holder: told.append(holder.pid))
+    assert told == [4321]
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle._lock(lifecycle.Options(data_dir=tmp_path))
+    assert not paths.served_path(tmp_path).exists()
+    first.release()
+
+
+def test_a_marker_of_another_server_stays(tmp_path: Path) -> None:
+    """Who is refused by a plane started by hand does not take that plane's marker away, whoever made it first."""
+    first = locks.take(tmp_path)
+    assert first is not None
+    first.describe(LockHolder(4321, auto=False))
+    with pytest.raises(DataPlaneUnavailable):
+        lifecycle._lock(lifecycle.Options(data_dir=tmp_path))
+    assert paths.served_path(tmp_path).exists()
     first.release()
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Iterator
 
 from penstock.ledger.events import Tick
 from penstock.ledger.facts import Entry
-from penstock.server.plane import Plane
+from penstock.server.plane import Clock, Plane
 from penstock.server.reception import Reception
 
 __all__ = ["Housekeeping", "freeze_collector", "quiet_collector"]
 
 _TICK_S = 1.0
 _SHORTEST_S = 0.001  # between two ticks
-_LATE_S = 1.0  # a tick later than this means that the plane was stopped, or starved
+_LATE_S = 1.0  # a tick later than this means that the plane was stopped, starved, or busy with one long request
 _DRAIN_S = 2.0  # at most, reading sockets after such a pause
 _YOUNG_OBJECTS = 20_000  # collected at once: about 2 ms
 _TOO_MANY_OBJECTS = 200_000  # to look at without holding the loop
@@ -48,9 +49,18 @@ class Housekeeping:
         plane, reception: whose.
         linger_s: an auto-started plane ends so many seconds after its last client; None = it stays.
         resumable_s: how long sessions of an earlier life may come back.
+        processor: seconds of processor time that the process has used: what tells busy from stopped.
     """
 
-    def __init__(self, plane: Plane, reception: Reception, *, linger_s: float | None, resumable_s: float) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        reception: Reception,
+        *,
+        linger_s: float | None,
+        resumable_s: float,
+        processor: Clock = time.process_time,
+    ) -> None:
         self._plane = plane
         self._reception = reception
         self._linger_s = linger_s
@@ -59,6 +69,8 @@ class Housekeeping:
         self._seen = (0, 0)  # sessions greeted and connections made, at the last tick
         self._idle_since = self._started
         self._last_tick = self._started
+        self._processor = processor
+        self._used_at_tick = processor()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._draining = False
@@ -105,11 +117,20 @@ class Housekeeping:
         late = now - self._due
         self.longest_late_s = max(self.longest_late_s, late)
         if late > _LATE_S and not self._draining:
-            log.warning("the plane was stopped for %.1f s: reading its sockets before judging anybody", late)
+            log.warning("%s: reading its sockets before judging anybody", self._why_late(late, now))
             self._draining = True
             self._drain(self._reception.received, now + _DRAIN_S)
         elif not self._draining:
             self._tick(now)
+
+    def _why_late(self, late: float, now: float) -> str:
+        """Tell a stopped process from one long request: at 3 a.m. they call for different people."""
+        used = self._processor() - self._used_at_tick
+        facts = f"{used:.1f} s of processor time in the last {now - self._last_tick:.1f} s"
+        longest = self._reception.longest.take()
+        if used < late / 2:
+            return f"the plane was stopped, or starved, for {late:.1f} s ({facts})"
+        return f"the plane was busy and its loop late by {late:.1f} s ({facts}; longest call: {longest})"
 
     def _drain(self, received: int, until: float) -> None:
         """Let the loop read what its sockets hold; tick when a whole pass brought nothing."""
@@ -127,6 +148,8 @@ class Housekeeping:
 
     def _tick(self, now: float) -> None:
         self._last_tick = now
+        self._used_at_tick = self._processor()
+        self._reception.longest.take()
         plane = self._plane
         plane.tell(Tick(plane.wall()))
         plane.custody.expire(now)

@@ -121,11 +121,16 @@ def _lock(options: Options) -> locks.Lock | None:
     marked = served.exists()
     served.touch(mode=0o600)
     try:
-        return locks.take_over(options.data_dir)
-    except DataPlaneError:
-        if not marked:
+        return locks.take_over(options.data_dir, _say_waiting)
+    except BaseException:  # an interrupt too: a directory that is not served must not be marked for ever
+        holder = locks.holder_of(options.data_dir)
+        if not marked and (holder is None or holder.auto):  # else whoever serves it has marked it
             served.unlink(missing_ok=True)
         raise
+
+
+def _say_waiting(holder: locks.LockHolder) -> None:
+    print(f"penstock: waiting for the auto-started plane (process {holder.pid}) to end", file=sys.stderr)  # noqa: T201
 
 
 def _prepare(options: Options, lock: locks.Lock) -> Options:
@@ -230,9 +235,10 @@ def _end(options: Options, plane: Plane) -> None:
 
 
 def _unexpected(plane: Plane, context: dict[str, Any]) -> None:
-    """Something raised in a callback of the loop: a bug of ours, unless the process is out of descriptors."""
+    """Something raised in a callback of the loop: a bug of ours, unless there was no descriptor for a newcomer."""
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in _NO_MORE_DESCRIPTORS:
+    accepting = "socket" in context  # asyncio says so of its listener, and tries again by itself
+    if accepting and isinstance(error, OSError) and error.errno in _NO_MORE_DESCRIPTORS:
         plane.warnings.warn("accept_failed", f"{context.get('message')}: {error}")
         return
     log.critical("a bug of ours: %s", context.get("message"), exc_info=error)

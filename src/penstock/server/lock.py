@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -79,18 +80,21 @@ def holder_of(data_dir: Path) -> LockHolder | None:
         return None
 
 
-def take_over(data_dir: Path) -> Lock:
-    """Take the lock, asking an auto-started plane that holds it to end first.
+def take_over(data_dir: Path, waiting: Callable[[LockHolder], None] = lambda _: None) -> Lock:
+    """Take the lock, asking an auto-started plane that holds it to end first; ``waiting`` is told once which.
 
     Raises:
         DataPlaneUnavailable: a plane that was started by hand holds it, or the other one does not end.
     """
     deadline = time.monotonic() + _TAKE_OVER_S
-    asked = 0
+    asked = told = 0
     while (lock := take(data_dir)) is None:
         holder = holder_of(data_dir)
         if holder is not None and not holder.auto:
             raise DataPlaneUnavailable(f"{data_dir} is served by process {holder.pid} already")
+        if holder is not None and holder.pid != told:
+            waiting(holder)
+            told = holder.pid
         if time.monotonic() > deadline:
             raise DataPlaneUnavailable(f"the plane of {data_dir} ({holder}) has not ended within {_TAKE_OVER_S:g} s")
         if holder is not None and holder.pid != asked and _ask_to_end(data_dir):

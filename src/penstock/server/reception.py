@@ -54,14 +54,34 @@ _READ_ONLY = (Locate, ListMetadata, Depth, CheckConsumption, Capabilities, Audit
 log = logging.getLogger("penstock.server")
 
 
+class Longest:
+    """The call that held the loop longest since the last ``take``."""
+
+    __slots__ = ("_call", "_seconds")
+
+    def __init__(self) -> None:
+        self._call, self._seconds = "none", 0.0
+
+    def note(self, call: str, seconds: float) -> None:
+        if seconds > self._seconds:
+            self._call, self._seconds = call, seconds
+
+    def take(self) -> str:
+        """Return it in words, and forget it."""
+        said = f"{self._call}, {self._seconds:.2f} s"
+        self._call, self._seconds = "none", 0.0
+        return said
+
+
 class Reception:
-    """Attributes: received: calls so far; greeted: sessions opened or resumed so far."""
+    """Attributes: received: calls so far; greeted: sessions opened or resumed so far; longest: see ``Longest``."""
 
     def __init__(self, plane: Plane, mover: Mover) -> None:
         self.max_frame_bytes = plane.config.max_frame_bytes
         self.clock = plane.clock
         self.received = 0
         self.greeted = 0
+        self.longest = Longest()
         self._plane = plane
         self._mover = mover
         self._connections: set[Connection] = plane.sessions.connections
@@ -168,6 +188,7 @@ class Reception:
             body=call.body,
             wall=self._plane.wall(),
         )
+        began = self.clock()
         try:
             self._plane.tell(asked)
         except Exception as bug:  # top frame of one request
@@ -175,6 +196,7 @@ class Reception:
                 raise
             log.exception("a bug of ours in %s", type(call.body).__name__)
             raise WireError(f"{type(call.body).__name__} met a bug: {bug!r}") from bug
+        self.longest.note(type(call.body).__name__, self.clock() - began)
 
     def _heard(self, connection: Connection, call: Call) -> None:
         self._plane.tell(Heard(connection.session_id, call.done_below, call.abandoned))
