@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.ops.bench.figures import Measured, figures_of, goals_of, ratios_of
+from penstock.ops.bench.figures import Measured, figures_of, goals_of, ledger_goals_of, ratios_of
+from penstock.ops.bench.scaling import LedgerFigures
 
 MEMCPY = Measured("memcpy", "ragged", 1_000_000, 400_000, {"put": [0.001], "get": [0.0005]})
 OWN = Measured(
@@ -53,3 +54,13 @@ def test_goals_are_judged_only_where_measured() -> None:
 def test_without_memcpy_there_are_rates_only() -> None:
     """No limit measured, no ratio to it."""
     assert all(f.of_memcpy is None for f in figures_of([OWN]))
+
+
+def test_ledgers_goals_are_upper_bounds() -> None:
+    """Cost ratio, bytes a row and restart are judged for all sizes but the smallest."""
+
+    def of_size(rows: int, ratio: float, bytes_per_row: float) -> LedgerFigures:
+        return LedgerFigures(rows, {"pop": 1.0}, {"pop": ratio}, {"pop": 1.0}, {"pop": ratio}, bytes_per_row, 2.0)
+
+    goals = {g.what: g.met for g in ledger_goals_of([of_size(1000, 1.0, 900), of_size(2000, 1.4, 400)])}
+    assert goals == {"pop, 2,000 rows / fewest": False, "bytes a row, 2,000 rows": True, "restart s, 2,000 rows": True}

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TYPE_CHECKING
 
-__all__ = ["Figure", "Goal", "Measured", "Ratio", "figures_of", "goals_of", "ratios_of"]
+if TYPE_CHECKING:
+    from penstock.ops.bench.scaling import LedgerFigures
+
+__all__ = ["Figure", "Goal", "Measured", "Ratio", "figures_of", "goals_of", "ledger_goals_of", "ratios_of"]
 
 MOVES = ("put", "put list", "get", "get header", "get half")  # operations that move the batch's bytes
 _MEGA = 1e6
@@ -56,15 +60,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure the design promises, and what this run measured."""
+    """A figure the design promises, and what this run measured. ``at_most``: less is better."""
 
     what: str
     goal: float
     measured: float
+    at_most: bool = False
 
     @property
     def met(self) -> bool:
-        return self.measured >= self.goal
+        return self.measured <= self.goal if self.at_most else self.measured >= self.goal
 
 
 def figures_of(measured: Sequence[Measured]) -> list[Figure]:
@@ -127,3 +132,17 @@ def goals_of(figures: Sequence[Figure], ratios: Sequence[Ratio]) -> list[Goal]:
         if (batch, operation, other) in beside
     ]
     return found
+
+
+_COST_RATIO, _BYTES_A_ROW, _RESTART_S = 1.3, 500.0, 3.0
+
+
+def ledger_goals_of(found: Sequence[LedgerFigures]) -> list[Goal]:
+    """Return the design's goals for the ledger: many live rows cost what few do."""
+    goals = []
+    for figures in found[1:]:
+        rows = f"{figures.live_rows:,} rows"
+        goals += [Goal(f"{name}, {rows} / fewest", _COST_RATIO, r, True) for name, r in figures.of_smallest.items()]
+        goals.append(Goal(f"bytes a row, {rows}", _BYTES_A_ROW, figures.bytes_per_row, True))
+        goals.append(Goal(f"restart s, {rows}", _RESTART_S, figures.restart_s, True))
+    return goals

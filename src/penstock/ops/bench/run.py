@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from penstock.errors import BadArgument, DataPlaneError
-from penstock.ops.bench.figures import Figure, Goal, Measured, Ratio, figures_of, goals_of, ratios_of
+from penstock.ops.bench.figures import Figure, Goal, Measured, Ratio, figures_of, goals_of, ledger_goals_of, ratios_of
 from penstock.ops.bench.hire import Worker
 from penstock.ops.bench.peers import MEMCPY, PEERS, PENSTOCK
 from penstock.ops.machine import machine_facts, package_version, versions
@@ -77,9 +77,13 @@ def run_bench(report: Report, options: BenchOptions) -> None:
         "versions": versions(),
         "laps": options.laps,
     }
-    shown = _measure_peers(report, options, value)
+    goals: list[Goal] = []
+    shown = _measure_peers(report, options, value, goals)
     if options.wants(LEDGER):
-        shown += _measure_ledger(report, options, value)
+        shown += _measure_ledger(report, options, value, goals)
+    value["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
+    if goals:
+        shown.append(_goals_table(goals))
     value["busy"] = busy = _others_at_work()
     if busy:
         report.progress(f"{busy}: these figures say little")
@@ -97,7 +101,7 @@ def _others_at_work() -> str:
 # -- peers ------------------------------------------------------------------------------------------------------------
 
 
-def _measure_peers(report: Report, options: BenchOptions, value: dict[str, Any]) -> list[Table]:
+def _measure_peers(report: Report, options: BenchOptions, value: dict[str, Any], goals: list[Goal]) -> list[Table]:
     wanted = [name for name in PEERS if name == MEMCPY or options.wants(name)]
     if wanted == [MEMCPY] and options.only:
         return []
@@ -107,15 +111,13 @@ def _measure_peers(report: Report, options: BenchOptions, value: dict[str, Any])
         measured = [m for batch in options.batches for m in _race(report, batch, staff, options.laps, left_out)]
     figures = figures_of(measured)
     ratios = ratios_of(figures, PENSTOCK)
-    goals = goals_of(figures, ratios)
+    goals += goals_of(figures, ratios)
     value["figures"] = [asdict(f) for f in figures]
     value["ratios"] = [asdict(r) for r in ratios]
-    value["goals"] = [{**asdict(g), "met": g.met} for g in goals]
     value["left_out"] = left_out
     return [
         *_figures_tables(figures, measured),
         _ratios_table(ratios),
-        _goals_table(goals),
         *([table("left out", ("peer", "why"), left_out.items())] if left_out else []),
     ]
 
@@ -226,18 +228,22 @@ def _ratios_table(ratios: Sequence[Ratio]) -> Table:
 
 
 def _goals_table(goals: Sequence[Goal]) -> Table:
-    rows = [(g.what, f"{g.goal:g}", f"{g.measured:,.2f}", "met" if g.met else "NOT met") for g in goals]
+    rows = [
+        (g.what, f"{'<=' if g.at_most else '>='} {g.goal:g}", f"{g.measured:,.2f}", "met" if g.met else "NOT met")
+        for g in goals
+    ]
     return table("goals of the design", ("figure", "goal>", "measured>", ""), rows)
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def _measure_ledger(report: Report, options: BenchOptions, value: dict[str, Any]) -> list[Table]:
+def _measure_ledger(report: Report, options: BenchOptions, value: dict[str, Any], goals: list[Goal]) -> list[Table]:
     from penstock.ops.bench.scaling import measure_ledger
 
     found = measure_ledger(report, options.sizes, options.laps * 3)
     value["ledger"] = [asdict(f) for f in found]
+    goals += ledger_goals_of(found)
     title = "512 rows at the client's call, by rows alive; (x) over the fewest"
     columns = ("live rows>", "put ms>", "claim ms>", "pop ms>", "bytes/row>", "restart s>")
     seen = [
