@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,34 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert "plane.sock" in plane.word
         assert plane.wait() == 1
         assert plane.segments() == []
+
+
+def test_a_plane_whose_directory_is_removed_ends_loudly(tmp_path: Path) -> None:
+    """Nobody can find it any more: it exits 74 within seconds, says why, and leaves no shared memory."""
+    data = tmp_path / "d"
+    with PlaneProcess(data) as plane, RawClient(data) as client:
+        client.open().register()
+        client.put(["a"])
+        shutil.rmtree(data)
+        assert client.is_closed()
+        assert plane.wait() == 74
+        assert "directory was removed" in plane.stderr()
+        assert plane.segments() == []
+
+
+def test_a_plane_that_was_replaced_leaves_its_successor_alone(tmp_path: Path) -> None:
+    """The directory was moved away and a new plane serves its path: the old one's end touches nothing of the new."""
+    data, away = tmp_path / "d", tmp_path / "away"
+    with PlaneProcess(data) as old:
+        data.rename(away)
+        with PlaneProcess(data) as new, RawClient(data) as client:
+            client.open().register()
+            client.put(["a"], fill=5)
+            assert old.wait() == 74
+            assert client.read(["a"]) == [5]
+            with RawClient(data, 2) as later:
+                assert later.open().read(["a"]) == [5]
+            assert new.end() == 0
 
 
 def test_shutdown_is_a_clean_end(tmp_path: Path) -> None:

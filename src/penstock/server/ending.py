@@ -40,8 +40,8 @@ def leave(plane: Plane, data_dir: Path, *, keep: bool) -> None:
         log.error("live blocks stay in shared memory, which a reboot clears: %s", error)  # noqa: TRY400 - told whole
         storage.close(unlink=False)
         return
+    storage.unlink_shared()
     storage.close(unlink=False)
-    _unlink_shared_memory(data_dir)
 
 
 def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
@@ -71,9 +71,3 @@ def _copy(plane: Plane, file: Arena, place: BlockPlace) -> BlockPlace:
     file.writer(copy)[:] = np.frombuffer(data, np.uint8)
     file.fill(place.block_id)
     return copy
-
-
-def _unlink_shared_memory(data_dir: Path) -> None:
-    for path, arena in paths.arena_files(data_dir):
-        if arena.in_shm:
-            path.unlink(missing_ok=True)

@@ -11,11 +11,11 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from penstock.ledger.events import Tick
 from penstock.ledger.facts import Entry
-from penstock.server.plane import Clock, Plane
+from penstock.server.plane import EX_IOERR, Clock, Plane
 from penstock.server.reception import Reception
 
 __all__ = ["Housekeeping", "freeze_collector", "quiet_collector"]
@@ -49,6 +49,7 @@ class Housekeeping:
         plane, reception: whose.
         linger_s: an auto-started plane ends so many seconds after its last client; None = it stays.
         resumable_s: how long sessions of an earlier life may come back.
+        stands: whether the data directory is still this plane's.
         processor: seconds of processor time that the process has used: what tells busy from stopped.
     """
 
@@ -59,6 +60,7 @@ class Housekeeping:
         *,
         linger_s: float | None,
         resumable_s: float,
+        stands: Callable[[], bool] = lambda: True,
         processor: Clock = time.process_time,
     ) -> None:
         self._plane = plane
@@ -69,6 +71,7 @@ class Housekeeping:
         self._seen = (0, 0)  # sessions greeted and connections made, at the last tick
         self._idle_since = self._started
         self._last_tick = self._started
+        self._stands = stands
         self._processor = processor
         self._used_at_tick = processor()
         self._timer: asyncio.TimerHandle | None = None
@@ -151,6 +154,9 @@ class Housekeeping:
         self._used_at_tick = self._processor()
         self._reception.longest.take()
         plane = self._plane
+        if not self._stands():
+            plane.fail(EX_IOERR, "its data directory was removed, moved or replaced: nobody can find it any more")
+            return
         plane.tell(Tick(plane.wall()))
         plane.custody.expire(now)
         self._reception.expel(now)

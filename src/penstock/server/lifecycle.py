@@ -97,8 +97,8 @@ def serve(options: Options) -> int:
         return 0
     try:
         options = _prepare(options, lock)
-        code = asyncio.run(_live(options, starter))
-        if code == 0 and options.ephemeral:
+        code = asyncio.run(_live(options, starter, lock))
+        if code == 0 and options.ephemeral and lock.stands:
             shutil.rmtree(options.data_dir, ignore_errors=True)
     except (DataPlaneError, OSError) as error:
         log.critical("ending: %s", error)
@@ -155,7 +155,7 @@ def _within_descriptors(config: PlaneConfig) -> PlaneConfig:
     return msgspec.structs.replace(config, max_connections=max(possible, 1))
 
 
-async def _live(options: Options, starter: _Starter) -> int:
+async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
     """From recovery to the end."""
     recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
     freeze_collector()
@@ -172,6 +172,7 @@ async def _live(options: Options, starter: _Starter) -> int:
         reception,
         linger_s=options.config.linger_s if options.auto else None,
         resumable_s=options.config.resume_grace_s if recovered.had_sessions else 0.0,
+        stands=lambda: lock.stands,
     )
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: _unexpected(plane, context))
@@ -185,12 +186,13 @@ async def _live(options: Options, starter: _Starter) -> int:
     await plane.stopped.wait()
     house.stop()
     server.close()
-    _unlink_socket(options.data_dir)
+    if lock.stands:  # else the socket that lies there is another plane's
+        _unlink_socket(options.data_dir)
     await mover.stop()
     await moving
     plane.close()
     reception.close()
-    _end(options, plane)
+    _end(options, plane, lock)
     return plane.exit_code
 
 
@@ -223,9 +225,11 @@ async def _guarded(plane: Plane, mover: Mover) -> None:
         plane.fail(EX_SOFTWARE, "a bug of ours while moving blocks")
 
 
-def _end(options: Options, plane: Plane) -> None:
+def _end(options: Options, plane: Plane, lock: locks.Lock) -> None:
+    if not (plane.failed or lock.stands):
+        plane.fail(EX_IOERR, "its data directory was removed, moved or replaced")
     if plane.failed:
-        plane.storage.close(unlink=False)
+        plane.storage.close(unlink=lock.removed)  # without its journal nobody can make sense of it
         print(f"penstock: {plane.reason}", file=sys.stderr)  # noqa: T201 - the last word of a process
         return
     leave(plane, options.data_dir, keep=options.config.durability != "memory" and not options.ephemeral)

@@ -46,6 +46,16 @@ class Lock:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, msgspec.json.encode(holder), 0)
 
+    @property
+    def stands(self) -> bool:
+        """Whether the file that is locked is still the directory's: who looks there finds this plane."""
+        return _is_at(self._fd, self._path)
+
+    @property
+    def removed(self) -> bool:
+        """Whether the file is gone for good, its directory with it; not merely elsewhere."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def release(self) -> None:
         """Let go. Idempotent."""
         if self._fd >= 0:
@@ -129,7 +139,7 @@ def _call(call_id: int, body: Request) -> bytes:
 def _is_at(fd: int, path: Path) -> bool:
     try:
         there = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return False
     mine = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)

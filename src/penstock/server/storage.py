@@ -181,6 +181,13 @@ class Storage:
             f"{s.condemned_slots} only pinned)"
         )
 
+    def unlink_shared(self) -> None:
+        """Nothing of our own is left in shared memory, but what is mapped."""
+        ours: list[Arena | OldArena] = [self.arena, *self._old.values()]
+        for arena in ours:
+            if self._places[arena.arena_id].in_shm:
+                arena.path.unlink(missing_ok=True)
+
     def close(self, *, unlink: bool) -> None:
         """Let go of the files. ``unlink``: of all of them nothing is left."""
         self.arena.close(unlink=unlink)
