@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 Tag: TypeAlias = str | int | float | bool | None
+_INT64 = 1 << 63  # what crosses the wire as a number
 
 
 @dataclass
@@ -212,6 +213,8 @@ class GroupPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadArgument(f"min_ready must be at least 1, got {self.min_ready}")
         if self.on_deadline != "wait" and self.deadline_s is None:
             raise BadArgument(f"group policy {self.on_deadline!r} needs a deadline_s")
+        if self.deadline_s is not None and not self.deadline_s >= 0:  # NaN too
+            raise BadArgument(f"deadline_s must not be negative, got {self.deadline_s!r}")
 
 
 def is_true(value: object) -> bool:
@@ -222,11 +225,12 @@ def is_true(value: object) -> bool:
 
 
 def as_int(value: object) -> int | None:
-    """Parse a tag as an integer, leniently: None when it does not parse or is not finite."""
+    """Parse a tag as an integer, leniently: None when it does not parse, is not finite, or no 64 bits hold it."""
     try:
-        return int(value)  # type: ignore[call-overload, no-any-return]
+        number = int(value)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         return None
+    return number if -_INT64 <= number < _INT64 else None
 
 
 def as_float(value: object) -> float | None:
