@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.ledger import facts as f
 from penstock.ledger.books import Books
+from penstock.ledger.limits import MAX_REASONS
 from penstock.ledger.readiness import refresh_group
 from penstock.ledger.state import Group, Partition, Row, Tombstone
 
@@ -64,6 +65,8 @@ def _count_removed(partition: Partition, reason: str, detail: str, number: int) 
         partition.quarantined += number
     else:
         counts = partition.evicted if reason == "evicted" else partition.lost
+        if detail not in counts and len(counts) >= MAX_REASONS:
+            detail = "other"
         counts[detail] = counts.get(detail, 0) + number
 
 

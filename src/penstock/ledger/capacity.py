@@ -58,8 +58,7 @@ def ask(desk: Desk, waiter: Waiter) -> None:
     assert isinstance(grant, Grant)
     partition = desk.registered(grant.partition)
     charge = charge_of(desk.state, partition, grant)
-    if charge.begins:
-        _refuse_impossible(desk.config, partition, charge)
+    _refuse_impossible(desk.config, partition, charge, grant.nbytes)
     waiter.charge = charge
     ahead = charge.begins and any(_holds_up(desk.config, w, partition) for w in desk.grants)
     if not ahead and _fits(desk, partition, charge):
@@ -184,13 +183,20 @@ def _partition_full(config: PlaneConfig, partition: Partition, charge: Charge) -
     )
 
 
-def _refuse_impossible(config: PlaneConfig, partition: Partition, charge: Charge) -> None:
-    max_bytes = min(config.max_bytes, config.partition_max_bytes or config.max_bytes)
-    max_rows = min(config.max_rows, config.partition_max_rows or config.max_rows)
-    if charge.bytes > max_bytes or charge.rows > max_rows:
+def _refuse_impossible(config: PlaneConfig, partition: Partition, charge: Charge, nbytes: int) -> None:
+    """Refuse what no pop makes room for. ``nbytes``: of the block, its columns' offsets and header included."""
+    reserve = 1.0 + config.reserve_fraction
+    max_bytes, max_rows = int(config.max_bytes * reserve), int(config.max_rows * reserve)
+    if charge.begins:
+        max_bytes = min(config.max_bytes, config.partition_max_bytes or config.max_bytes)
+        max_rows = min(config.max_rows, config.partition_max_rows or config.max_rows)
+    if charge.bytes > max_bytes or charge.rows > max_rows or nbytes > max_bytes + _BLOCK_SLACK:
         raise DataPlaneFull(
-            f"{charge.rows} rows of {charge.bytes} bytes can never fit: "
+            f"{charge.rows} rows of {charge.bytes} bytes, in a block of {nbytes}, can never fit: "
             f"the limits are {max_rows} rows and {max_bytes} bytes",
             partition=partition.name,
             missing=[f"{charge.bytes} bytes"],
         )
+
+
+_BLOCK_SLACK = 64 << 20  # bytes that a block may have beyond its rows' payload

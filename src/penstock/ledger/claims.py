@@ -12,7 +12,8 @@ from penstock.errors import BadArgument, DataPlaneTimeout, RowRemoved, UnknownNa
 from penstock.ledger.desk import Desk, claimed, unique
 from penstock.ledger.events import Asked
 from penstock.ledger.facts import AnyFact, Leased, QueueOpened
-from penstock.ledger.readiness import open_queue, ready_rows, row_ready
+from penstock.ledger.limits import MAX_QUEUES, check_fields
+from penstock.ledger.readiness import find_queue, open_queue, ready_rows, row_ready
 from penstock.ledger.state import Group, Partition, Queue, Row, Session, Task, Waiter
 from penstock.ledger.waits import missing_for_claim
 from penstock.requests import Claim, Claimed
@@ -88,7 +89,9 @@ def _timeout(desk: Desk, waiter: Waiter) -> DataPlaneTimeout:
 
 
 def _validate(desk: Desk, body: Claim) -> None:
-    desk.task_of(desk.registered(body.partition), body.task)
+    partition = desk.registered(body.partition)
+    desk.task_of(partition, body.task)
+    check_fields(partition.field_bits, body.required, partition.name)
     if body.lease_s is not None and not body.lease_s > 0:
         raise BadArgument(f"lease_s must be positive, got {body.lease_s!r}", partition=body.partition)
     if body.keys is not None:
@@ -112,6 +115,12 @@ def _try(desk: Desk, waiter: Waiter) -> bool:
         rows = _by_key(partition, task, body, waiter)
     else:
         known = len(partition.queues)
+        if known >= MAX_QUEUES and find_queue(partition, task, body.required, body.whole_groups) is None:
+            raise BadArgument(
+                f"claims of partition {partition.name!r} have named {known} different sets of required fields, "
+                "more are not kept apart",
+                partition=partition.name,
+            )
         queue = open_queue(partition, task, body.required, body.whole_groups)
         if len(partition.queues) > known:
             facts.append(QueueOpened(partition.name, task.name, body.required, body.whole_groups))

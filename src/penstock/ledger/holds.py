@@ -12,10 +12,9 @@ from penstock.errors import BadArgument, LeaseLost, abbreviate
 from penstock.ledger.desk import Desk, unique
 from penstock.ledger.events import Asked
 from penstock.ledger.facts import AnyFact, Consumed, GroupClosed, PartitionCleared, Removed, Renewed, Returned
+from penstock.ledger.limits import MAX_REASON
 from penstock.ledger.state import Group, Partition, Row, Session, Task
-from penstock.requests import ANY_TOKEN, NO_TOKEN, Ack, Clear, Done, Evict, Pop, Release, Renew, Tokens
-
-MAX_REASON = 256  # characters of an eviction's reason
+from penstock.requests import ANY_TOKEN, Ack, Clear, Done, Evict, Pop, Release, Renew, Tokens
 
 
 def ack(desk: Desk, session: Session, asked: Asked) -> None:
@@ -43,7 +42,7 @@ def release(desk: Desk, session: Session, asked: Asked) -> None:
     partition = desk.registered(body.partition)
     task = desk.task_of(partition, body.task)
 
-    def over(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
+    def over(partition: Partition, task: Task, key: str, row: Row | None, tokens: frozenset[str]) -> bool:
         if row is not None and task.lapsed.get(row.id, ("", False))[0] in tokens:
             return True
         stone = partition.tombstones.get(key) if row is None else None
@@ -83,8 +82,7 @@ def pop(desk: Desk, session: Session, asked: Asked) -> None:
     task = partition.final_task if partition.tasks else None
     rows: list[Row] = []
     lost: list[str] = []
-    for index, key in enumerate(body.keys):
-        tokens = tokens_of(body.tokens, index)
+    for key, tokens in zip(body.keys, tokens_per_key(partition, body.keys, body.tokens), strict=True):
         row = partition.rows.get(key)
         if row is None:
             stone = partition.tombstones.get(key)
@@ -99,7 +97,7 @@ def pop(desk: Desk, session: Session, asked: Asked) -> None:
     _remove(desk, partition, rows, "trained", "", asked)
 
 
-def _may_pop(row: Row, task: Task, tokens: tuple[str, ...]) -> bool:
+def _may_pop(row: Row, task: Task, tokens: frozenset[str]) -> bool:
     lease = task.held.get(row.id)
     if lease is not None:
         return lease.token in tokens
@@ -161,7 +159,7 @@ def closing(partition: Partition, rows: Iterable[Row]) -> list[GroupClosed]:
     return [GroupClosed(partition.name, gid) for gid, group in groups.items() if losing[gid] == len(group.rows)]
 
 
-_Over = Callable[[Partition, Task, str, Row | None, tuple[str, ...]], bool]
+_Over = Callable[[Partition, Task, str, Row | None, frozenset[str]], bool]
 
 
 def _held(partition: Partition, task: Task, keys: list[str], tokens: Tokens, over: _Over) -> list[Row]:
@@ -169,8 +167,7 @@ def _held(partition: Partition, task: Task, keys: list[str], tokens: Tokens, ove
     _check_keys(partition, keys)
     rows: list[Row] = []
     lost: list[str] = []
-    for index, key in enumerate(keys):
-        mine = tokens_of(tokens, index)
+    for key, mine in zip(keys, tokens_per_key(partition, keys, tokens), strict=True):
         row = partition.rows.get(key)
         if row is not None and not row.consumed & task.bit:
             lease = task.held.get(row.id)
@@ -185,33 +182,37 @@ def _held(partition: Partition, task: Task, keys: list[str], tokens: Tokens, ove
     return rows
 
 
-def _consumed_by(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
+def _consumed_by(partition: Partition, task: Task, key: str, row: Row | None, tokens: frozenset[str]) -> bool:
     return row is not None and bool(row.consumed & task.bit) and task.ended.get(row.id, "") in tokens
 
 
-def _consumed_or_gone(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
+def _consumed_or_gone(partition: Partition, task: Task, key: str, row: Row | None, tokens: frozenset[str]) -> bool:
     """A row that was removed is nothing to do any more for a task that is not the final one."""
     gone = row is None and key in partition.tombstones
     return gone or _consumed_by(partition, task, key, row, tokens)
 
 
-def _removed_by(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
+def _removed_by(partition: Partition, task: Task, key: str, row: Row | None, tokens: frozenset[str]) -> bool:
     stone = partition.tombstones.get(key) if row is None else None
     return stone is not None and stone.token in tokens
 
 
-def _never(partition: Partition, task: Task, key: str, row: Row | None, tokens: tuple[str, ...]) -> bool:
+def _never(partition: Partition, task: Task, key: str, row: Row | None, tokens: frozenset[str]) -> bool:
     return False
 
 
-def tokens_of(tokens: Tokens, index: int) -> tuple[str, ...]:
-    """The tokens that may hold the ``index``-th key of a request."""
+def tokens_per_key(partition: Partition, keys: list[str], tokens: Tokens) -> list[frozenset[str]]:
+    """The tokens that may hold each of a request's keys; the token of an empty claim is none."""
+    every = frozenset(tokens.lease).difference(("",))
     if not tokens.of:
-        return tuple(tokens.lease)
-    at = tokens.of[index] if index < len(tokens.of) else NO_TOKEN
-    if at == ANY_TOKEN:
-        return tuple(tokens.lease)
-    return (tokens.lease[at],) if 0 <= at < len(tokens.lease) else ()
+        return [every] * len(keys)
+    if len(tokens.of) != len(keys) or min(tokens.of) < ANY_TOKEN or max(tokens.of) >= len(tokens.lease):
+        raise BadArgument("a request's tokens must be aligned with its keys", partition=partition.name)
+    each = [every.intersection((token,)) for token in tokens.lease]
+    return [each[at] if at >= 0 else every if at == ANY_TOKEN else _NONE for at in tokens.of]
+
+
+_NONE: frozenset[str] = frozenset()
 
 
 def _lease_lost(partition: Partition, keys: list[str], what: str) -> LeaseLost:

@@ -23,6 +23,7 @@ from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, AnyEffect, AnyEvent, Asked
 from penstock.ledger.facts import Entry, LifeBegan, Moved, Registered, Removed
 from penstock.ledger.invariants import check_invariants
+from penstock.ledger.limits import MAX_NAME, MAX_REPLIES, check_fields, check_names
 from penstock.ledger.state import Session
 from penstock.requests import (
     MUTATIONS,
@@ -61,8 +62,8 @@ def register(desk: Desk, session: Session, asked: Asked) -> None:
     """Register a partition, or register it again: fields merge, sizes are replaced, tasks and enums must agree."""
     body = asked.body
     assert isinstance(body, RegisterPartition)
-    if not 0 < len(body.partition) <= puts.MAX_NAME:
-        raise BadArgument(f"a partition's name must have 1 to {puts.MAX_NAME} characters")
+    check_names("a partition's name", [body.partition], body.partition[:MAX_NAME])
+    check_names("task names", body.tasks, body.partition)
     if not body.tasks or len(set(body.tasks)) != len(body.tasks):
         raise BadArgument(
             f"consumer_tasks must name at least one task, each once: {body.tasks}", partition=body.partition
@@ -70,6 +71,9 @@ def register(desk: Desk, session: Session, asked: Asked) -> None:
     if body.group_size is not None and body.group_size < 1:
         raise BadArgument(f"grpo_group_size must be positive, got {body.group_size}", partition=body.partition)
     known = desk.state.partitions.get(body.partition)
+    check_fields(
+        () if known is None else {**known.field_bits, **dict.fromkeys(known.fields)}, body.fields, body.partition
+    )
     if known is not None and known.registered:
         for what, now, before in (("tasks", body.tasks, list(known.tasks)), ("enums", body.enums, known.request.enums)):
             if now != before:
@@ -265,6 +269,9 @@ class Ledger:
                 raise BadArgument("mutations carry a sequence number, questions do not")
             if is_mutation and self._seen(session, event):
                 return
+            if len(session.replies) >= MAX_REPLIES:
+                self._too_many_replies(event)
+                return
             handler = HANDLERS.get(type(event.body))
             if handler is None:
                 raise DataPlaneBadRequest(f"{type(event.body).__name__} is not for the ledger")
@@ -288,6 +295,12 @@ class Ledger:
         desk.counters["calls.repeated"] += 1
         desk.out.append(Answer(session.id, event.call_id, reply))
         return True
+
+    def _too_many_replies(self, event: Asked) -> None:
+        """Refuse, and remember nothing of it."""
+        text = f"{MAX_REPLIES} replies wait for the client to say that it has them (done below)"
+        self.desk.counters["refused.replies"] += 1
+        self.desk.out.append(Answer(event.session_id, event.call_id, failed(DataPlaneBadRequest(text))))
 
     def _heard(self, event: events.Heard) -> None:
         session = self.desk.state.sessions.get(event.session_id)

@@ -6,15 +6,17 @@ put of the same bytes is a success without effect; a row that was removed does n
 
 from __future__ import annotations
 
-from penstock.errors import BadArgument, DataPlaneBadRequest, RowRemoved, UnknownName, abbreviate
+from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneFull, RowRemoved, UnknownName, abbreviate
 from penstock.ledger import capacity
 from penstock.ledger.desk import Desk, unique
 from penstock.ledger.events import Asked, DropGrant, Fill
 from penstock.ledger.facts import Put
+from penstock.ledger.limits import check_fields, check_names
 from penstock.ledger.state import Partition, PendingGrant, Row, Session, TagValues, Tombstone, Waiter
+from penstock.records import as_int
 from penstock.requests import Commit, Done, FieldSpec, Grant, GrantAgain, PutTags, TagColumn
 
-MAX_NAME = 1024  # characters of a key, field, tag or partition name
+_DECLARING = ("expected_num_keys", "num_keys")
 
 
 def grant(desk: Desk, session: Session, asked: Asked) -> None:
@@ -22,28 +24,34 @@ def grant(desk: Desk, session: Session, asked: Asked) -> None:
     body = asked.body
     assert isinstance(body, Grant)
     partition = desk.registered(body.partition)
-    _check_rows(body.partition, body.keys, body.tags)
+    _check_rows(body.partition, body.keys, body.tags, desk.config.max_rows)
     if not body.keys or not body.fields:
         raise BadArgument("a put needs rows and fields", partition=body.partition)
     if len(body.row_bytes) != len(body.keys) or (body.lengths is not None and len(body.lengths) != len(body.keys)):
         raise BadArgument("row_bytes and lengths must be aligned with the keys", partition=body.partition)
     if body.nbytes < sum(body.row_bytes) or min(body.row_bytes, default=0) < 0 or min(body.lengths or [0]) < 0:
         raise BadArgument("sizes do not add up", partition=body.partition)
+    if body.nbytes < 1:
+        raise BadArgument("a block has at least one byte", partition=body.partition)
     _check_specs(partition, body.fields)
+    check_fields(partition.field_bits, [spec.name for spec in body.fields], partition.name)
     capacity.ask(desk, Waiter(session.id, asked.call_id, 0, body, asked.deadline, desk.now))
 
 
-def _check_rows(partition: str, keys: list[str], tags: list[TagColumn]) -> None:
+def _check_rows(partition: str, keys: list[str], tags: list[TagColumn], max_rows: int) -> None:
     if not unique(keys):
         raise BadArgument("a put names a key twice", partition=partition, keys=_twice(keys))
-    if any(not 0 < len(key) <= MAX_NAME for key in keys):
-        raise BadArgument(f"keys must have 1 to {MAX_NAME} characters", partition=partition)
+    check_names("keys", keys, partition)
+    check_names("tag names", [column.name for column in tags], partition)
     size = len(keys)
     for column in tags:
         rows = column.rows
         aligned = len(column.values) in (1, size) if rows is None else len(column.values) == len(rows)
         if not aligned or any(not 0 <= i < size for i in rows or ()):
             raise BadArgument(f"tag {column.name!r} is not aligned with the keys", partition=partition)
+        if column.name in _DECLARING and max((as_int(value) or 0 for value in column.values), default=0) > max_rows:
+            text = f"tag {column.name!r} declares a group that can never fit: the limit is {max_rows} rows"
+            raise DataPlaneFull(text, partition=partition)
     if not unique([column.name for column in tags]):
         raise BadArgument("a put names a tag twice", partition=partition)
 
@@ -65,12 +73,6 @@ def _check_specs(partition: Partition, specs: list[FieldSpec]) -> None:
                 partition=partition.name,
                 missing=[spec.name],
             )
-
-
-def allotted(desk: Desk, pending: PendingGrant) -> None:
-    """A slot was found for the grant. Nothing waits on this in the ledger."""
-    desk.counters["grants.allotted"] += 1
-    assert pending.place is not None
 
 
 def drop(desk: Desk, grant_id: int) -> None:
@@ -128,14 +130,17 @@ def _decide(desk: Desk, pending: PendingGrant, content: int, session_id: int, wa
 
 def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int) -> tuple[list[int], list[int] | None]:
     """What becomes of each row: (ids, positions of those that are new, None = all); id 0: nothing new is said of it."""
-    keys = pending.request.keys
+    request = pending.request
+    keys = request.keys
     if (
         partition.rows.keys().isdisjoint(keys)
         and partition.tombstones.keys().isdisjoint(keys)
         and not (pending.cleared or partition.closed_groups)
     ):
         return list(desk.new_ids(len(keys))), None
-    gids = next((TagValues(c) for c in pending.request.tags if c.name == "group_id"), None)
+    gids = next((TagValues(c) for c in request.tags if c.name == "group_id"), None)
+    mask = partition.mask_of([spec.name for spec in request.fields])
+    equal: dict[int, bool] = {}
     ids: list[int] = []
     fresh: list[int] = []
     removed: list[str] = []
@@ -144,14 +149,20 @@ def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int
         if key in pending.cleared:  # whoever made the row since then made another one
             removed.append(key)
             continue
+        tag = None if gids is None else gids.get(index)
+        closed = (key if tag is None else str(tag)) in partition.closed_groups
         if row is not None:
-            ids.append(0 if _says_nothing_new(row, partition, pending.request, content, index) else row.id)
+            if _says_nothing_new(row, request, mask, content, index, equal):
+                ids.append(0)
+            elif closed and (row.group is None or row.group.gid not in partition.closed_groups):
+                removed.append(key)  # it would begin a group anew that was given up
+            else:
+                ids.append(row.id)
             continue
         stone = partition.stone_of(key)
-        gid = key if gids is None else gids.get(index)
         if stone is not None and stone.reason != "cleared" and (content, index) in stone.contents:
             ids.append(0)
-        elif str(gid) in partition.closed_groups or _bars(stone, pending.stamp):
+        elif closed or _bars(stone, pending.stamp):
             removed.append(key)
         else:
             ids.append(-1)
@@ -168,14 +179,19 @@ def _bars(stone: Tombstone | None, stamp: int) -> bool:
     return stone is not None and (stone.reason != "cleared" or stone.at > stamp)
 
 
-def _says_nothing_new(row: Row, partition: Partition, request: Grant, content: int, index: int) -> bool:
-    """Whether the row's newest values of these fields and tags came from the same bytes at the same place."""
-    mask = partition.mask_of([spec.name for spec in request.fields])
+def _says_nothing_new(row: Row, request: Grant, mask: int, content: int, index: int, equal: dict[int, bool]) -> bool:
+    """Whether the row's newest values of these fields and tags came from the same bytes at the same place.
+
+    ``equal``: write id -> whether it brought these tags; looked at once for all rows of the put.
+    """
     names = {column.name for column in request.tags if column.rows is None or index in column.rows}
     for write, at in row.pairs():
         if write.field_bits & mask or write.names_of(at) & names:
-            same = write.content == content and at == index and write.field_bits == mask
-            return same and write.tag_order == request.tags
+            if write.content != content or at != index or write.field_bits != mask:
+                return False
+            if write.id not in equal:
+                equal[write.id] = write.tag_order == request.tags
+            return equal[write.id]
     return False
 
 
@@ -192,7 +208,7 @@ def put_tags(desk: Desk, session: Session, asked: Asked) -> None:
     body = asked.body
     assert isinstance(body, PutTags)
     partition = desk.registered(body.partition)
-    _check_rows(body.partition, body.keys, body.tags)
+    _check_rows(body.partition, body.keys, body.tags, desk.config.max_rows)
     absent = [key for key in body.keys if key not in partition.rows]
     if absent:
         stones = [key for key in absent if (s := partition.stone_of(key)) is not None and s.reason != "cleared"]

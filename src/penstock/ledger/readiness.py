@@ -104,13 +104,18 @@ def refresh_promise(partition: Partition, group: Group) -> None:
     group.promised_bytes, group.promised_rows = promised_bytes, promised_rows
 
 
+def find_queue(partition: Partition, task: Task, required: list[str], whole: bool) -> Queue | None:
+    """The queue of a task's claims with these required fields; None before the first."""
+    mask = partition.mask_of(required)
+    return next((q for q in partition.queues if q.task is task and q.mask == mask and q.whole == whole), None)
+
+
 def open_queue(partition: Partition, task: Task, required: list[str], whole: bool) -> Queue:
     """Return the queue of a task's claims with these required fields; made, in one pass over the rows, at first use."""
-    mask = partition.mask_of(required)
-    for queue in partition.queues:
-        if queue.task is task and queue.mask == mask and queue.whole == whole:
-            return queue
-    queue = Queue(task, required, mask, whole, 1 << len(partition.queues))
+    found = find_queue(partition, task, required, whole)
+    if found is not None:
+        return found
+    queue = Queue(task, required, partition.mask_of(required), whole, 1 << len(partition.queues))
     partition.queues.append(queue)
     _fill(partition, queue)
     return queue

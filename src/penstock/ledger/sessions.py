@@ -9,10 +9,10 @@ from __future__ import annotations
 import hmac
 
 from penstock.errors import DataPlaneUnavailable
-from penstock.ledger import puts
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, EndSession, SessionOpens, SessionResumes
 from penstock.ledger.facts import AnyFact, GroupClosed, Removed, Returned, SessionEnded, SessionOpened
+from penstock.ledger.limits import MAX_REPLIES
 from penstock.ledger.state import Lease, Partition, Row, Session
 from penstock.requests import WIRE_VERSION, Failed, Welcome
 
@@ -31,7 +31,7 @@ def opens(desk: Desk, event: SessionOpens) -> None:
 def resumes(desk: Desk, event: SessionResumes) -> None:
     """Let a client come back to its session, if it is alive and the secret is right."""
     session = desk.state.sessions.get(event.session_id)
-    if session is None or not hmac.compare_digest(session.secret, event.secret):
+    if session is None or not hmac.compare_digest(session.secret.encode(), event.secret.encode()):
         error = DataPlaneUnavailable(f"session {event.session_id} has ended; open a new one")
         desk.out.append(Answer(event.session_id, event.call_id, failed(error)))
         return
@@ -71,7 +71,9 @@ def _abandon(desk: Desk, session: Session, seq: int) -> None:
         ids = [row.id for row in rows]
         desk.record([Returned(reply.partition, reply.task, ids, counted=False, why="the claim's reply was abandoned")])
         desk.counters["claims.abandoned"] += 1
-    elif reply is None and seq >= max(session.done_below, 1):  # should it still arrive, it must not take effect
+    elif (
+        reply is None and seq >= max(session.done_below, 1) and len(session.replies) < MAX_REPLIES
+    ):  # should it still arrive, it must not take effect
         session.replies[seq] = Failed("DataPlaneTimeout", "the caller has abandoned this call")
 
 
@@ -114,9 +116,3 @@ def _with_their_groups(partition: Partition, bad: dict[int, Row]) -> list[AnyFac
     for group in groups.values():
         bad.update(group.rows)
     return [GroupClosed(partition.name, gid) for gid in groups]
-
-
-def drop_grants_of(desk: Desk, client_id: int) -> None:
-    """The client's process is gone: nothing it was granted will be committed."""
-    for grant_id in [g.id for g in desk.state.grants.values() if g.client_id == client_id]:
-        puts.drop(desk, grant_id)

@@ -7,7 +7,7 @@ from itertools import islice
 from penstock.errors import BadArgument, UnknownName
 from penstock.ledger.desk import Desk
 from penstock.ledger.leasing import Hold, hold_of
-from penstock.ledger.readiness import row_ready
+from penstock.ledger.readiness import find_queue, row_ready
 from penstock.ledger.state import Group, Partition, Row, Task, Waiter
 from penstock.requests import Claim, Why, WhyReport
 
@@ -26,9 +26,7 @@ def missing_for_claim(desk: Desk, body: Claim) -> list[str]:
     if body.keys is not None:
         missing = _keys_missing(partition, task, mask, body.keys)
     else:
-        queue = next(
-            (q for q in partition.queues if q.task is task and q.mask == mask and q.whole == body.whole_groups), None
-        )
+        queue = find_queue(partition, task, body.required, body.whole_groups)
         ready = queue.count if queue is not None else 0
         missing = [f"{ready} of {body.min_rows} rows are ready for task {task.name!r}"]
         missing += _fields_missing(partition, task, body.required)
