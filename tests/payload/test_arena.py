@@ -221,8 +221,8 @@ def test_closing_twice_is_once() -> None:
 # -- earlier lives ------------------------------------------------------------------------------------------------
 
 
-def test_blocks_of_an_earlier_life_are_served_moved_and_its_file_unlinked() -> None:
-    """The dead plane's file is read as it lies, emptied into the new one, and nothing of it is left."""
+def test_blocks_of_an_earlier_life_are_served_until_their_file_is_unlinked() -> None:
+    """The dead plane's file is read as it lies, and nothing of it is left but what is mapped."""
     with a_room() as room:
         places = [room.put({"x": np.full(1000, n)}, 1000) for n in range(3)]
         held = room.open(places[2])
@@ -231,44 +231,16 @@ def test_blocks_of_an_earlier_life_are_served_moved_and_its_file_unlinked() -> N
         old = OldArena.open(room.arena.path, places)
         assert old.blocks() == [1, 2, 3]
         assert old.place_of(2, pin=5).pin == 5
-        with a_room() as new:
-            for place in places:
-                data = bytes(old.read(place.block_id))
-                moved = old.move(place.block_id, new.arena, 0)
-                assert moved is not None
-                assert bytes(new.arena.read(moved.block_id)) == data
-                assert new.whole(moved)["x"][0] == place.block_id - 1
-            with pytest.raises(StaleSlotError):
-                old.read(1)
-            old.close(unlink=True)
-            assert not room.arena.path.exists()
-            block.verify(view, block.parse(view, 3))  # an old view still has what it mapped
-            held.close()
-
-
-def test_a_damaged_block_of_an_earlier_life_is_not_moved() -> None:
-    """Damage is found before the copy, not sealed into the new arena."""
-    with a_room() as room, a_room() as new:
-        place = room.put({"x": np.arange(100)}, 100)
-        old = OldArena.open(room.arena.path, [place])
-        room.map.writer(place)[-70] ^= 1
-        with pytest.raises(CorruptPayload):
-            old.move(place.block_id, new.arena, 0)
-        assert old.blocks() == [place.block_id]
-        assert new.arena.statistics().used == 0
-        old.close(unlink=False)
-
-
-def test_a_move_without_room_is_none_and_changes_nothing() -> None:
-    """The block stays where it is until there is room."""
-    with a_room() as room, a_room(capacity=PAGE) as new:
-        place = room.put({"x": np.arange(10_000)}, 10_000)
-        old = OldArena.open(room.arena.path, [place])
-        assert old.move(place.block_id, new.arena, 0) is None
-        assert old.blocks() == [place.block_id]
-        old.drop(place.block_id)
-        assert old.blocks() == []
-        old.close(unlink=False)
+        for place in places:
+            block.verify(old.read(place.block_id), block.parse(old.read(place.block_id), place.block_id))
+            old.drop(place.block_id)
+        assert old.empty
+        with pytest.raises(StaleSlotError):
+            old.read(1)
+        old.close(unlink=True)
+        assert not room.arena.path.exists()
+        block.verify(view, block.parse(view, 3))  # an old view still has what it mapped
+        held.close()
 
 
 def test_an_old_file_that_cannot_hold_its_blocks_is_refused() -> None:

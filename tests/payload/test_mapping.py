@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ import torch
 from penstock.errors import CorruptPayload, DataPlaneUnavailable, StaleSlotError
 from penstock.payload import mapping as mapping_module
 from penstock.payload import memory
+from penstock.payload.block import Bytes
 from penstock.payload.mapping import COPY_BELOW, ArenaMap
+from penstock.payload.memory import PAGE, Mapped
 from penstock.requests import BlockPlace
 from tests.payload.room import Room, a_room
 
@@ -355,3 +358,44 @@ def test_the_writer_faults_its_pages_in_once(room: Room, monkeypatch: pytest.Mon
     assert second.offset == first.offset
     assert asked == [first.nbytes]
     assert np.frombuffer(room.arena.read(second.block_id), np.uint8).any()
+
+
+def test_without_populate_write_a_writer_touches_its_own_bytes_only(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small blocks share pages, and a neighbour may be written at this moment: its bytes are not even rewritten."""
+    touched: list[int] = []
+    base = room.map._bytes.ctypes.data
+
+    def note(pages: Bytes) -> None:
+        touched.extend(pages.ctypes.data - base + n * pages.strides[0] for n in range(len(pages)))
+
+    monkeypatch.setattr(memory, "_MADV_POPULATE_WRITE", 9999)
+    monkeypatch.setattr(memory, "_touch", note)
+    assert room.map._shared is not None
+    for start, nbytes in [(256, 512), (3 * PAGE - 256, 512), (PAGE, PAGE), (PAGE + 768, 3 * PAGE)]:
+        touched.clear()
+        memory.populate(room.map._shared, start, nbytes)
+        assert min(touched) >= start
+        assert max(touched) < start + nbytes
+        assert {at // PAGE for at in touched} == set(range(start // PAGE, (start + nbytes - 1) // PAGE + 1))
+
+
+def test_a_view_is_mapped_before_its_file_can_be_closed(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that ends in another thread does not take the descriptor away, for another file to get its number."""
+    place = room.put(BIG, ROWS)
+    map_file = memory.map_file
+    closers: list[threading.Thread] = []
+
+    def slow_map(fd: int, *args: int, **options: Any) -> Mapped:
+        closers.append(threading.Thread(target=room.map.close))
+        closers[0].start()
+        closers[0].join(0.2)
+        os.fstat(fd)
+        return map_file(fd, *args, **options)
+
+    monkeypatch.setattr(mapping_module, "map_file", slow_map)
+    with room.open(place) as reader:
+        view = reader.private()
+    closers[0].join()
+    assert len(view) == place.nbytes

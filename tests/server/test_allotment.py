@@ -33,7 +33,7 @@ def test_what_fits_is_placed_at_once() -> None:
     allotment = Allotment(room.place)
     assert allotment.ask(_request(1, 60)) is not None
     assert allotment.ask(_request(2, 60)) is None
-    assert (len(allotment), allotment.waiting_bytes, allotment.next_deadline()) == (1, 60, 100.0)
+    assert (len(allotment), allotment.next_deadline()) == (1, 100.0)
 
 
 def test_room_goes_to_those_who_wait_in_order() -> None:

@@ -1,7 +1,7 @@
 """The arena's owner: it alone says which bytes of the shared file hold which block, and when they may be used again.
 
 Clients are granted a place, copy a block into it through their own mapping and report; nothing is locked between
-processes and no copy happens here, except moving blocks out of an earlier life's file.
+processes and no copy happens here.
 
 Invariants: a place is backed by memory before it is granted (ENOSPC is an answer, never a SIGBUS); its bytes are given
 to nobody else until the slot machine says Freed; resident <= live + pinned + warm limit, to the page. An earlier life's
@@ -19,10 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from penstock.errors import BadArgument, CorruptPayload, StaleSlotError
-from penstock.payload import block, slots
+from penstock.payload import slots
 from penstock.payload.block import Bytes
 from penstock.payload.extents import Extents, Range
 from penstock.payload.files import SHM, checked_size
@@ -388,23 +386,6 @@ class OldArena:
         """
         place = self._place(block_id)
         return self._bytes[place.offset : place.offset + place.nbytes].data.toreadonly()
-
-    def move(self, block_id: int, arena: Arena, owner: int) -> BlockPlace | None:
-        """Copy the block, verified, into ``arena`` under its own id; None when there is no room there now.
-
-        Raises:
-            CorruptPayload: what lies here is not the block; it stays, for whoever wants to look.
-            StaleSlotError: it is not (or no longer) here.
-        """
-        data = self.read(block_id)
-        block.verify(data, block.parse(data, block_id))
-        place = arena.grant(block_id, len(data), owner)
-        if place is None:
-            return None
-        arena.writer(place)[:] = np.frombuffer(data, np.uint8)
-        arena.fill(block_id)
-        del self._places[block_id]
-        return place
 
     def drop(self, block_id: int) -> None:
         """Forget a block whose rows are gone."""

@@ -204,10 +204,11 @@ class ArenaMap:
             pin()
 
         self._at(place)  # in bounds
-        if self._fd is None:
-            raise DataPlaneUnavailable(f"{self.path} is closed")
         length = place.offset - start + place.nbytes
-        mapped = map_file(self._fd, start, length, private=True, on_unmapped=on_unmapped)
+        with self._lock:  # a descriptor that is closed meanwhile may be another file's by then
+            if self._fd is None:
+                raise DataPlaneUnavailable(f"{self.path} is closed")
+            mapped = map_file(self._fd, start, length, private=True, on_unmapped=on_unmapped)
         views[key] = (weakref.ref(mapped), pin)
         return mapped.array()[place.offset - start :]
 

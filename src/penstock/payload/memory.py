@@ -96,8 +96,8 @@ def _unmap(address: int, nbytes: int, on_unmapped: Callable[[], None] | None) ->
 def populate(mapped: Mapped, start: int, nbytes: int) -> None:
     """Fault the pages of ``[start, start + nbytes)`` in for writing, without changing a byte.
 
-    In a private mapping that is its own copy of each page. Where the kernel lacks MADV_POPULATE_WRITE, every page is
-    written with what it holds.
+    In a private mapping that is its own copy of each page. Where the kernel lacks MADV_POPULATE_WRITE, a byte of every
+    page is written with what it holds: one of the range, as the rest of the page may be another writer's just now.
 
     Raises:
         OSError: there is no memory for them.
@@ -109,7 +109,8 @@ def populate(mapped: Mapped, start: int, nbytes: int) -> None:
     while _libc.madvise(mapped.address + first, length, _MADV_POPULATE_WRITE) != 0:
         error = _os_error("madvise")
         if error.errno == errno.EINVAL:
-            _touch(mapped.array()[first : first + length : PAGE])
+            _touch(mapped.array()[start : start + nbytes : PAGE])
+            _touch(mapped.array()[start + nbytes - 1 : start + nbytes])
             return
         if error.errno not in {errno.EINTR, errno.EAGAIN}:
             raise error

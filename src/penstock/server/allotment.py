@@ -79,10 +79,6 @@ class Allotment:
             del self._waiting[grant]
         return forsaken
 
-    @property
-    def waiting_bytes(self) -> int:
-        return sum(r.nbytes for r in self._waiting.values())
-
     def next_deadline(self) -> float | None:
         return min((r.deadline for r in self._waiting.values()), default=None)
 
