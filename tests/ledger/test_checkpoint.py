@@ -7,7 +7,7 @@ import random
 from penstock.ledger.events import SessionGone
 from penstock.ledger.facts import Entry
 from penstock.ledger.machine import Ledger
-from penstock.requests import TagColumn
+from penstock.requests import Claim, Claimed, Done, Evict, TagColumn
 from penstock.testing.sim.recovery import differences
 from tests.ledger.office import Office, group_tags
 
@@ -122,3 +122,48 @@ def test_replay_of_the_whole_journal_gives_the_live_state() -> None:
     office = busy_office()
     office.event(SessionGone(2, "killed"))
     assert not differences(office.ledger, replayed(office, office.journal))
+
+
+def test_a_checkpoint_keeps_the_types_of_fields_whose_blocks_are_gone() -> None:
+    """All rows were trained; a put of another type is refused after the restart as it was before."""
+    office = busy_office()
+    office.put_done(1, ["once"], fields=["undeclared"], dtype="float32")
+    office.pop(1, ["once"])
+    office.crash(list(office.ledger.checkpoint()))
+    office.resume(1)
+    refused = office.put(1, ["other"], fields=["undeclared"], dtype="int64")
+    assert "holds float32" in refused.message  # type: ignore[union-attr]
+
+
+def test_a_row_removed_while_a_checkpoint_was_written_stays_removed() -> None:
+    """Its tombstone counts as later than the partition's last whole clear, which replay learns of only at the end."""
+    office = busy_office()
+    for _ in range(5):
+        office.clear(1, None)
+        office.register(tasks=("prev_lp", "train"))
+    slices = office.ledger.checkpoint()
+    start = len(office.journal)
+    opening = next(slices)
+    office.put_done(1, ["trained"], content=1)
+    office.pop(1, ["trained"])
+    office.crash([opening, *office.journal[start:], *slices])
+    office.resume(1)
+    assert office.put(1, ["trained"], content=2).code == "RowRemoved"  # type: ignore[union-attr]
+
+
+def test_a_lease_renewed_by_another_session_stays_the_reply_of_its_claim() -> None:
+    """And is not taken for a reply to whatever the other session asked under the same sequence."""
+    office = busy_office()
+    office.put_done(1, ["a"])
+    claim = Claim("p", "train", ["x"], 0, keys=["a"], blocking=False)
+    got = office.ask(1, claim, seq=90)
+    assert isinstance(got, Claimed)
+    office.done(2, Evict("p", ["nothing"], "why"), seq=90)
+    assert office.renew(2, ["a"], got.token) == Done()
+    office.crash(list(office.ledger.checkpoint()))
+    office.resume(1)
+    office.resume(2)
+    assert office.ask(1, claim, seq=90) == got
+    assert office.ask(2, Evict("p", ["nothing"], "why"), seq=90) == Done()
+    office.event(SessionGone(1, "killed"))
+    assert office.audit().leased >= 1

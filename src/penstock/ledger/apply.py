@@ -24,6 +24,7 @@ from penstock.ledger.state import Session, Task
 def life_began(books: Books, fact: f.LifeBegan) -> None:
     books.state.incarnation = max(books.state.incarnation, fact.incarnation)
     books.state.next_id = max(books.state.next_id, fact.next_id)
+    books.state.clears = max(books.state.clears, fact.clears)
 
 
 def session_opened(books: Books, fact: f.SessionOpened) -> None:
@@ -66,6 +67,14 @@ def registered(books: Books, fact: f.Registered) -> None:
     books.touch(partition.name)
 
 
+def fields_are(books: Books, fact: f.FieldsAre) -> None:
+    partition = books.partition(fact.partition)
+    partition.fields = list(dict.fromkeys([*partition.fields, *fact.names]))
+    partition.mask_of(fact.names)
+    for spec in fact.specs:
+        partition.specs.setdefault(spec.name, spec)
+
+
 def queue_opened(books: Books, fact: f.QueueOpened) -> None:
     partition = books.partition(fact.partition)
     task = partition.tasks.get(fact.task)
@@ -78,6 +87,7 @@ MEANINGS: dict[type[f.Fact], Callable[[Books, Any], None]] = {
     f.SessionOpened: session_opened,
     f.SessionEnded: session_ended,
     f.Registered: registered,
+    f.FieldsAre: fields_are,
     f.QueueOpened: queue_opened,
     f.Put: put,
     f.Leased: leased,

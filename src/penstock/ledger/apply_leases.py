@@ -15,6 +15,7 @@ def leased(books: Books, fact: f.Leased) -> None:
     if lease is None:
         lease = Lease(fact.token, fact.partition, fact.task, fact.session_id, fact.seq)
         lease.whole_groups = fact.whole_groups
+        lease.claimant = fact.claimant
     rows = books.rows_of(partition, fact.ids)
     for row in rows:
         if task.held.get(row.id) is lease:
@@ -26,7 +27,7 @@ def leased(books: Books, fact: f.Leased) -> None:
     books.state.next_token = max(books.state.next_token, int(fact.token.rpartition("-")[2]) + 1)
     if lease.rows:
         books.hold(lease, fact.lease_s)
-    session = books.state.sessions.get(fact.session_id)
+    session = books.state.sessions.get(fact.session_id if fact.claimant is None else fact.claimant)
     if session is not None and fact.seq >= max(session.done_below, 1):
         session.replies[fact.seq] = lease
     books.requeue(partition, rows)
@@ -51,7 +52,9 @@ def renewed(books: Books, fact: f.Renewed) -> None:
         previous = books.state.sessions.get(lease.session_id)
         if previous is not None:
             previous.leases.pop(lease.token, None)
-        lease.session_id = fact.session_id  # it belongs to whoever renews it with its token
+        if lease.session_id != fact.session_id:  # it belongs to whoever renews it with its token
+            lease.claimant = lease.session_id if lease.claimant is None else lease.claimant
+            lease.session_id = fact.session_id
         books.hold(lease, fact.lease_s)
     books.requeue(partition, rows)
 

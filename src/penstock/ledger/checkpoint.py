@@ -26,7 +26,7 @@ def checkpoint(desk: Desk, rows_per_slice: int) -> Iterator[f.Entry]:
     yield f.Entry(_opening(desk), checkpoint=number)
     written: set[int] = set()
     for name in list(state.partitions):
-        ids = [row.id for row in state.partitions[name].rows.values()]
+        ids = list(state.partitions[name].rows_by_id)
         for start in range(0, len(ids), rows_per_slice):
             facts = _slice(desk, name, ids[start : start + rows_per_slice], written)
             if facts:
@@ -40,13 +40,14 @@ def checkpoint(desk: Desk, rows_per_slice: int) -> Iterator[f.Entry]:
 
 def _opening(desk: Desk) -> list[f.AnyFact]:
     state = desk.state
-    facts: list[f.AnyFact] = [f.LifeBegan(state.incarnation, desk.books.wall, state.next_id)]
+    facts: list[f.AnyFact] = [_life(desk)]
     facts += [
         f.SessionOpened(s.id, s.secret, s.client_id, s.owner, s.role, s.host, s.pid) for s in state.sessions.values()
     ]
     for partition in state.partitions.values():
         if partition.registered:
             facts.append(f.Registered(partition.request))
+            facts.append(f.FieldsAre(partition.name, partition.fields, list(partition.specs.values())))
         facts += [f.QueueOpened(partition.name, q.task.name, q.required, q.whole) for q in partition.queues]
     return facts
 
@@ -85,6 +86,7 @@ def _lease(lease: Lease, row_ids: list[int]) -> f.Leased:
         row_ids,
         lease.lease_s,
         lease.whole_groups,
+        lease.claimant,
     )
 
 
@@ -138,8 +140,13 @@ def _closing(desk: Desk) -> list[f.AnyFact]:
             )
         )  # fmt: skip
     facts += [_replies(session) for session in state.sessions.values()]
-    facts.append(f.LifeBegan(state.incarnation, desk.books.wall, state.next_id))
+    facts.append(_life(desk))
     return facts
+
+
+def _life(desk: Desk) -> f.LifeBegan:
+    state = desk.state
+    return f.LifeBegan(state.incarnation, desk.books.wall, state.next_id, state.clears)
 
 
 def _replies(session: Session) -> f.RepliesAre:

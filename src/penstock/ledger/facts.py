@@ -20,11 +20,15 @@ class Fact(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknow
 
 
 class LifeBegan(Fact, frozen=True):
-    """A plane started. ``next_id``: ids below it have been used. First fact of every life, and of every checkpoint."""
+    """A plane started. First fact of every life, and of every checkpoint.
+
+    ``next_id``: ids below it have been used. ``clears``: how many clears there have been, for the tombstones' order.
+    """
 
     incarnation: int
     wall: float
     next_id: int
+    clears: int = 1
 
 
 class SessionOpened(Fact, frozen=True):
@@ -44,6 +48,14 @@ class SessionEnded(Fact, frozen=True):
 
 class Registered(Fact, frozen=True):
     request: RegisterPartition
+
+
+class FieldsAre(Fact, frozen=True):
+    """The fields of a partition, declared or put, and the types of those that were put: kept beyond their blocks."""
+
+    partition: str
+    names: list[str]
+    specs: list[FieldSpec]
 
 
 class QueueOpened(Fact, frozen=True):
@@ -77,7 +89,10 @@ class Put(Fact, frozen=True):
 
 
 class Leased(Fact, frozen=True):
-    """``seq``: the claim's sequence in its session; its reply is rebuilt from the lease."""
+    """``seq``: the claim's sequence in the session that made it; its reply is rebuilt from the lease.
+
+    ``claimant``: that session, if the lease has been renewed by another since; a checkpoint says so.
+    """
 
     partition: str
     task: str
@@ -87,6 +102,7 @@ class Leased(Fact, frozen=True):
     ids: list[int]
     lease_s: float | None
     whole_groups: bool = False
+    claimant: int | None = None
 
 
 class Renewed(Fact, frozen=True):
@@ -219,6 +235,7 @@ AnyFact: TypeAlias = (
     | SessionOpened
     | SessionEnded
     | Registered
+    | FieldsAre
     | QueueOpened
     | Put
     | Leased

@@ -49,9 +49,12 @@ def _partition(p: Partition) -> dict[str, object]:
     found: dict[str, object] = {
         f"partition {p.name}": (p.registered, p.request if p.registered else None, sorted(p.closed_groups)),
         f"counts {p.name}": (p.put, p.trained, p.cleared, p.quarantined, p.evicted, p.lost, p.finished_rows),
+        f"fields {p.name}": (sorted(p.fields), sorted((s.name, s.dtype, s.rank) for s in p.specs.values())),
         f"sizes {p.name}": (p.depth, p.live_bytes, p.promised_rows),
         f"queues {p.name}": sorted((q.task.name, sorted(q.required), q.whole, q.count) for q in p.queues),
-        f"tombstones {p.name}": {key: (s.reason, s.token, sorted(s.contents)) for key, s in p.tombstones.items()},
+        f"tombstones {p.name}": {
+            key: (s.reason, s.token, sorted(s.contents), s.at < p.cleared_at) for key, s in p.tombstones.items()
+        },
     }
     for row in p.rows.values():
         found[f"row {p.name}/{row.key}"] = _row(p, row)

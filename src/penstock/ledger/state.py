@@ -238,9 +238,23 @@ Unit: TypeAlias = Row | Group
 
 
 class Lease:
-    """Rows claimed by a task for a session under one token. ``until``: ledger seconds, None = with the session."""
+    """Rows claimed by a task for a session under one token. ``until``: ledger seconds, None = with the session.
 
-    __slots__ = ("lease_s", "partition", "rows", "seq", "session_id", "task", "token", "until", "whole_groups")
+    ``seq``: the claim's sequence in its session, which is ``claimant`` if another has renewed the lease since.
+    """
+
+    __slots__ = (
+        "claimant",
+        "lease_s",
+        "partition",
+        "rows",
+        "seq",
+        "session_id",
+        "task",
+        "token",
+        "until",
+        "whole_groups",
+    )
 
     def __init__(self, token: str, partition: str, task: str, session_id: int, seq: int) -> None:
         self.token = token
@@ -252,6 +266,7 @@ class Lease:
         self.lease_s: float | None = None
         self.until: float | None = None
         self.whole_groups = False
+        self.claimant: int | None = None
 
 
 class Task:
