@@ -34,7 +34,7 @@ GROUP = 4
 FIRED = "every-fault-has-fired"
 PATIENCE_S = 30.0
 _PAUSE_S = 0.05  # between groups that are put only to keep things going until the last fault has fired
-PLANE = PlaneConfig(heartbeat_s=0.25, dead_after_s=1.5, resume_grace_s=1.5, linger_s=0.5)
+PLANE = PlaneConfig(heartbeat_s=0.25, dead_after_s=1.0, resume_grace_s=1.0, linger_s=0.2)
 
 T = TypeVar("T")
 torch.nested.nested_tensor([torch.zeros(1)], layout=torch.jagged)  # the first one imports for seconds: once is enough

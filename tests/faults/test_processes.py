@@ -20,7 +20,7 @@ from tests.faults.actors import FIRED, GROUP, PARTITION, client_of, consume, pro
 
 get_temp_dir()  # before the session moves TMPDIR: multiprocessing keeps this folder until the interpreter ends
 
-GROUPS = 12  # of each producer
+GROUPS = 8  # of each producer
 PRODUCERS = ("alice", "bob")
 CONSUMERS = ("carol", "dave")
 LIMIT_S = 60.0
@@ -48,11 +48,11 @@ PLAYS: dict[str, list[Sentence]] = {
         terminate("plane", at="alice:after_put", nth=3),
         terminate("plane", at="carol:before_pop", nth=4, later_s=0.0005),
     ],
-    "stopped consumer": [stop("carol", at="before_pop", for_s=0.3), stop("dave", at="before_pop", for_s=2.5)],
-    "stopped producer": [stop("alice", at="before_put", nth=3, later_s=0.001, for_s=2.5)],
+    "stopped consumer": [stop("carol", at="before_pop", for_s=0.3), stop("dave", at="before_pop", for_s=1.8)],
+    "stopped producer": [stop("alice", at="before_put", nth=3, later_s=0.001, for_s=1.8)],
     "stopped plane": [
         stop("plane", at="alice:before_put", nth=2, for_s=0.1),
-        stop("plane", at="carol:after_claim", nth=2, for_s=3.0),
+        stop("plane", at="carol:after_claim", nth=2, for_s=1.8),
     ],
     "producer and consumer": [kill("alice", at="after_put", nth=3), kill("carol", at="alice:after_put", nth=3)],
     "producer and plane": [kill("alice", at="before_put", nth=4), kill("plane", at="alice:before_put", nth=4)],
