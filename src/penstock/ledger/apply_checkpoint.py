@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from penstock.ledger import facts as f
 from penstock.ledger.books import Books
-from penstock.ledger.state import GROUP_TAGS, Partition, Row, Tombstone, Write
+from penstock.ledger.state import GROUP_TAGS, Partition, Row, Tombstone
+from penstock.ledger.writes import Write
 
 
 def write_is(books: Books, fact: f.WriteIs) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from penstock.ledger import facts as f
 from penstock.ledger.books import Books
 from penstock.ledger.readiness import refresh_group, refresh_promise, refresh_row, requeue_group
-from penstock.ledger.state import GROUP_TAGS, Group, Partition, Row, Write
+from penstock.ledger.state import GROUP_TAGS, Group, Partition, Row
+from penstock.ledger.writes import Write
 
 
 def put(books: Books, fact: f.Put) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from penstock.config import PlaneConfig
 from penstock.ledger import facts as f
 from penstock.ledger.readiness import rebuild, refresh_group, refresh_row, requeue_group
-from penstock.ledger.state import Group, Lease, Partition, Row, Session, State, Tombstone, Write
+from penstock.ledger.state import Group, Lease, Partition, Row, Session, State, Tombstone
+from penstock.ledger.writes import Write
 
 
 class Books:

@@ -11,7 +11,8 @@ from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneFull
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import Allot
-from penstock.ledger.state import Charge, Partition, PendingGrant, State, TagValues, Waiter
+from penstock.ledger.state import Charge, Partition, PendingGrant, State, Waiter
+from penstock.ledger.writes import TagValues
 from penstock.records import Tag, expected_of
 from penstock.requests import Grant
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from penstock.ledger import facts as f
 from penstock.ledger.desk import Desk
-from penstock.ledger.state import Lease, Partition, Row, Session, Write
+from penstock.ledger.state import Lease, Partition, Row, Session
+from penstock.ledger.writes import Write
 from penstock.requests import Claimed
 
 TOMBSTONES_PER_SLICE = 5000

@@ -12,7 +12,8 @@ from penstock.ledger.desk import Desk, unique
 from penstock.ledger.events import Asked, DropGrant, Fill
 from penstock.ledger.facts import Put
 from penstock.ledger.limits import check_fields, check_names
-from penstock.ledger.state import Partition, PendingGrant, Row, Session, TagValues, Tombstone, Waiter
+from penstock.ledger.state import Partition, PendingGrant, Row, Session, Tombstone, Waiter
+from penstock.ledger.writes import TagValues
 from penstock.records import as_int
 from penstock.requests import Commit, Done, FieldSpec, Grant, GrantAgain, PutTags, TagColumn
 

@@ -9,8 +9,9 @@ from penstock.errors import BadArgument, FieldNotProduced, UnknownName, abbrevia
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import Asked, Resolve
 from penstock.ledger.readiness import row_ready
-from penstock.ledger.state import Group, Partition, Row, Session, Unit, Write
+from penstock.ledger.state import Group, Partition, Row, Session, Unit
 from penstock.ledger.waits import why as explain
+from penstock.ledger.writes import Write
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, group_meta
 from penstock.requests import (
     Audit,
