@@ -17,7 +17,7 @@ from penstock.ledger.apply_leases import consumed, leased, renewed, returned
 from penstock.ledger.apply_puts import moved, put
 from penstock.ledger.apply_removals import group_closed, partial_allowed, partition_cleared, removed
 from penstock.ledger.books import Books
-from penstock.ledger.readiness import open_queue, refresh_group
+from penstock.ledger.readiness import open_queue
 from penstock.ledger.state import Session, Task
 
 
@@ -53,6 +53,7 @@ def session_ended(books: Books, fact: f.SessionEnded) -> None:
 def registered(books: Books, fact: f.Registered) -> None:
     request = fact.request
     partition = books.partition(request.partition)
+    repoliced = partition.registered and partition.request.policy != request.policy
     resized = partition.request.group_size != request.group_size
     partition.registered = True
     partition.fields = list(dict.fromkeys([*partition.fields, *request.fields]))
@@ -63,7 +64,11 @@ def registered(books: Books, fact: f.Registered) -> None:
             partition.tasks[name] = Task(name, len(partition.tasks))
     if resized and not books.replaying:  # another group size: other groups are complete
         for group in partition.groups.values():
-            refresh_group(partition, group)
+            books.refresh(partition, group)
+    if repoliced:
+        for group in partition.groups.values():
+            if not group.done:
+                books.start_deadline(partition, group)
     books.touch(partition.name)
 
 

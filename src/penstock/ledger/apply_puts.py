@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.ledger import facts as f
 from penstock.ledger.books import Books
-from penstock.ledger.readiness import refresh_group, refresh_promise, refresh_row, requeue_group
+from penstock.ledger.readiness import refresh_promise, refresh_row, requeue_group
 from penstock.ledger.state import GROUP_TAGS, Group, Partition, Row
 from penstock.ledger.writes import Write
 
@@ -115,11 +115,11 @@ def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], 
             touched[row.group.gid] = row.group
     for group in touched.values() if not books.replaying else ():
         if grouped:
-            refresh_group(partition, group)
+            books.refresh(partition, group)
         else:
             refresh_promise(partition, group)
             requeue_group(partition, group)
-        books.note_unfinished(partition, group)
+            books.note_unfinished(partition, group)
 
 
 def moved(books: Books, fact: f.Moved) -> None:

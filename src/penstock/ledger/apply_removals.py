@@ -72,6 +72,7 @@ def _count_removed(partition: Partition, reason: str, detail: str, number: int) 
 
 def group_closed(books: Books, fact: f.GroupClosed) -> None:
     partition = books.partition(fact.partition)
+    partition.closed_groups.pop(fact.group, None)  # the oldest stays first
     partition.closed_groups[fact.group] = books.grave_end()
 
 

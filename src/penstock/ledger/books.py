@@ -9,12 +9,18 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterable
+from itertools import islice
+from typing import TypeAlias
 
 from penstock.config import PlaneConfig
 from penstock.ledger import facts as f
+from penstock.ledger.limits import HISTORY_EVENTS, HISTORY_KEYS
 from penstock.ledger.readiness import rebuild, refresh_group, refresh_row, requeue_group
 from penstock.ledger.state import Group, Lease, Partition, Row, Session, State, Tombstone
 from penstock.ledger.writes import Write
+
+MANY_TIMERS = 4096  # timers beyond which those that nobody needs any more are dropped
+Timer: TypeAlias = tuple[float, int, str, tuple[str, ...]]  # (when, order, kind, of what)
 
 
 class Books:
@@ -28,8 +34,9 @@ class Books:
         self.replaying = False  # what follows from rows is derived once at its end
         self.freed: list[int] = []
         self.touched: dict[str, None] = {}  # in order
-        self.timers: list[tuple[float, int, str, tuple[str, ...]]] = []  # (when, order, kind, of what)
+        self.timers: list[Timer] = []
         self._timer_order = 0
+        self._many_timers = MANY_TIMERS
 
     def partition(self, name: str) -> Partition:
         """The partition's record, made at first mention."""
@@ -39,16 +46,45 @@ class Books:
         return found
 
     def start_timer(self, after_s: float, kind: str, *what: str) -> None:
+        """Have ``timers.fire`` look at something later. While replaying nothing is started: a life starts its own."""
+        if self.replaying:
+            return
         self._timer_order += 1
         heapq.heappush(self.timers, (self.clock + after_s, self._timer_order, kind, what))
+        if len(self.timers) > self._many_timers:
+            wanted = {(timer[0], *timer[2:]): timer for timer in self.timers if self._is_wanted(timer)}  # each once
+            self.timers = list(wanted.values())
+            heapq.heapify(self.timers)
+            self._many_timers = max(MANY_TIMERS, 2 * len(self.timers))
+
+    def _is_wanted(self, timer: Timer) -> bool:
+        """Whether what the timer is about is still there, and waits for it: leases are acked, groups completed."""
+        when, _, kind, what = timer
+        if kind == "lease":
+            lease = self.state.leases.get(what[0])
+            return lease is not None and lease.until == when
+        group = self.partition(what[0]).groups.get(what[1])
+        return group is not None and not group.done
+
+    def start_deadline(self, partition: Partition, group: Group) -> None:
+        """The partition's policy bounds how long the group may stay undone."""
+        policy = partition.request.policy
+        if policy is not None and policy.deadline_s is not None and policy.on_deadline != "wait":
+            self.start_timer(policy.deadline_s, "group", partition.name, group.gid)
 
     def touch(self, partition: str) -> None:
         """Something in the partition may have become ready, or room was made."""
         self.touched[partition] = None
 
     def note(self, partition: str, text: str, keys: Iterable[str] = ()) -> None:
-        """Remember an event for ``why``."""
-        self.state.history.append((self.wall, partition, text, tuple(keys)))
+        """Remember an event of this life for ``why``."""
+        if self.replaying:
+            return
+        state, named = self.state, tuple(islice(keys, HISTORY_KEYS))
+        state.history.append((self.wall, partition, text, named))
+        state.history_keys += len(named)
+        while len(state.history) > HISTORY_EVENTS or state.history_keys > HISTORY_KEYS:
+            state.history_keys -= len(state.history.popleft()[3])
 
     def rows_of(self, partition: Partition, ids: list[int]) -> list[Row]:
         """The rows with these ids; replay may not have seen all of them yet."""
@@ -100,9 +136,7 @@ class Books:
             group.first_bytes = row.bytes()
             partition.groups[gid] = group
             partition.groups_by_id[group.id] = group
-            policy = partition.request.policy
-            if policy is not None and policy.deadline_s is not None and policy.on_deadline != "wait":
-                self.start_timer(policy.deadline_s, "group", partition.name, gid)
+            self.start_deadline(partition, group)
         group.rows[row.id] = row
         row.group = group
 
@@ -116,13 +150,20 @@ class Books:
     def after_leaving(self, partition: Partition, group: Group) -> None:
         """The group has lost rows. What is left of it is not whole any more; with no producer left it is given up."""
         if not self.replaying or not group.rows:
-            refresh_group(partition, group)
-            self.note_unfinished(partition, group)
+            self.refresh(partition, group)
         if not group.rows:
             del partition.groups[group.gid]
             del partition.groups_by_id[group.id]
         elif not self.replaying and not group.done and self.state.sessions.keys().isdisjoint(group.putters):
             self.start_timer(self.config.abandon_grace_s, "abandon", partition.name, group.gid)
+
+    def refresh(self, partition: Partition, group: Group) -> None:
+        """The group's rows or tags have changed. One that is not done any more has its deadline anew."""
+        was_done = group.done
+        refresh_group(partition, group)
+        if was_done and group.rows and not group.done:
+            self.start_deadline(partition, group)
+        self.note_unfinished(partition, group)
 
     def note_unfinished(self, partition: Partition, group: Group) -> None:
         """Sessions remember the groups that would be abandoned if they ended."""
@@ -203,7 +244,9 @@ class Books:
 
     def forget_expired(self) -> None:
         """Drop tombstones, of rows and of groups, whose horizon has passed."""
+        limit = self.config.max_tombstones
         for partition in self.state.partitions.values():
             self.forget_old_graves(partition)
-            for gid in [g for g, until in partition.closed_groups.items() if until <= self.clock]:
-                del partition.closed_groups[gid]
+            closed = partition.closed_groups
+            while closed and (closed[first := next(iter(closed))] <= self.clock or len(closed) > limit):
+                del closed[first]

@@ -15,7 +15,7 @@ from penstock.ledger.apply import apply
 from penstock.ledger.books import Books
 from penstock.ledger.events import Answer, AnyEffect, Asked, FreeBlock, Persist
 from penstock.ledger.facts import AnyFact, Entry
-from penstock.ledger.state import Lease, Partition, Session, State, Task, Waiter
+from penstock.ledger.state import Group, Lease, Partition, Session, State, Task, Waiter
 from penstock.records import as_int
 from penstock.requests import Claimed, Failed, ReplyBody
 
@@ -133,7 +133,7 @@ def claimed(state: State, lease: Lease) -> Claimed:
     measured = False
     for row in rows:
         tag = row.tags()
-        if row.group is not None and row.group.partial:
+        if row.group is not None and row.group.partial and _is_part(lease, row.group):
             tag["partial"] = True
         if row.id in failed_before:
             tag["deliveries"] = failed_before[row.id] + 1
@@ -144,6 +144,11 @@ def claimed(state: State, lease: Lease) -> Claimed:
         lengths.append(length or 0)
         tags.append(tag)
     return Claimed(lease.token, [row.key for row in rows], tags, lengths if measured else None)
+
+
+def _is_part(lease: Lease, group: Group) -> bool:
+    """Whether a whole-group claim got some rows of a group that was allowed to be handed out as it is."""
+    return lease.whole_groups and not (group.done and group.rows.keys() <= lease.rows.keys())
 
 
 def unique(keys: Sequence[str]) -> bool:

@@ -178,12 +178,17 @@ class Ledger:
         base = incarnation if desk.config.durability == "memory" else desk.state.next_id + IDS_PER_LIFE
         desk.state.next_id = max(desk.state.next_id, base)
         desk.record([LifeBegan(incarnation, wall, desk.state.next_id)])
-        timers.restart_abandon(desk)
+        timers.restart(desk)
         return self._take()
 
     def live_blocks(self) -> list[BlockPlace]:
         """Where the blocks lie that rows still need."""
         return [w.place for w in self.desk.state.writes.values() if w.place is not None and w.live]
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that have not ended; those of an earlier life that may still come back included."""
+        return len(self.desk.state.sessions)
 
     @property
     def live_bytes(self) -> int:

@@ -221,8 +221,19 @@ def put_tags(desk: Desk, session: Session, asked: Asked) -> None:
     if not body.keys or not body.tags:
         desk.answer(asked, Done())
         return
+    _check_closed(partition, body)
     ids = [partition.rows[key].id for key in body.keys]
     put = Put(
         desk.new_ids(1)[0], partition.name, session.id, body.keys, ids, [], [], body.tags, None, 0, [], None, asked.wall
     )  # fmt: skip
     desk.conclude([put], asked, Done())
+
+
+def _check_closed(partition: Partition, body: PutTags) -> None:
+    """Refuse tags that would begin a group anew that was given up."""
+    gids = next((TagValues(column) for column in body.tags if column.name == "group_id"), None)
+    if gids is None or not partition.closed_groups:
+        return
+    removed = [key for index, key in enumerate(body.keys) if str(gids.get(index)) in partition.closed_groups]
+    if removed:
+        raise _removed(partition, removed, "with their group; a late tag does not bring it back")

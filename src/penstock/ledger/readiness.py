@@ -2,7 +2,7 @@
 
 A row is ready for a queue when its required fields are produced, its task has not consumed it and nobody holds it. A
 group is ready for a whole-group queue when it is done (committed and complete) and all of its rows are ready; a group
-past its deadline under the policy ``partial`` is ready with those of its committed rows that are.
+past its deadline under the policy ``partial`` is ready with those of its committed rows that are, late ones included.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def row_ready(row: Row, task: Task, mask: int) -> bool:
 def ready_rows(group: Group, queue: Queue) -> list[Row]:
     """The rows that a whole-group claim would get of this group now; [] = the group is not ready."""
     rows = [row for row in group.rows.values() if row_ready(row, queue.task, queue.mask)]
-    if group.done:
-        return rows if len(rows) == len(group.rows) else []
+    if group.done and len(rows) == len(group.rows):
+        return rows
     return [row for row in rows if is_true(row.tag("committed"))] if group.partial else []
 
 

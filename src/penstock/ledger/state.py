@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from penstock.ledger.limits import HISTORY_EVENTS
 from penstock.ledger.writes import ABSENT, Write
 from penstock.records import Tag
 from penstock.requests import BlockPlace, Claim, FieldSpec, Grant, RegisterPartition, ReplyBody
@@ -464,6 +463,7 @@ class State:
         "clears",
         "grants",
         "history",
+        "history_keys",
         "incarnation",
         "leases",
         "next_group",
@@ -487,5 +487,6 @@ class State:
         self.writes: dict[int, Write] = {}
         self.leases: dict[str, Lease] = {}
         self.grants: dict[int, PendingGrant] = {}
-        self.history: deque[tuple[float, str, str, tuple[str, ...]]] = deque(maxlen=HISTORY_EVENTS)
+        self.history: deque[tuple[float, str, str, tuple[str, ...]]] = deque()
+        self.history_keys = 0  # keys that it names, in all
         self.unseen = 0  # rows that replayed facts named and that no replayed put or checkpoint had made

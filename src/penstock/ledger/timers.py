@@ -8,7 +8,7 @@ from penstock.ledger.desk import Desk
 from penstock.ledger.facts import AnyFact, PartialAllowed, Removed
 from penstock.ledger.holds import closing
 from penstock.ledger.sessions import give_back
-from penstock.ledger.state import Group, Partition
+from penstock.ledger.state import Group, Partition, Row
 from penstock.records import is_true
 
 
@@ -42,7 +42,7 @@ def _group_of(desk: Desk, name: str, gid: str) -> tuple[Partition, Group] | None
 def _group_is_late(desk: Desk, name: str, gid: str) -> None:
     """The group's deadline under its partition's policy has passed."""
     found = _group_of(desk, name, gid)
-    if found is None or found[1].done:
+    if found is None or found[1].done or found[1].partial:
         return
     partition, group = found
     policy = partition.request.policy
@@ -52,7 +52,7 @@ def _group_is_late(desk: Desk, name: str, gid: str) -> None:
     if policy.on_deadline == "partial" and len(committed) >= policy.min_ready:
         desk.record([PartialAllowed(name, gid)])
     else:
-        _evict(desk, partition, group, "incomplete")
+        _evict(desk, partition, list(group.rows.values()), "incomplete")
 
 
 def _group_abandoned(desk: Desk, name: str, gid: str) -> None:
@@ -60,31 +60,41 @@ def _group_abandoned(desk: Desk, name: str, gid: str) -> None:
     if found is None:
         return
     partition, group = found
-    if unfinished(group) and not any(s in desk.state.sessions for s in group.putters):
-        _evict(desk, partition, group, "abandoned")
+    rows = unfinished(group)
+    if rows and desk.state.sessions.keys().isdisjoint(group.putters):
+        _evict(desk, partition, rows, "abandoned")
 
 
-def unfinished(group: Group) -> bool:
-    """Whether the group says that more is to come: a tag ``committed`` that is false, or fewer rows than declared."""
-    if group.done or group.partial:
-        return False
-    for row in group.rows.values():
-        if row.has_tag("committed") and not is_true(row.tag("committed")):
-            return True
-    return group.expected is not None and len(group.rows) < group.expected
+def unfinished(group: Group) -> list[Row]:
+    """The rows that are given up with their producers: those of a group that says that more is to come.
 
-
-def _evict(desk: Desk, partition: Partition, group: Group, reason: str) -> None:
+    It says so by a tag ``committed`` that is false, or by fewer rows than declared. Of a group that is handed out as it
+    is, only those that are not committed: nobody can claim them.
+    """
     rows = list(group.rows.values())
+    open_rows = [row for row in rows if row.has_tag("committed") and not is_true(row.tag("committed"))]
+    if group.done or group.partial:
+        return open_rows
+    return rows if open_rows or (group.expected is not None and len(rows) < group.expected) else []
+
+
+def _evict(desk: Desk, partition: Partition, rows: list[Row], reason: str) -> None:
     facts: list[AnyFact] = [Removed(partition.name, [row.id for row in rows], "evicted", reason)]
     facts += closing(partition, rows)
     desk.record(facts)
     desk.counters[f"groups.{reason}"] += 1
 
 
-def restart_abandon(desk: Desk) -> None:
-    """After a restart: groups whose putters had all ended before it wait their grace again."""
+def restart(desk: Desk) -> None:
+    """A life begins: what was bounded in the last one is bounded in full again."""
+    books, sessions = desk.books, desk.state.sessions.keys()
+    for lease in desk.state.leases.values():
+        books.hold(lease, lease.lease_s)
     for partition in desk.state.partitions.values():
         for group in partition.groups.values():
-            if not group.done and not any(s in desk.state.sessions for s in group.putters):
-                desk.books.start_timer(desk.config.abandon_grace_s, "abandon", partition.name, group.gid)
+            if group.done:
+                continue
+            if not group.partial:
+                books.start_deadline(partition, group)
+            if sessions.isdisjoint(group.putters):
+                books.start_timer(desk.config.abandon_grace_s, "abandon", partition.name, group.gid)
