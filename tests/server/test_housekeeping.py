@@ -125,13 +125,28 @@ def test_it_waits_for_sessions_that_may_come_back(tmp_path: Path) -> None:
 
     async def scenario(world: Inside) -> None:
         house = _house(world, linger_s=0.1, resumable_s=20.0)
-        world.expect(Done, Goodbye())
+        world.plane.sessions.end(world.client.session_id)  # the ledger knows it, and nobody speaks for it
         for _ in range(19):
             world.now += 1.0
             house._tick(world.now)
         assert not world.plane.stopped.is_set()
         world.now += 2.0
         house._tick(world.now)
+        assert world.plane.stopped.is_set()
+        house.stop()
+
+    inside(tmp_path, scenario, dead_after_s=20.5)
+
+
+def test_it_waits_for_no_session_that_has_said_goodbye(tmp_path: Path) -> None:
+    """After a restart too an auto-started plane ends soon when every earlier session has come back and left."""
+
+    async def scenario(world: Inside) -> None:
+        house = _house(world, linger_s=0.1, resumable_s=20.0)
+        world.expect(Done, Goodbye())
+        for _ in range(2):
+            world.now += 1.0
+            house._tick(world.now)
         assert world.plane.stopped.is_set()
         house.stop()
 

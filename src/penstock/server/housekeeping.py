@@ -174,7 +174,8 @@ class Housekeeping:
         if plane.sessions.connections or len(plane.sessions) or seen != self._seen:
             self._seen, self._idle_since = seen, now
         wait = self._linger_s if self._reception.greeted else _FIRST_CLIENT_S
-        if now - self._idle_since >= wait and now - self._started >= self._patience_s:
+        awaited = plane.ledger.sessions and now - self._started < self._patience_s
+        if now - self._idle_since >= wait and not awaited:
             plane.stop("its last client has gone")
 
     # -- the journal ----------------------------------------------------------------------------------------------
