@@ -90,6 +90,48 @@ def test_an_arena_on_disk_does_not_ask_for_memory(tmp_path: Path, monkeypatch: p
         assert arena.statistics().resident == 0, "holes are punched there too"
 
 
+def test_a_large_grant_is_backed_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call allocates more than a slice, and the room is not told before all of it is there."""
+    monkeypatch.setattr(arena_module, "SLICE_BYTES", MIB)
+    with a_room() as room:
+        assert room.arena.begin(1, 3 * MIB + 100, 7)
+        sizes = []
+        while not room.arena.back(1):
+            sizes.append(room.arena.path.stat().st_blocks * 512)
+            assert room.arena.begun() == [1]
+        assert sizes == [MIB + PAGE, 2 * MIB + PAGE]
+        assert room.arena.begun() == []
+        assert room.arena.path.stat().st_blocks * 512 == 3 * MIB + PAGE
+        room.arena.check_invariants()
+
+
+@pytest.mark.parametrize("end", ["abandoned", "death", "no memory"])
+def test_room_that_was_not_all_backed_returns_as_it_was(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """What was allocated is warm, what was not is cold: the next grants there are backed before they are given."""
+    monkeypatch.setattr(arena_module, "SLICE_BYTES", MIB)
+    with a_room(warm=16 * MIB) as room:
+        assert room.arena.begin(1, 3 * MIB + 100, 7)
+        assert not room.arena.back(1)
+        if end == "abandoned":
+            room.arena.abandon(1)
+        elif end == "death":
+            room.arena.owner_gone(7)
+        else:
+            with monkeypatch.context() as broken:
+                broken.setattr(arena_module, "allocate", _no_space)
+                assert not room.arena.back(1)
+        assert room.arena.begun() == room.arena.blocks() == []
+        for number in range(2, 9):
+            room.arena.check_invariants()
+            statistics = room.arena.statistics()
+            assert statistics.resident >= statistics.used + statistics.warm
+            assert room.arena.grant(number, MIB // 2 + 100, 7) is not None
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
+
+
 def test_the_machine_says_what_memory_it_has() -> None:
     """The kernel's reckoning is a sane number of bytes."""
     available = available_memory()

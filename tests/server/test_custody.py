@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -200,5 +201,50 @@ def test_a_replaced_connection_is_granted_nothing(tmp_path: Path) -> None:
         world.plane.settle()
         statistics = world.arena.statistics()
         assert (statistics.pins, statistics.writing_slots) == (0, 0)
+
+    inside(tmp_path, scenario)
+
+
+def test_a_large_grant_lets_others_have_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its room is allocated a slice at a time; a call that comes meanwhile is answered before it."""
+    monkeypatch.setattr("penstock.payload.arena.SLICE_BYTES", 64 * 1024)
+
+    async def scenario(world: Inside) -> None:
+        large = world.client.ask(grant_of(["a"], row_bytes=CAPACITY // 2))
+        world.plane.settle()
+        assert world.client.reply(large) is None
+        world.put(["b"])
+        assert world.client.reply(large) is None
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert isinstance(world.client.reply(large), Granted)
+
+    inside(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("end", ["disconnected", "expired", "death"])
+def test_a_large_grant_that_is_given_up_half_way_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Its connection breaks, its deadline comes or its process ends while its room is being allocated."""
+    monkeypatch.setattr("penstock.payload.arena.SLICE_BYTES", 64 * 1024)
+
+    async def scenario(world: Inside) -> None:
+        world.client.ask(grant_of(["a"], row_bytes=CAPACITY // 2))
+        world.plane.settle()
+        assert world.arena.begun()
+        if end == "disconnected":
+            world.reception.disconnected(world.client)
+        elif end == "expired":
+            world.now += 31.0
+            world.plane.custody.expire(world.now)
+        else:
+            assert world.client.process is not None
+            world.reception._bury(world.client.process)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.arena.begun() == []
+        assert world.arena.statistics().used == 0
+        assert world.plane.custody._writers == {}
 
     inside(tmp_path, scenario)

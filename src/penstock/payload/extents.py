@@ -12,6 +12,7 @@ O(n log n) when only neighbours of both kinds together are long enough.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -151,10 +152,15 @@ class Extents:
                 best = run.copy()
         return best
 
-    def give(self, extent: Range) -> None:
-        """Take back an extent that ``take`` returned; it is warm."""
+    def give(self, extent: Range, cold: Iterable[Range] = ()) -> None:
+        """Take back an extent that ``take`` returned; it is warm, but for ``cold``: whole pages of it, in order."""
         self.used -= extent.nbytes
-        self._warm.add(extent.offset, extent.nbytes)
+        at = extent.offset
+        for part in cold:
+            self._add(self._warm, at, part.offset)
+            self._cold.add(part.offset, part.nbytes)
+            at = part.offset + part.nbytes
+        self._add(self._warm, at, extent.offset + extent.nbytes)
 
     def trim(self, limit: int) -> list[Range]:
         """Make warm space cold until at most ``limit`` bytes of it are left; return the ranges to punch.

@@ -61,6 +61,15 @@ class Allotment:
                 break
         return placed
 
+    def ask_again(self, grant: int) -> tuple[Request, BlockPlace] | None:
+        """More of the room for this grant has been made ready: place it if that was all."""
+        request = self._waiting.get(grant)
+        found = None if request is None else self._try(request)
+        if request is None or found is None:
+            return None
+        del self._waiting[grant]
+        return request, found
+
     def expired(self, now: float) -> list[Request]:
         """Remove and return those whose deadline has come."""
         late = [r for r in self._waiting.values() if r.deadline <= now]

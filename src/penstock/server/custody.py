@@ -62,6 +62,7 @@ class Custody:
         """The ledger has given the grant up; the slot is free once its writer cannot touch it."""
         holder = self._writers.get(grant)
         if self.allotment.cancel(grant):
+            self._storage.withdraw(grant)
             self._writers.pop(grant, None)
         elif holder is not None and grant in holder.written:
             self._let_go(grant)
@@ -100,6 +101,7 @@ class Custody:
     def forsake(self, calls: set[int]) -> None:
         """The connection of these calls is gone: no slot is wanted for the grants among them."""
         for grant in self.allotment.forsake(calls):
+            self._storage.withdraw(grant)
             self._writers.pop(grant, None)
             self._tell(NotAllotted(grant))
 
@@ -126,9 +128,17 @@ class Custody:
         for request, place in self.allotment.retry(now):
             self._granted(request, place)
 
+    def back(self) -> None:
+        """Allocate the next slice of a large grant's room."""
+        grant = self._storage.backing()
+        placed = None if grant is None else self.allotment.ask_again(grant)
+        if placed is not None:
+            self._granted(*placed)
+
     def expire(self, now: float) -> None:
         """Answer the waiting grants whose deadline has come."""
         for request in self.allotment.expired(now):
+            self._storage.withdraw(request.grant)
             self._writers.pop(request.grant, None)
             self._tell(NotAllotted(request.grant))
             waited = now - request.asked

@@ -104,6 +104,7 @@ class Plane:
         self._started = clock()
         self._due: list[AnyEffect | _Then] = []
         self._settle_scheduled = False
+        self._backing_scheduled = False
         self._failed = False
         self._closed = False
 
@@ -154,6 +155,19 @@ class Plane:
         if not self._failed:
             self.sessions.send()
             self.after_settle()
+            self._back_soon()
+
+    def _back_soon(self) -> None:
+        """Large grants get their memory a slice at a time, others having their turn in between."""
+        if not self._backing_scheduled and self.storage.backing() is not None:
+            self._backing_scheduled = True
+            asyncio.get_running_loop().call_soon(self._back)
+
+    def _back(self) -> None:
+        self._backing_scheduled = False
+        if not self.over:
+            self.custody.back()
+            self.settle()
 
     def _carry_out_all(self) -> None:
         while not self._failed:

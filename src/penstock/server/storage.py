@@ -55,8 +55,22 @@ class Storage:
     # -- slots ----------------------------------------------------------------------------------------------------
 
     def grant(self, block_id: int, nbytes: int, owner: int) -> BlockPlace | None:
-        """Find room in this life's arena; None when there is none."""
-        return self.arena.grant(block_id, nbytes, owner)
+        """Find room in this life's arena. None: there is none now, or it is not all allocated (``backing``): ask again.
+
+        A slice is allocated at each asking, so that one large put does not hold up everybody else.
+        """
+        if block_id not in self.arena.begun() and not self.arena.begin(block_id, nbytes, owner):
+            return None
+        return self.arena.place_of(block_id) if self.arena.back(block_id) else None
+
+    def backing(self) -> int | None:
+        """The block for which a slice is to be allocated next; None when there is none."""
+        return next(iter(self.arena.begun()), None)
+
+    def withdraw(self, block_id: int) -> None:
+        """Nobody wants the room any more that ``grant`` has begun to allocate, if it has."""
+        if block_id in self.arena.begun():
+            self.abandon(block_id)
 
     def fill(self, block_id: int) -> None:
         self.arena.fill(self._key(block_id))
