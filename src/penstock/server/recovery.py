@@ -12,8 +12,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.config import PlaneConfig
-from penstock.errors import BadArgument, CorruptPayload
+from penstock.config import GIB, PlaneConfig
+from penstock.errors import BadArgument, CorruptPayload, DataPlaneWriteError
 from penstock.ledger.events import AnyEffect
 from penstock.ledger.journal import AnyJournal, Journal, MemoryJournal
 from penstock.ledger.machine import Ledger
@@ -141,7 +141,17 @@ def _new_arena(data_dir: Path, config: PlaneConfig, incarnation: int, clock: Clo
 def make_arena(
     data_dir: Path, arena_id: int, capacity: int, config: PlaneConfig, in_shm: bool, clock: Clock
 ) -> tuple[Arena, ArenaPlace]:
-    """Make an arena file of this plane and say what clients must know of it."""
+    """Make an arena file of this plane and say what clients must know of it.
+
+    Raises:
+        DataPlaneWriteError: the system does not give a file of that size; names file and option.
+    """
     path = paths.arena_path(data_dir, ArenaPlace(arena_id=arena_id, nbytes=0, in_shm=in_shm))
-    arena = Arena.create(path, arena_id, capacity, config.warm_bytes, clock=clock)
+    try:
+        arena = Arena.create(path, arena_id, capacity, config.warm_bytes, clock=clock)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataPlaneWriteError(
+            f"an arena of {capacity / GIB:.1f} GiB cannot be made at {path} ({why}): lower max_bytes"
+        ) from error
     return arena, ArenaPlace(arena_id=arena_id, nbytes=arena.capacity, in_shm=in_shm)
