@@ -155,7 +155,7 @@ class FakeDialer:
 
     def __init__(self, path: Path, starts: Callable[[], Starting] | None = None) -> None:
         self.address = str(path)
-        self.tidied = 0
+        self.parted: list[bool] = []  # what was said at the end
         self._starts = starts
 
     def dial(self) -> socket.socket:
@@ -171,5 +171,5 @@ class FakeDialer:
     def start(self) -> Starting | None:
         return None if self._starts is None else self._starts()
 
-    def tidy(self) -> None:
-        self.tidied += 1
+    def tidy(self, *, parted: bool) -> None:
+        self.parted.append(parted)

@@ -64,7 +64,7 @@ class World:
     def close(self) -> None:
         self.closed += 1
 
-    def tidy(self) -> None:
+    def tidy(self, *, parted: bool) -> None:
         pass
 
     def approach(self) -> Approach:

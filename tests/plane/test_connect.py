@@ -45,7 +45,7 @@ def test_local_is_the_default(built: list[Any]) -> None:
     connect("local", data_dir="/tmp/run", timeout_s=3, owner="me", max_rows=10)
     connect({"impl": "local", "durability": "memory", "owner": "a", "enabled": True}, owner="b")
     assert built[0] == (None, ClientConfig(), PlaneConfig())
-    assert built[1] == (Path("/tmp/run"), ClientConfig(timeout_s=3.0, owner="me"), PlaneConfig(max_rows=10))
+    assert built[1] == ("/tmp/run", ClientConfig(timeout_s=3.0, owner="me"), PlaneConfig(max_rows=10))
     assert built[2] == (None, ClientConfig(owner="b"), PlaneConfig(durability="memory"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable, UnknownName
+from penstock.plane import events as ev
 from penstock.plane.courier import Identity
 from penstock.plane.link import Link
 from penstock.requests import (
@@ -269,6 +270,43 @@ def test_closing_wakes_those_who_wait(link: Link, plane: FakePlane) -> None:
     with pytest.raises(DataPlaneUnavailable, match="closed"):
         link.ask(CLEAR, Done, within())
     link.close(5.0)
+
+
+def test_a_client_that_was_never_welcomed_has_no_farewell_to_wait_for(path: Path) -> None:
+    """A plane that took the connection and is silent owes nothing: closing does not wait for it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(1)
+    with listener:
+        link = new_link(path)
+        wait_for(lambda: "does not answer" in link.state())
+        turns: list[float] = []
+        link._turn = turns.append  # type: ignore[method-assign]
+        link.close(5.0)
+    assert not link._thread.is_alive()
+    assert turns == []
+
+
+def test_whoever_tidies_up_is_told_whether_the_plane_has_read_the_goodbye(path: Path) -> None:
+    """A plane that answered it ends by itself; of one that did not nothing is known."""
+    for move, parted in ((done, True), (lambda _: Cut(), False)):
+        fake = FakePlane(path, handler=move)
+        dialer = FakeDialer(path)
+        link = Link(Identity(5, "me", "test", "here", os.getpid()), dialer)
+        wait_for(lambda link=link: link.statistics().sessions)
+        link.close(5.0)
+        fake.close()
+        assert dialer.parted == [parted]
+
+
+def test_a_closed_link_keeps_nothing(link: Link, plane: FakePlane) -> None:
+    """Calls, notes and pins after the end are answered or dropped, never queued for a thread that is gone."""
+    link.close(5.0)
+    with pytest.raises(DataPlaneUnavailable, match="closed"):
+        link.ask(CLEAR, Done, within())
+    link.unpin(3)
+    link.note(ev.GrantOver(3))
+    assert (len(link._inbox), len(link._unpinned)) == (0, 0)
 
 
 def test_heartbeats_are_sent(path: Path) -> None:

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -18,8 +19,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+import penstock
 from penstock.config import ClientConfig, PlaneConfig
-from penstock.errors import BadArgument, DataPlaneUnavailable, UnknownName
+from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType, UnknownName
+from penstock.plane import dialing
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.records import KVBatchMeta
@@ -119,6 +122,64 @@ def test_a_private_plane_leaves_nothing(tmp_path: Path) -> None:
     assert not any(path.exists() for path in before)
 
 
+@pytest.fixture
+def drawer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where private planes of this test have their directories."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_private_plane_that_was_killed_leaves_nothing(drawer: Path) -> None:
+    """Its client removes what it left, also when it closes before the kernel is done with the process."""
+    private = client(None)
+    private.register_partition("p", ["x"], 1, ["t"])
+    put(private, ["a"])
+    pid, before = private.status().pid, segments(private.data_dir)
+    os.kill(pid, signal.SIGKILL)
+    private.close()
+    assert gone(pid)
+    assert list(drawer.iterdir()) == []
+    assert not any(path.exists() for path in before)
+
+
+def test_a_private_plane_that_does_not_start_leaves_nothing(drawer: Path) -> None:
+    """Not even its directory; and the error names the file that could not be made and the option to change."""
+    with pytest.raises(DataPlaneUnavailable, match=r"(?s)does not start.*penstock-.*lower max_bytes"):
+        LocalDataPlaneClient(None, plane=PlaneConfig(max_bytes=1 << 50))
+    assert list(drawer.iterdir()) == []
+
+
+def test_a_private_plane_that_nobody_came_to_leaves_nothing(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that gives up before it has reached the plane that it started ends it."""
+    launched: list[int] = []
+    launch = dialing.LocalDialer._launch
+
+    def note(self: dialing.LocalDialer) -> int:
+        ready = launch(self)
+        assert self._child is not None
+        launched.append(self._child.pid)
+        return ready
+
+    monkeypatch.setattr(dialing.LocalDialer, "_launch", note)
+    monkeypatch.setattr(dialing, "_connected", lambda _: os.open(drawer / "nobody here", os.O_RDONLY))
+    with pytest.raises(DataPlaneUnavailable):
+        client(None, timeout_s=2.0)
+    assert launched
+    wait_for(lambda: all(gone(pid) for pid in launched))
+    assert list(drawer.iterdir()) == []
+
+
+def test_a_private_plane_that_was_restarted_ends_with_its_client(drawer: Path) -> None:
+    """It does not wait for sessions to resume that have said goodbye."""
+    private = client(None)
+    os.kill(private.status().pid, signal.SIGKILL)
+    pid = private.status(timeout_s=20.0).pid
+    private.close()
+    began = time.monotonic()
+    wait_for(lambda: gone(pid) and list(drawer.iterdir()) == [])
+    assert time.monotonic() - began < QUICK.resume_grace_s / 2
+
+
 def test_a_second_run_finds_what_the_first_put(tmp_path: Path) -> None:
     """A plane that ended cleanly keeps its rows in its directory, and no shared memory."""
     with client(tmp_path) as first:
@@ -152,9 +213,12 @@ def test_a_plane_that_cannot_start_says_why_at_once(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_is_a_bad_argument(tmp_path: Path) -> None:
     """A data directory below a file is the caller's mistake."""
     (tmp_path / "file").write_text("")
-    for bad in (tmp_path / "file" / "plane", tmp_path / "nul\0", 5):
+    for bad in (tmp_path / "file" / "plane", "nul\0", ""):
         with pytest.raises(BadArgument, match="data_dir"):
-            client(bad)  # type: ignore[arg-type]
+            penstock.connect("local", data_dir=bad)
+    for odd in (5, b"/tmp", ["/tmp"]):
+        with pytest.raises(RefusedType, match="data_dir"):
+            penstock.connect("local", data_dir=odd)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

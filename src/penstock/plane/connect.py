@@ -7,7 +7,6 @@ option that nobody knows is refused by name; what is not chosen is not imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from penstock.config import ClientConfig, PlaneConfig, config_from
@@ -91,7 +90,7 @@ def _local(options: dict[str, Any]) -> DataPlaneClient:
 
     data_dir = options.pop("data_dir", None)
     client, plane = _split(options)
-    return LocalDataPlaneClient(None if data_dir is None else Path(data_dir), config=client, plane=plane)
+    return LocalDataPlaneClient(data_dir, config=client, plane=plane)
 
 
 def _noop(options: dict[str, Any]) -> DataPlaneClient:

@@ -78,7 +78,12 @@ def _in(phases: Iterable[Phase], event: type[Event], move: _Move) -> dict[tuple[
 
 
 class Courier:
-    """One client's session. ``book`` holds the leases it has, for requests that must name them."""
+    """One client's session.
+
+    Attributes:
+        book: the leases it has, for requests that must name them.
+        parted: the plane has read its goodbye.
+    """
 
     def __init__(self, identity: Identity, book: LeaseBook | None = None) -> None:
         self.identity = identity
@@ -90,6 +95,8 @@ class Courier:
         self._next_seq = 1
         self._last_call = 0
         self._opening_call = 0
+        self._goodbye_call = 0
+        self.parted = False
         self._pending: dict[int, Errand] = {}  # by errand, in order of submission; ends with Take, Leave or Ended
         self._flying: dict[int, Errand] = {}  # by call id, on this connection
         self._abandoned = News()  # sequences
@@ -328,7 +335,12 @@ class Courier:
 
     def _close_up(self, event: ev.Close, now: float) -> list[Effect]:
         goodbye = self._say(requests.Goodbye(), news=True)
+        self._goodbye_call = goodbye.call.id
         return [*self._close(event, now), goodbye]
+
+    def _last_words(self, event: ev.Received, _now: float) -> list[Effect]:
+        self.parted |= 0 < self._goodbye_call == event.reply.id
+        return []
 
     def _close(self, _event: ev.Close, _now: float) -> list[Effect]:
         self.phase = Phase.CLOSED
@@ -420,7 +432,7 @@ class Courier:
         **_in((*_CONNECTED, Phase.DOWN), ev.Beat, _beat),
         **_in((Phase.UP,), ev.Close, _close_up),
         **_in((Phase.DOWN, Phase.OPENING, Phase.RESUMING, Phase.CLOSED), ev.Close, _close),
-        **_in((Phase.CLOSED,), ev.Received, _nothing),
+        **_in((Phase.CLOSED,), ev.Received, _last_words),
         **_in((Phase.CLOSED,), ev.Lost, _nothing),
         **_in((Phase.CLOSED,), ev.NotConnected, _nothing),
         **_in((Phase.CLOSED,), ev.Refused, _nothing),

@@ -23,16 +23,27 @@ from typing import Protocol
 import msgspec
 
 from penstock.config import PlaneConfig
-from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType
 from penstock.wire import paths
 
 __all__ = ["Dialer", "LocalDialer", "Starting"]
 
 _STARTER = "plane.starting"
 _COURTESY_S = 3.0  # a plane is up in a fraction of this
+_DYING_S = 2.0  # a process that was killed, or has said that it cannot start, is gone long before
 _MAX_LINE = 4096  # bytes of a plane's word on its start
 _children: list[subprocess.Popen[bytes]] = []  # planes this process started; reaped when they have ended
 _children_lock = threading.Lock()
+
+
+def _disown() -> None:
+    """This is a forked child: the planes are its parent's, and the lock may have been held."""
+    global _children_lock  # noqa: PLW0603 - a lock that another process's thread holds cannot be freed
+    _children_lock = threading.Lock()
+    _children.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 class Starting(Protocol):
@@ -66,8 +77,8 @@ class Dialer(Protocol):
             DataPlaneUnavailable: it cannot be started.
         """
 
-    def tidy(self) -> None:
-        """The client has closed."""
+    def tidy(self, *, parted: bool) -> None:
+        """The client has closed. ``parted``: its plane has read the goodbye."""
 
 
 class LocalDialer:
@@ -87,6 +98,7 @@ class LocalDialer:
         self.config = config
         self.address = str(paths.socket_path(self.data_dir))
         self._tries = 0
+        self._reached = False  # somebody has answered here: others may know of this plane
         self._child: subprocess.Popen[bytes] | None = None
         self._denied_at = 0.0  # when another client was first found starting the plane
 
@@ -101,7 +113,7 @@ class LocalDialer:
             ) from full
         except OSError as failed:
             raise DataPlaneUnavailable(self._nobody(failed), attempts=self._tries) from failed
-        self._tries = 0
+        self._tries, self._reached = 0, True
         return sock
 
     def _nobody(self, failed: OSError) -> str:
@@ -134,7 +146,10 @@ class LocalDialer:
         turn = os.open(self.data_dir / _STARTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as denied:
+            if not isinstance(denied, BlockingIOError):
+                os.close(turn)
+                raise
             self._denied_at = self._denied_at or time.monotonic()
             if time.monotonic() < self._denied_at + _COURTESY_S:
                 os.close(turn)
@@ -183,15 +198,27 @@ class LocalDialer:
             command.append("--ephemeral")
         return [*command, "--config", msgspec.json.encode(self.config).decode(), "--ready-fd", str(ready_fd)]
 
-    def tidy(self) -> None:
+    def tidy(self, *, parted: bool) -> None:
         """Remove what a private plane that died left behind; one that lives removes it itself."""
         reap()
-        if not self.ephemeral or (self._child is not None and self._child.poll() is None):
+        if not self.ephemeral or parted or self._child_lives():
             return
         with contextlib.suppress(OSError):
             for path, _ in paths.arena_files(self.data_dir):
                 path.unlink(missing_ok=True)
         shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def _child_lives(self) -> bool:
+        """Whether the plane that was started last outlives this client, which it does not know to have ended."""
+        if self._child is None:
+            return False
+        if not self._reached:  # it has no client, and is never to have one
+            self._child.terminate()
+        try:
+            self._child.wait(_DYING_S)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
 
     def __repr__(self) -> str:
         return f"LocalDialer({self.address}, {'private' if self.ephemeral else 'shared'})"
@@ -247,10 +274,14 @@ def reap() -> None:
 
 
 def _directory(data_dir: str | os.PathLike[str]) -> Path:
+    if not isinstance(data_dir, str | os.PathLike):
+        raise RefusedType(f"data_dir must be a path, got {type(data_dir).__name__} {data_dir!r}")
+    if not os.fspath(data_dir):
+        raise BadArgument("data_dir is empty; None gives a private plane")
     try:
         path = Path(os.path.abspath(data_dir))
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, ValueError, TypeError) as bad:
+    except (OSError, ValueError, TypeError) as bad:  # also NUL characters, and paths of bytes
         raise BadArgument(f"data_dir {data_dir!r} cannot be used: {bad}") from bad
     return path
 

@@ -156,19 +156,22 @@ class Link:
 
     def hand_over(self, event: Event, waiter: Waiter | None = None) -> None:
         """Give an event to the thread, and wake it."""
-        self._inbox.append((event, waiter))
-        self._waker.wake()
-        if self._over and waiter is not None:
+        if not self._over:
+            self._inbox.append((event, waiter))
+            self._waker.wake()
+        if self._over and waiter is not None:  # perhaps only since the line above
             waiter.settle(Ended(0, Verdict.NOTHING, _CLOSED))
 
     def note(self, event: Event) -> None:
         """Give an event to the thread for when it next wakes."""
-        self._inbox.append((event, None))
+        if not self._over:
+            self._inbox.append((event, None))
 
     def unpin(self, pin: int) -> None:
         """Give a pin back; fit for finalizers."""
-        self._unpinned.append(pin)
-        self._waker.wake()
+        if not self._over:
+            self._unpinned.append(pin)
+            self._waker.wake()
 
     def number(self) -> int:
         return next(self._numbers)
@@ -250,7 +253,7 @@ class Link:
                 sock = self._approach.connect(proven=self._proven)
                 if sock is not None:
                     self._serve(sock)
-        except Exception:  # the thread's top frame; what it then does is to answer every caller
+        except Exception:  # top frame of the thread; what it then does is to answer every caller
             log.exception("the link to %s failed; the client is closed", self._dialer.address)
         finally:
             self._finish()
@@ -440,9 +443,10 @@ class Link:
         self._before_end()
         self._before_end = lambda: None
         self._take_in()
+        in_session = self._courier.phase is Phase.UP
         self.apply(ev.Close())
         until = time.monotonic() + _GOODBYE_S
-        while self._cut is None and time.monotonic() < until:
+        while in_session and self._cut is None and not self._courier.parted and time.monotonic() < until:
             self._turn(until - time.monotonic())
 
     def _hang_up(self, sock: socket.socket) -> None:
@@ -471,8 +475,8 @@ class Link:
                 waiter.settle(Ended(0, Verdict.UNKNOWN, _CLOSED))
             self._selector.close()
             self._waker.close()
-            self._dialer.tidy()
             _links.pop(id(self), None)
+            self._dialer.tidy(parted=self._courier.parted)
 
 
 _links: dict[int, Link] = {}  # whose thread runs
