@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.ledger.events import NotAllotted, SessionGone
-from penstock.requests import Commit, Grant
+from penstock.requests import Clear, Commit, Grant
 from tests.ledger.office import Office, group_tags
 
 
@@ -136,3 +136,75 @@ def test_unregistered_partitions_take_no_puts(office: Office) -> None:
     """The refusal lists those that are registered."""
     body = Grant("nowhere", ["a"], [], [], 100, [1])
     assert "'p'" in office.fails(1, body, "UnknownName").message
+
+
+def test_a_put_that_waits_for_a_partition_that_is_cleared_is_told(office: Office) -> None:
+    """At once: it will not come back, and silence would be a hang."""
+    office.put_done(1, ["a"], row_bytes=900)
+    call = office.grant(2, ["b"], row_bytes=900)
+    office.done(1, Clear("p", None))
+    assert office.reply(call).code == "UnknownName"  # type: ignore[union-attr]
+
+
+def test_what_waits_for_the_plane_is_not_overtaken_from_another_partition() -> None:
+    """Partitions have limits of their own, but it is the plane that is full: small puts must not starve a large one."""
+    office = Office(max_bytes=1000, partition_max_bytes=900)
+    office.open(1)
+    office.register()
+    office.register(name="q")
+    office.put_done(1, ["a"], row_bytes=600)
+    large = office.grant(1, ["b"], row_bytes=800, partition="q")
+    small = office.grant(1, ["c"], row_bytes=100)
+    assert office.reply(large) is None
+    assert office.reply(small) is None
+    office.evict(1, ["a"])
+    assert office.granted(large) is not None
+    assert office.granted(small) is not None
+
+
+def test_a_full_partition_holds_up_its_own_puts_only_and_says_that_it_is_full() -> None:
+    """The message names the limit that the put waited for."""
+    office = Office(max_bytes=10_000, partition_max_bytes=900)
+    office.open(1)
+    office.register()
+    office.register(name="q")
+    office.put_done(1, ["a"], row_bytes=600)
+    waiting = office.grant(1, ["b"], row_bytes=800, timeout_s=1.0)
+    office.put_done(1, ["c"], row_bytes=800, partition="q")
+    office.later(1.5)
+    assert "600 of 900 bytes" in office.reply(waiting).message  # type: ignore[union-attr]
+    assert "of the partition" in office.reply(waiting).message  # type: ignore[union-attr]
+
+
+def test_a_column_that_exceeds_even_the_reserve_fails_at_once(office: Office) -> None:
+    """No pop can make room for it."""
+    office.put_done(1, ["a"], row_bytes=100)
+    assert office.put(1, ["a"], fields=["y"], row_bytes=1201).code == "DataPlaneFull"  # type: ignore[union-attr]
+
+
+def test_a_group_is_admitted_once_for_the_grants_in_flight(office: Office) -> None:
+    """Two puts of one group at the same time; dropping the first lets a later one begin it anew."""
+    first = office.granted(office.grant(1, ["g_0"], tags=group_tags("g", 8), row_bytes=100))
+    assert first is not None
+    second = office.granted(office.grant(2, ["g_1"], tags=group_tags("g", 8), row_bytes=100))
+    assert second is not None
+    assert office.reply(office.grant(2, ["h_0"], row_bytes=150)) is None
+    office.event(NotAllotted(first))
+    office.event(NotAllotted(second))
+    assert office.granted(office.grant(2, ["g_1"], tags=group_tags("g", 8), row_bytes=100)) is not None
+
+
+def test_partitions_that_were_cleared_cost_the_living_nothing() -> None:
+    """A partition per step leaves its counters, once its tombstones have expired."""
+    office = Office(tombstone_s=2.0)
+    office.open(1)
+    for step in range(5):
+        office.register(name=f"step{step}")
+        office.put_done(1, ["a"], partition=f"step{step}")
+        office.done(1, Clear(f"step{step}", None))
+    office.register()
+    office.later(3.0)
+    assert list(office.ledger.desk.state.active) == ["p"]
+    assert office.audit("step0").cleared == 1
+    office.register(name="step0")
+    assert list(office.ledger.desk.state.active) == ["p", "step0"]

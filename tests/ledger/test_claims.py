@@ -231,3 +231,13 @@ def test_cursors_of_evicted_rows_do_not_pile_up(office: Office) -> None:
         office.evict(1, keys)
     (queue,) = office.ledger.desk.state.partitions["p"].queues
     assert len(queue.heap) <= 1024 + 128
+
+
+def test_a_claim_by_key_that_timed_out_names_what_was_removed_meanwhile(office: Office) -> None:
+    """It waited for one row; another was evicted."""
+    office.put_done(1, ["a", "b"])
+    office.claim(2, batch=1)
+    call = office.waiting_claim(1, timeout_s=1.0, keys=["a", "b"], batch=0)
+    office.evict(2, ["b"])
+    office.later(1.5)
+    assert "'b': removed" in office.reply(call).message  # type: ignore[union-attr]

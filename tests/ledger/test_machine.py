@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.errors import BadArgument
+from penstock.ledger import desk
 from penstock.ledger.leasing import TRANSITIONS, Hold, Step
 from penstock.ledger.machine import TICK_S, Ledger
 from penstock.requests import Depth, Ping, RegisterPartition
@@ -74,6 +75,20 @@ def test_the_next_timer_is_never_further_than_a_tick(office: Office) -> None:
     assert office.ledger.next_timer() <= office.now + TICK_S
     office.waiting_claim(1, timeout_s=0.25)
     assert office.ledger.next_timer() == office.now + 0.25
+    office.later(0.5)
+    assert office.ledger.next_timer() == office.now + TICK_S
+
+
+def test_deadlines_of_calls_that_were_served_do_not_pile_up(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that waits for hours may be served in a moment."""
+    monkeypatch.setattr(desk, "MANY_DEADLINES", 16)
+    office.ledger.desk._many_deadlines = 16
+    for i in range(50):
+        call = office.waiting_claim(1, timeout_s=1e6 + i)
+        office.put_done(1, [f"k{i}"])
+        assert office.claimed(call)
+    assert len(office.ledger.desk.deadlines) <= 17
+    assert office.ledger.desk.claims == {}
 
 
 def test_the_table_of_leasing_has_no_way_out_of_consumed() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.ledger import reports
 from penstock.ledger.events import BlockMoved, BlocksLost
+from penstock.ledger.state import Partition
 from penstock.requests import (
     Audit,
     BlockPlace,
@@ -243,3 +245,28 @@ def test_capabilities_state_durability_and_incarnation(office: Office) -> None:
     assert isinstance(reply, CapabilitiesAre)
     value = reply.value
     assert (value.durability, value.incarnation, value.supports_persistent_recovery) == ("process", 1, True)
+
+
+def test_the_pages_of_a_listing_sort_the_names_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that nothing passes, or a small page, do not make it quadratic; what goes meanwhile is left out."""
+    office.put_done(1, [f"k{i}" for i in range(10)])
+    sorts: list[int] = []
+    names = reports._names
+
+    def counted(partition: Partition) -> list[str]:
+        sorts.append(1)
+        return names(partition)
+
+    monkeypatch.setattr(reports, "_names", counted)
+    found: list[str] = []
+    more, after = True, None
+    while more:
+        page = office.ask(1, ListMetadata("p", limit=3, after=after))
+        found += [group.group_id for group in page.groups]  # type: ignore[union-attr]
+        more, after = page.more, found[-1]  # type: ignore[union-attr]
+        office.evict(1, ["k9"])
+    assert found[:9] == [f"k{i}" for i in range(9)]
+    assert "k9" not in found
+    assert len(sorts) == 1
+    office.put_done(1, ["a new one"])
+    assert office.ask(1, ListMetadata("p", limit=1)).groups[0].group_id == "a new one"  # type: ignore[union-attr]

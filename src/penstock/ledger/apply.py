@@ -56,6 +56,7 @@ def registered(books: Books, fact: f.Registered) -> None:
     repoliced = partition.registered and partition.request.policy != request.policy
     resized = partition.request.group_size != request.group_size
     partition.registered = True
+    books.state.active[partition.name] = partition
     partition.fields = list(dict.fromkeys([*partition.fields, *request.fields]))
     declared = list(dict.fromkeys([*partition.request.fields, *request.fields]))
     partition.request = msgspec.structs.replace(request, fields=declared)

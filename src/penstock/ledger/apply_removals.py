@@ -53,6 +53,7 @@ def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: i
     if row.group is not None:
         del row.group.rows[row_id]
         row.group = None
+        partition.grouped -= 1
     books.remember(partition, row.key, Tombstone(reason, token, contents, at, books.grave_end()))
 
 

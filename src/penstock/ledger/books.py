@@ -42,7 +42,7 @@ class Books:
         """The partition's record, made at first mention."""
         found = self.state.partitions.get(name)
         if found is None:
-            found = self.state.partitions[name] = Partition(name)
+            found = self.state.partitions[name] = self.state.active[name] = Partition(name)
         return found
 
     def start_timer(self, after_s: float, kind: str, *what: str) -> None:
@@ -139,12 +139,14 @@ class Books:
             self.start_deadline(partition, group)
         group.rows[row.id] = row
         row.group = group
+        partition.grouped += 1
 
     def leave(self, partition: Partition, row: Row) -> None:
         group = row.group
         if group is not None:
             row.group = None
             del group.rows[row.id]
+            partition.grouped -= 1
             self.after_leaving(partition, group)
 
     def after_leaving(self, partition: Partition, group: Group) -> None:
@@ -188,6 +190,8 @@ class Books:
                 groups[row.group.id] = row.group
         for group in groups.values():
             requeue_group(partition, group)
+        for queue in partition.queues:
+            queue.trim(partition)
 
     def derive(self) -> None:
         """Replay only restates rows: bring up to date, in one pass, everything that follows from them."""
@@ -237,16 +241,21 @@ class Books:
     @staticmethod
     def forget_replies(session: Session, done_below: int) -> None:
         """The client has taken every reply to a sequence below ``done_below``."""
-        if done_below > session.done_below:
+        first, replies = session.done_below, session.replies
+        if done_below > first:
             session.done_below = done_below
-            for seq in [seq for seq in session.replies if seq < done_below]:
-                del session.replies[seq]
+            taken = range(first, done_below) if done_below - first < len(replies) else list(replies)
+            for seq in taken:
+                if seq < done_below:
+                    replies.pop(seq, None)
 
     def forget_expired(self) -> None:
         """Drop tombstones, of rows and of groups, whose horizon has passed."""
         limit = self.config.max_tombstones
-        for partition in self.state.partitions.values():
+        for partition in list(self.state.active.values()):
             self.forget_old_graves(partition)
+            if partition.idle:
+                del self.state.active[partition.name]
             closed = partition.closed_groups
             while closed and (closed[first := next(iter(closed))] <= self.clock or len(closed) > limit):
                 del closed[first]

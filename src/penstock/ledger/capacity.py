@@ -8,7 +8,7 @@ queue behind new ones: a plane full of rows that lack their last column must not
 from __future__ import annotations
 
 from penstock.config import PlaneConfig
-from penstock.errors import DataPlaneFull
+from penstock.errors import DataPlaneFull, UnknownName
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import Allot
 from penstock.ledger.state import Charge, Partition, PendingGrant, State, Waiter
@@ -17,7 +17,7 @@ from penstock.records import Tag, expected_of
 from penstock.requests import Grant
 
 
-def charge_of(state: State, partition: Partition, grant: Grant) -> Charge:
+def charge_of(partition: Partition, grant: Grant) -> Charge:
     """Work out what ``grant`` would take until its commit."""
     rows = partition.rows
     mean = partition.mean_row_bytes
@@ -26,7 +26,6 @@ def charge_of(state: State, partition: Partition, grant: Grant) -> Charge:
     if not columns:  # rows that nobody groups: each new one begins a group of its own
         new = [max(size, mean) for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key not in rows]
         return Charge(sum(known) + sum(new), len(new), bool(new))
-    admitted = {gid for g in state.grants.values() if g.request.partition == grant.partition for gid in g.groups}
     more_bytes, more_rows = sum(known), 0
     begun: dict[str, list[int]] = {}  # group -> [declared rows, bytes of one, rows here]
     gids = columns.get("group_id")
@@ -38,7 +37,7 @@ def charge_of(state: State, partition: Partition, grant: Grant) -> Charge:
         entry = begun.get(gid)
         if entry is not None:
             entry[2] += 1
-        elif gid in partition.groups or gid in admitted:
+        elif gid in partition.groups or gid in partition.admitted:
             more_bytes += grant.row_bytes[index]
             more_rows += 1
         else:
@@ -58,14 +57,16 @@ def ask(desk: Desk, waiter: Waiter) -> None:
     grant = waiter.body
     assert isinstance(grant, Grant)
     partition = desk.registered(grant.partition)
-    charge = charge_of(desk.state, partition, grant)
+    charge = charge_of(partition, grant)
     _refuse_impossible(desk.config, partition, charge, grant.nbytes)
     waiter.charge = charge
-    ahead = charge.begins and any(_holds_up(desk.config, w, partition) for w in desk.grants)
-    if not ahead and _fits(desk, partition, charge):
+    ahead = next((w for w in desk.grants if w.charge.begins and w.limit in ("", partition.name)), None)
+    if (ahead is None or not charge.begins) and _fits(desk, partition, charge):
         _admit(desk, waiter, partition, charge)
-    else:
-        desk.grants.append(waiter)
+        return
+    waiter.limit = ahead.limit if ahead is not None else _limit(desk.config, partition, charge)
+    desk.grants.append(waiter)
+    desk.wait_until(waiter.deadline)
 
 
 def serve_waiting(desk: Desk) -> None:
@@ -76,20 +77,27 @@ def serve_waiting(desk: Desk) -> None:
         grant = waiter.body
         assert isinstance(grant, Grant)
         partition = desk.state.partitions.get(grant.partition)
-        if waiter.session_id not in desk.state.sessions or partition is None or not partition.registered:
-            continue  # the tick has answered it, or its session is gone
+        if partition is None or not partition.registered:
+            gone = UnknownName(
+                f"partition {grant.partition!r} was cleared while the put waited for room", partition=grant.partition
+            )
+            desk.refuse(waiter, gone)
+            continue
         if waiter.deadline <= desk.now:
             left.append(waiter)
             continue
-        if waiter.charge.begins and ("" in full or partition.name in full):
+        ahead = next((limit for limit in ("", partition.name) if limit in full), None)
+        if waiter.charge.begins and ahead is not None:
+            waiter.limit = ahead
             left.append(waiter)
             continue
-        charge = waiter.charge = charge_of(desk.state, partition, grant)
+        charge = waiter.charge = charge_of(partition, grant)
         if _fits(desk, partition, charge):
             _admit(desk, waiter, partition, charge)
             continue
         if charge.begins:
-            full.add(partition.name if _partition_full(desk.config, partition, charge) else "")
+            waiter.limit = _limit(desk.config, partition, charge)
+            full.add(waiter.limit)
         left.append(waiter)
     desk.grants = left
 
@@ -100,46 +108,52 @@ def expire_waiting(desk: Desk) -> None:
     if late:
         desk.grants = [w for w in desk.grants if w.deadline > desk.now]
     for waiter in late:
-        grant = waiter.body
-        assert isinstance(grant, Grant)
-        waited = desk.now - waiter.since
-        state = desk.state
-        used, rows = used_bytes(state), used_rows(state)
-        config = desk.config
-        charge = waiter.charge
-        taken = f"{used} of {config.max_bytes} bytes and {rows} of {config.max_rows} rows are taken or promised"
-        asked = (
-            f"the put is charged {charge.bytes} bytes and {charge.rows} rows (whole groups, at a trained row's mean)"
-        )
-        missing = [f"{taken}, and {asked}"]
-        desk.refuse(
-            waiter,
-            DataPlaneFull(
-                f"no room for {len(grant.keys)} rows in partition {grant.partition!r} after {waited:.1f} s: "
-                f"{missing[0]}; consumers must pop, or raise the capacity",
-                partition=grant.partition,
-                keys=grant.keys,
-                missing=missing,
-                elapsed_s=waited,
-            ),
-        )
+        desk.refuse(waiter, _full(desk, waiter))
+
+
+def _full(desk: Desk, waiter: Waiter) -> DataPlaneFull:
+    """Say which limit the grant waited for, what is taken of it and what the put was charged."""
+    grant, charge, config = waiter.body, waiter.charge, desk.config
+    assert isinstance(grant, Grant)
+    waited = desk.now - waiter.since
+    max_bytes, max_rows, whose = config.max_bytes, config.max_rows, "the plane"
+    of = [desk.books.partition(waiter.limit)] if waiter.limit else list(desk.state.active.values())
+    if waiter.limit:
+        max_bytes, max_rows = config.partition_max_bytes or max_bytes, config.partition_max_rows or max_rows
+        whose = "the partition"
+    used = sum(p.live_bytes + p.promised_bytes + p.granted_bytes for p in of)
+    rows = sum(len(p.rows) + p.promised_rows + p.granted_rows for p in of)
+    missing = (
+        f"{used} of {max_bytes} bytes and {rows} of {max_rows} rows of {whose} are taken or promised, and "
+        f"the put is charged {charge.bytes} bytes and {charge.rows} rows (whole groups, at a trained row's mean)"
+    )
+    return DataPlaneFull(
+        f"no room for {len(grant.keys)} rows in partition {grant.partition!r} after {waited:.1f} s: "
+        f"{missing}; consumers must pop, or raise the capacity",
+        partition=grant.partition,
+        keys=grant.keys,
+        missing=[missing],
+        elapsed_s=waited,
+    )
 
 
 def release(partition: Partition, grant: PendingGrant) -> None:
     """The grant no longer reserves anything."""
     partition.granted_bytes -= grant.bytes
     partition.granted_rows -= grant.rows
+    partition.admitted.difference_update(grant.groups)
     grant.bytes = grant.rows = 0
+    grant.groups = []
 
 
 def used_bytes(state: State) -> int:
     """Bytes held, promised or granted, over all partitions."""
-    return sum(p.live_bytes + p.promised_bytes + p.granted_bytes for p in state.partitions.values())
+    return sum(p.live_bytes + p.promised_bytes + p.granted_bytes for p in state.active.values())
 
 
 def used_rows(state: State) -> int:
     """Rows held, promised or granted, over all partitions."""
-    return sum(len(p.rows) + p.promised_rows + p.granted_rows for p in state.partitions.values())
+    return sum(len(p.rows) + p.promised_rows + p.granted_rows for p in state.active.values())
 
 
 def _admit(desk: Desk, waiter: Waiter, partition: Partition, charge: Charge) -> None:
@@ -150,15 +164,14 @@ def _admit(desk: Desk, waiter: Waiter, partition: Partition, charge: Charge) -> 
     pending.bytes, pending.rows, pending.groups = charge.bytes, charge.rows, charge.groups
     partition.granted_bytes += charge.bytes
     partition.granted_rows += charge.rows
+    partition.admitted.update(charge.groups)
     desk.state.grants[pending.id] = pending
     desk.out.append(Allot(waiter.session_id, waiter.call_id, pending.id, grant.nbytes, waiter.deadline))
 
 
-def _holds_up(config: PlaneConfig, waiter: Waiter, partition: Partition) -> bool:
-    """Whether ``waiter`` is ahead of a new group of ``partition``: it waits for a new one too, at the same limit."""
-    grant = waiter.body
-    own_limit = config.partition_max_bytes is not None or config.partition_max_rows is not None
-    return waiter.charge.begins and (grant.partition == partition.name or not own_limit)
+def _limit(config: PlaneConfig, partition: Partition, charge: Charge) -> str:
+    """The partition whose own limit the charge exceeds; "" = it is the plane's."""
+    return partition.name if _partition_full(config, partition, charge) else ""
 
 
 def _fits(desk: Desk, partition: Partition, charge: Charge) -> bool:
@@ -171,8 +184,8 @@ def _fits(desk: Desk, partition: Partition, charge: Charge) -> bool:
             and not _partition_full(config, partition, charge)
         )
     reserve = 1.0 + config.reserve_fraction
-    held = sum(p.live_bytes + p.granted_bytes for p in state.partitions.values())
-    rows = sum(len(p.rows) + p.granted_rows for p in state.partitions.values())
+    held = sum(p.live_bytes + p.granted_bytes for p in state.active.values())
+    rows = sum(len(p.rows) + p.granted_rows for p in state.active.values())
     return held + charge.bytes <= config.max_bytes * reserve and rows + charge.rows <= config.max_rows * reserve
 
 

@@ -36,6 +36,7 @@ def claim(desk: Desk, session: Session, asked: Asked) -> None:
         return
     session.waiting[asked.seq] = waiter
     desk.claims.setdefault(body.partition, []).append(waiter)
+    desk.wait_until(waiter.deadline)
 
 
 def serve_waiting(desk: Desk, partition_name: str) -> None:
@@ -51,6 +52,9 @@ def serve_waiting(desk: Desk, partition_name: str) -> None:
         if waiter.deadline <= desk.now:
             left.append(waiter)  # the next tick answers it
             continue
+        if _lacks_rows(desk, waiter):
+            left.append(waiter)
+            continue
         try:
             served = _try(desk, waiter)
         except (UnknownName, RowRemoved, BadArgument) as error:  # cleared or removed while it waited
@@ -58,16 +62,30 @@ def serve_waiting(desk: Desk, partition_name: str) -> None:
             continue
         if not served:
             left.append(waiter)
-    desk.claims[partition_name] = left
+    if left:
+        desk.claims[partition_name] = left
+    else:
+        del desk.claims[partition_name]
+
+
+def _lacks_rows(desk: Desk, waiter: Waiter) -> bool:
+    """Whether the queue in which the claim found too few rows still has too few: nearly always, so it comes first."""
+    queue, body = waiter.queue, waiter.body
+    if queue is None or not isinstance(body, Claim):
+        return False
+    registered = desk.state.partitions[body.partition].tasks.get(body.task) is queue.task
+    return registered and queue.count < body.min_rows
 
 
 def expire_waiting(desk: Desk) -> None:
     """Answer the claims whose deadline has passed, saying what was missing."""
-    for name, waiting in desk.claims.items():
+    for name, waiting in list(desk.claims.items()):
         late = [w for w in waiting if w.deadline <= desk.now]
         if not late:
             continue
         desk.claims[name] = [w for w in waiting if w.deadline > desk.now]
+        if not desk.claims[name]:
+            del desk.claims[name]
         for waiter in late:
             session = desk.state.sessions.get(waiter.session_id)
             if session is not None and session.waiting.get(waiter.seq) is waiter:
@@ -121,7 +139,7 @@ def _try(desk: Desk, waiter: Waiter) -> bool:
                 "more are not kept apart",
                 partition=partition.name,
             )
-        queue = open_queue(partition, task, body.required, body.whole_groups)
+        queue = waiter.queue = open_queue(partition, task, body.required, body.whole_groups)
         if len(partition.queues) > known:
             facts.append(QueueOpened(partition.name, task.name, body.required, body.whole_groups))
         rows = _whole_groups(partition, queue, body) if body.whole_groups else _oldest(partition, queue, body)

@@ -6,6 +6,7 @@ client says that it has it, so that a repeat gets the same reply and has no seco
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ from penstock.ledger.state import Group, Lease, Partition, Session, State, Task,
 from penstock.records import as_int
 from penstock.requests import Claimed, Failed, ReplyBody
 
+MANY_DEADLINES = 4096  # beyond which those of calls that were served are dropped
+
 
 class Desk:
     """The working surface of one ledger: its books, the present moment, and what is to be done."""
@@ -31,6 +34,8 @@ class Desk:
         self.claims: dict[str, list[Waiter]] = {}  # waiting claims by partition, in order of arrival
         self.grants: list[Waiter] = []  # waiting grants, in order of arrival
         self.counters: Counter[str] = Counter()
+        self.deadlines: list[float] = []  # a heap: those of waiting calls; one that was served stays until it passes
+        self._many_deadlines = MANY_DEADLINES
 
     @property
     def state(self) -> State:
@@ -91,6 +96,14 @@ class Desk:
                 missing=[name],
             )
         return task
+
+    def wait_until(self, deadline: float) -> None:
+        """A call waits: the shell must look again at its deadline."""
+        heapq.heappush(self.deadlines, deadline)
+        if len(self.deadlines) > self._many_deadlines:
+            waiting = [w for of_partition in self.claims.values() for w in of_partition] + self.grants
+            self.deadlines = sorted({w.deadline for w in waiting})
+            self._many_deadlines = max(MANY_DEADLINES, 2 * len(self.deadlines))
 
     def new_ids(self, count: int) -> range:
         """Take ``count`` fresh ids."""

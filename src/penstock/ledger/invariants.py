@@ -37,6 +37,11 @@ def _check_partition(desk: Desk, partition: Partition) -> None:
     assert partition.depth == sum(group.done for group in partition.groups.values()), f"{name}: depth"
     assert partition.promised_bytes == sum(g.promised_bytes for g in partition.groups.values()), f"{name}: promises"
     grants = [g for g in desk.state.grants.values() if g.request.partition == name]
+    assert partition.grouped == sum(len(group.rows) for group in partition.groups.values()), f"{name}: grouped"
+    assert partition.promised_rows == sum(g.promised_rows for g in partition.groups.values()), f"{name}: promises"
+    assert partition.granted_rows == sum(g.rows for g in grants), f"{name}: grants"
+    assert partition.admitted == {gid for g in grants for gid in g.groups}, f"{name}: admitted groups"
+    assert partition.idle or desk.state.active.get(name) is partition, f"{name}: active"
     assert partition.granted_bytes == sum(g.bytes for g in grants), f"{name}: grants"
     for row in partition.rows.values():
         _check_row(partition, row)

@@ -8,6 +8,7 @@ Deadlines of waiting calls run on the shell's clock, for their callers have gone
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -222,8 +223,7 @@ class Ledger:
         soonest = [self._last + TICK_S]
         if desk.books.timers:
             soonest.append(desk.books.timers[0][0] + self._behind)
-        soonest += [w.deadline for waiting in desk.claims.values() for w in waiting]
-        soonest += [w.deadline for w in desk.grants]
+        soonest += desk.deadlines[:1]
         return min(soonest)
 
     def statistics(self) -> dict[str, int]:
@@ -293,6 +293,7 @@ class Ledger:
         if waiter is not None:
             waiter.call_id = event.call_id
             waiter.deadline = event.deadline
+            desk.wait_until(event.deadline)
             return True
         reply: ReplyBody | None = desk.session_reply(session, event.seq)
         if reply is None:
@@ -346,5 +347,8 @@ class Ledger:
                 sessions.end(desk, session, f"silent for {silent:.1f} s")
         timers.fire(desk)
         desk.books.forget_expired()
-        claims.expire_waiting(desk)
-        capacity.expire_waiting(desk)
+        if desk.deadlines and desk.deadlines[0] <= desk.now:
+            claims.expire_waiting(desk)
+            capacity.expire_waiting(desk)
+        while desk.deadlines and desk.deadlines[0] <= desk.now:
+            heapq.heappop(desk.deadlines)

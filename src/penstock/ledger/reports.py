@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 from penstock.errors import BadArgument, FieldNotProduced, UnknownName, abbreviate
 from penstock.ledger.desk import Desk
@@ -35,6 +34,7 @@ from penstock.requests import (
 )
 
 PAGE_GROUPS = 1000  # groups in one page at most: about 5 ms of work
+LISTING_S = 2.0  # for which the pages of a listing share one sorting of the names
 
 
 def locate(desk: Desk, session: Session, asked: Asked) -> None:
@@ -126,7 +126,7 @@ def _source(
 
 
 def list_metadata(desk: Desk, session: Session, asked: Asked) -> None:
-    """Answer one page of groups, in order of group id."""
+    """Answer one page of groups, in order of group id. Groups that begin between two pages may be left out."""
     body = asked.body
     assert isinstance(body, ListMetadata)
     partition = desk.state.partitions.get(body.partition)
@@ -136,32 +136,45 @@ def list_metadata(desk: Desk, session: Session, asked: Asked) -> None:
     if body.ready_for is not None:
         desk.task_of(partition, body.ready_for)
     limit = min(body.limit, PAGE_GROUPS) if body.limit > 0 else PAGE_GROUPS
+    names = _listing(desk, partition, body.after)
+    at = 0 if body.after is None else bisect_right(names, body.after)
     page: list[DataPlaneGroupMeta] = []
-    after = body.after
-    more = True
-    while more and len(page) < limit:
-        names = heapq.nsmallest(limit + 1, (n for n in _names(partition) if after is None or n > after))
-        more = len(names) > limit
-        for name in names[:limit]:
-            after = name
-            meta = _meta(partition, _unit(partition, name))
+    while at < len(names) and len(page) < limit:
+        unit = _unit(partition, names[at])
+        at += 1
+        if unit is not None:
+            meta = _meta(partition, unit)
             if _matches(desk, partition, body, meta):
                 page.append(meta)
-                if len(page) == limit:
-                    more = more or name != names[-1]
-                    break
+    more = at < len(names)
+    if not more:
+        partition.listing = None
     desk.answer(asked, Groups(page, more))
+
+
+def _listing(desk: Desk, partition: Partition, after: str | None) -> list[str]:
+    """The sorted names that a listing goes through: sorted once for its pages, as they were at its first one."""
+    began, names = partition.listing or (-LISTING_S, [])
+    if after is None or desk.books.clock - began >= LISTING_S:
+        names = sorted(_names(partition))
+        partition.listing = (desk.books.clock, names)
+    return names
 
 
 def _names(partition: Partition) -> list[str]:
     names = list(partition.groups)
-    if len(partition.rows) > sum(len(group.rows) for group in partition.groups.values()):
+    if len(partition.rows) > partition.grouped:
         names += [key for key, row in partition.rows.items() if row.group is None]
     return names
 
 
-def _unit(partition: Partition, name: str) -> Unit:
-    return partition.groups.get(name) or partition.rows[name]
+def _unit(partition: Partition, name: str) -> Unit | None:
+    """The group of this name, or the row that is in none; None: it went while it was listed."""
+    group = partition.groups.get(name)
+    if group is not None:
+        return group
+    row = partition.rows.get(name)
+    return row if row is not None and row.group is None else None
 
 
 def _meta(partition: Partition, unit: Unit) -> DataPlaneGroupMeta:
@@ -312,13 +325,12 @@ def status(desk: Desk, session: Session, asked: Asked) -> None:
 
 
 def _partition_status(desk: Desk, p: Partition) -> PartitionStatus:
-    singles = len(p.rows) - sum(len(g.rows) for g in p.groups.values())
     return PartitionStatus(
         partition=p.name,
         fields=list(p.specs.values()),
         tasks=list(p.tasks),
         rows=len(p.rows),
-        groups=len(p.groups) + singles,
+        groups=len(p.groups) + len(p.rows) - p.grouped,
         depth=p.depth,
         leased=sum(len(t.held) for t in p.tasks.values()),
         waiting_claims=len(desk.claims.get(p.name, ())),

@@ -264,6 +264,7 @@ class Partition:
     """A named flow. After a clear of everything it stays, unregistered, for its counters."""
 
     __slots__ = (
+        "admitted",
         "cleared",
         "cleared_at",
         "closed_groups",
@@ -276,8 +277,10 @@ class Partition:
         "granted_bytes",
         "granted_rows",
         "graves",
+        "grouped",
         "groups",
         "groups_by_id",
+        "listing",
         "live_bytes",
         "lost",
         "name",
@@ -307,6 +310,7 @@ class Partition:
         self.graves: deque[tuple[float, str]] = deque()  # tombstones in the order of their expiry
         self.granted_bytes = 0  # grants in flight
         self.granted_rows = 0
+        self.admitted: set[str] = set()  # groups that do not exist yet and that a grant in flight was admitted for
         self.unregister()
 
     def unregister(self) -> None:
@@ -323,10 +327,17 @@ class Partition:
         self.groups_by_id: dict[int, Group] = {}
         self.queues: list[Queue] = []
         self.closed_groups: dict[str, float] = {}
+        self.grouped = 0  # rows that are in a group
+        self.listing: tuple[float, list[str]] | None = None  # when a listing began, and the names it goes through
         self.depth = 0
         self.live_bytes = 0
         self.promised_bytes = 0  # what admitted groups may still grow by
         self.promised_rows = 0
+
+    @property
+    def idle(self) -> bool:
+        """Cleared, and forgotten but for its counters."""
+        return not (self.registered or self.tombstones or self.graves or self.granted_rows or self.granted_bytes)
 
     @property
     def final_task(self) -> Task:
@@ -440,7 +451,7 @@ class Charge:
 class Waiter:
     """A call that waits: a claim for rows, or a grant for capacity. ``deadline`` is on the shell's clock."""
 
-    __slots__ = ("blocker", "body", "call_id", "charge", "deadline", "seq", "session_id", "since")
+    __slots__ = ("blocker", "body", "call_id", "charge", "deadline", "limit", "queue", "seq", "session_id", "since")
 
     def __init__(
         self, session_id: int, call_id: int, seq: int, body: Claim | Grant, deadline: float, since: float
@@ -452,6 +463,8 @@ class Waiter:
         self.deadline = deadline
         self.since = since
         self.charge = Charge()  # a grant: what it asked for when last tried
+        self.limit = ""  # a grant: the partition whose own limit it waits for, "" = the plane's
+        self.queue: Queue | None = None  # a claim: where it found too little when last tried
         self.blocker = ""  # a claim by key: the row that was not ready when last tried
 
 
@@ -459,6 +472,7 @@ class State:
     """All of it."""
 
     __slots__ = (
+        "active",
         "checkpoints",
         "clears",
         "grants",
@@ -483,6 +497,7 @@ class State:
         self.clears = 1
         self.checkpoints = 0
         self.partitions: dict[str, Partition] = {}
+        self.active: dict[str, Partition] = {}  # all but those of which only the counters are left
         self.sessions: dict[int, Session] = {}
         self.writes: dict[int, Write] = {}
         self.leases: dict[str, Lease] = {}

@@ -39,10 +39,12 @@ def _keys_missing(partition: Partition, task: Task, mask: int, keys: list[str]) 
     missing = []
     for key in keys:
         row = partition.rows.get(key)
-        if row is not None and not row_ready(row, task, mask):
+        if row is None:
+            missing.append(f"{key!r}: removed, or never put")
+        elif not row_ready(row, task, mask):
             missing.append(f"{key!r}: {_row_state(partition, row, task, mask)}")
-            if len(missing) == SHOWN:
-                break
+        if len(missing) == SHOWN:
+            break
     return missing or ["no row is missing"]
 
 
