@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from penstock.payload.slots import TRANSITIONS as SLOTS
 from penstock.retry.machine import TRANSITIONS as RETRY
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -21,7 +22,19 @@ def retry() -> str:
     return "\n".join(["stateDiagram-v2", "    [*] --> idle", *edges, "    finished --> [*]"])
 
 
-DRAWN: dict[str, Callable[[], str]] = {"retry": retry}
+def slots() -> str:
+    """The slot machine, as mermaid: an event may lead elsewhere while a reader still holds the slot."""
+    edges = []
+    for (state, event), (pinned, unpinned) in SLOTS.items():
+        if pinned is unpinned:
+            edges.append(f"    {state.value} --> {pinned.value}: {event.__name__}")
+        else:
+            edges.append(f"    {state.value} --> {pinned.value}: {event.__name__}, pinned")
+            edges.append(f"    {state.value} --> {unpinned.value}: {event.__name__}")
+    return "\n".join(["stateDiagram-v2", "    [*] --> free", *edges])
+
+
+DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots}
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
 
 

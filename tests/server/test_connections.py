@@ -134,6 +134,19 @@ def test_a_frame_over_the_limit_is_refused_at_its_length(tmp_path: Path) -> None
         assert client.is_closed()
 
 
+def test_a_stranger_sends_little(tmp_path: Path) -> None:
+    """Before a session is open a frame has at most 64 KiB; right behind the opening it may be large."""
+    with PlaneProcess(tmp_path / "d") as plane:
+        with RawClient(plane.data_dir, 1) as stranger:
+            stranger.sock.sendall(struct.pack("<I", 64 * 1024 + 1))
+            assert stranger.is_closed()
+        with RawClient(plane.data_dir, 2) as client:
+            hello = client.send(OpenSession(WIRE_VERSION, 2, "", "", "", 1))
+            large = client.send(Depth("p" * 100_000))
+            assert isinstance(client.receive(hello), Welcome)
+            assert client.receive(large) is not None
+
+
 def test_a_slow_reader_does_not_grow_the_plane(tmp_path: Path) -> None:
     """A client that asks and asks and never reads is not read any more; memory stays bounded and others are served."""
     with PlaneProcess(tmp_path / "d") as plane, RawClient(plane.data_dir, 1) as good:

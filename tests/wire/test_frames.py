@@ -154,3 +154,12 @@ def test_what_is_too_large_is_not_sent() -> None:
         encode_call(_call(PutTags("p", ["k" * 200], []), seq=1), max_frame_bytes=100)
     with pytest.raises(WireError, match="cannot be sent"):
         encode_reply(Reply(id=2**70, incarnation=0, body=Done()))
+
+
+def test_a_reader_may_come_to_allow_more() -> None:
+    """What is allowed holds from the next frame on, also for bytes that were fed before."""
+    reader = FrameReader(4)
+    frames = reader.feed(struct.pack("<I", 4) + b"abcd" + struct.pack("<I", 6) + b"abcdef")
+    assert next(frames) == b"abcd"
+    reader.allow(6)
+    assert list(frames) == [b"abcdef"]

@@ -21,6 +21,7 @@ from penstock.wire import FrameReader, WireError, decode_call
 __all__ = ["Connection", "Desk"]
 
 _TURN_S = 0.005  # of the loop, for one connection's calls, before the others have their turn
+_GREETING_BYTES = 64 * 1024  # the first frame; a stranger does not make the plane buffer 256 MiB
 _MAX_OPEN_CALLS = 256  # unanswered, per connection; a client has one per thread
 _WRITE_HIGH_BYTES = 4 * 1024 * 1024  # unread replies, beyond which a connection is not read any more
 
@@ -48,7 +49,7 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self.since = desk.clock()
         self._desk = desk
-        self._reader = FrameReader(desk.max_frame_bytes)
+        self._reader = FrameReader(min(_GREETING_BYTES, desk.max_frame_bytes))
         self._transport: asyncio.Transport | None = None
         self._outbox: list[bytes] = []
         self._blocked = False  # the peer does not read
@@ -130,6 +131,8 @@ class Connection(asyncio.Protocol):
                 if frame is None:
                     break
                 self._desk.receive(self, decode_call(frame))
+                if self.session_id:
+                    self._reader.allow(self._desk.max_frame_bytes)
                 if self._desk.clock() > until:
                     self._next_turn()
         except WireError as bad:

@@ -49,6 +49,10 @@ class FrameReader:
         """Bytes of a frame that is not complete yet. 0 at the end of a stream that was not cut off."""
         return len(self._buffer)
 
+    def allow(self, max_frame_bytes: int) -> None:
+        """Let the frames from here on be so large: whoever sends them has said who it is."""
+        self._max_frame_bytes = max_frame_bytes
+
     def feed(self, data: bytes | bytearray | memoryview) -> Generator[bytes, None, None]:
         """Take in ``data`` at once; iterate over the frames that are complete, without their lengths.
 
