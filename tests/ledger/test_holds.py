@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.ledger.events import SessionGone
-from penstock.requests import ANY_TOKEN, NO_TOKEN, CheckConsumption, Claim, Done, Evict, Flag, Pop, Tokens
+from penstock.requests import ANY_TOKEN, NO_TOKEN, CheckConsumption, Claim, Clear, Done, Evict, Flag, Pop, Tokens
 from tests.ledger.office import Office, group_tags
 
 
@@ -220,3 +220,30 @@ def test_a_released_row_may_be_popped_by_who_released_it(office: Office) -> None
     assert code(office.pop(1, ["a"], lease.token)) == "LeaseLost"
     office.release(2, ["a"], taken.token)
     assert office.pop(2, ["a"], taken.token) == Done()
+
+
+def test_a_whole_clear_ends_everything_of_its_partition_and_of_no_other(office: Office) -> None:
+    """Leases, unfinished groups, blocks; what was cleared is remembered as cleared."""
+    office.register(name="other")
+    office.put_done(1, ["a"], partition="other")
+    office.put_done(1, ["g_0"], tags=group_tags("g", 2))
+    office.tag(2, ["a"], n=1)
+    lease = office.claim(1)
+    freed = len(office.freed)
+    office.done(2, Clear("p", None))
+    state = office.ledger.desk.state
+    assert len(office.freed) - freed == 2
+    assert (state.leases, state.sessions[1].leases, state.sessions[1].unfinished) == ({}, {}, set())
+    assert office.audit().cleared == 3
+    assert office.audit("other").in_flight == 1
+    office.register(tasks=("prev_lp", "train"))
+    assert office.release(1, ["a"], lease.token) == Done()
+    assert code(office.ack(1, ["a"], lease.token)) == "LeaseLost"
+    office.crash()
+    office.crash(list(office.ledger.checkpoint()))
+
+
+def test_the_token_of_an_empty_claim_holds_nothing(office: Office) -> None:
+    """It is the empty string: no lease has it, and no row that was never leased may be acked under it."""
+    assert code(office.ack(1, ["a"], "")) == "LeaseLost"
+    assert office.audit().trained == 0

@@ -9,9 +9,21 @@ import pytest
 
 from penstock.errors import BadArgument
 from penstock.ledger import machine
+from penstock.ledger.events import SessionOpens
 from penstock.ledger.limits import MAX_FIELDS, MAX_NAME, MAX_QUEUES, MAX_REASONS
 from penstock.records import GroupPolicy, as_int
-from penstock.requests import Claim, Evict, FieldSpec, Grant, ListMetadata, Pop, RegisterPartition, TagColumn, Tokens
+from penstock.requests import (
+    Claim,
+    Evict,
+    FieldSpec,
+    Grant,
+    ListMetadata,
+    OpenSession,
+    Pop,
+    RegisterPartition,
+    TagColumn,
+    Tokens,
+)
 from tests.ledger.office import Office, group_tags
 
 
@@ -121,3 +133,19 @@ def test_names_have_a_length(office: Office) -> None:
     """The longest that is allowed, and one more."""
     office.put_done(1, ["k" * MAX_NAME])
     assert office.put(1, ["k" * (MAX_NAME + 1)]).code == "BadArgument"  # type: ignore[union-attr]
+
+
+def test_what_a_session_says_of_itself_has_a_length(office: Office) -> None:
+    """It is repeated in every status and in every story of a row."""
+    request = OpenSession(1, 9, "o" * 5000, "r" * 5000, "h" * 5000, 1)
+    office.event(SessionOpens(9, "s", 0, request, 0.0))
+    assert len(office.ledger.desk.state.sessions[9].who()) < 3 * MAX_NAME
+
+
+def test_a_refused_late_put_says_what_became_of_the_rows(office: Office) -> None:
+    """Trained is another story than evicted."""
+    office.put_done(1, ["a", "b"])
+    office.pop(1, ["a"])
+    office.evict(1, ["b"])
+    late = office.put(1, ["a", "b"], content=5)
+    assert "removed (evicted or trained)" in late.message  # type: ignore[union-attr]

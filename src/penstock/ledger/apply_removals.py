@@ -7,6 +7,7 @@ from penstock.ledger.books import Books
 from penstock.ledger.limits import MAX_REASONS
 from penstock.ledger.readiness import refresh_group
 from penstock.ledger.state import Group, Partition, Row, Tombstone
+from penstock.ledger.writes import Write
 
 
 def removed(books: Books, fact: f.Removed) -> None:
@@ -88,14 +89,33 @@ def partial_allowed(books: Books, fact: f.PartialAllowed) -> None:
 
 
 def partition_cleared(books: Books, fact: f.PartitionCleared) -> None:
+    """All of it at once: nothing is looked at row by row but the writes that it needed."""
     partition = books.partition(fact.partition)
-    rows = list(partition.rows.values())
+    keys = list(partition.rows)
     at = partition.cleared_at = books.next_clear()
-    for row in rows:
-        _remove_row(books, partition, row, "cleared", at)
+    _drop_writes(books, partition)
+    for lease in [lease for lease in books.state.leases.values() if lease.partition == partition.name]:
+        lease.rows.clear()
+        books.drop_if_empty(lease)
     for group in partition.groups.values():
-        books.note_unfinished(partition, group)
-    partition.cleared += len(rows)
+        if not group.done:
+            group.rows.clear()
+            books.note_unfinished(partition, group)
+    stone = Tombstone("cleared", "", (), at, books.grave_end())  # one for all: only its time and reason matter
+    partition.tombstones.update(dict.fromkeys(keys, stone))
+    partition.graves.extend([(stone.until, key) for key in keys])
+    books.forget_old_graves(partition)
+    partition.cleared += len(keys)
     partition.unregister()
     books.touch(partition.name)
-    books.note(partition.name, f"cleared whole: {len(rows)} rows")
+    books.note(partition.name, f"cleared whole: {len(keys)} rows", keys)
+
+
+def _drop_writes(books: Books, partition: Partition) -> None:
+    needed: dict[int, Write] = {}
+    for row in partition.rows.values():
+        for write, _ in row.pairs():
+            needed[write.id] = write
+    for write in needed.values():
+        write.bury_all()
+        books.drop_write(write)

@@ -197,8 +197,10 @@ def _says_nothing_new(row: Row, request: Grant, mask: int, content: int, index: 
 
 
 def _removed(partition: Partition, keys: list[str], why: str) -> RowRemoved:
+    reasons = sorted({stone.reason for key in keys if (stone := partition.stone_of(key)) is not None})
+    how = f" ({' or '.join(reasons)})" if reasons else ""
     return RowRemoved(
-        f"rows of partition {partition.name!r} were removed, {why}: {abbreviate(keys)}",
+        f"rows of partition {partition.name!r} were removed{how}, {why}: {abbreviate(keys)}",
         partition=partition.name,
         keys=keys,
     )

@@ -11,7 +11,7 @@ from penstock.ledger.readiness import row_ready
 from penstock.ledger.state import Group, Partition, Row, Session, Unit
 from penstock.ledger.waits import why as explain
 from penstock.ledger.writes import Write
-from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, group_meta
+from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, group_meta, is_true
 from penstock.requests import (
     Audit,
     AuditReport,
@@ -142,9 +142,10 @@ def list_metadata(desk: Desk, session: Session, asked: Asked) -> None:
     while at < len(names) and len(page) < limit:
         unit = _unit(partition, names[at])
         at += 1
-        if unit is not None:
-            meta = _meta(partition, unit)
-            if _matches(desk, partition, body, meta):
+        rows = [] if unit is None else [unit] if isinstance(unit, Row) else list(unit.rows.values())
+        if unit is not None and _may_match(partition, body, rows):
+            meta = _meta(partition, unit, rows)
+            if _matches(desk, body, meta):
                 page.append(meta)
     more = at < len(names)
     if not more:
@@ -177,8 +178,7 @@ def _unit(partition: Partition, name: str) -> Unit | None:
     return row if row is not None and row.group is None else None
 
 
-def _meta(partition: Partition, unit: Unit) -> DataPlaneGroupMeta:
-    rows = [unit] if isinstance(unit, Row) else list(unit.rows.values())
+def _meta(partition: Partition, unit: Unit, rows: list[Row]) -> DataPlaneGroupMeta:
     return group_meta(
         partition.name,
         unit.gid if isinstance(unit, Group) else unit.key,
@@ -189,20 +189,21 @@ def _meta(partition: Partition, unit: Unit) -> DataPlaneGroupMeta:
     )
 
 
-def _matches(desk: Desk, partition: Partition, body: ListMetadata, meta: DataPlaneGroupMeta) -> bool:
-    version = meta.weight_version
-    if body.committed is not None and meta.committed != body.committed:
+def _may_match(partition: Partition, body: ListMetadata, rows: list[Row]) -> bool:
+    """The filters that need no meta: most of what a filtered listing passes over is not worth building one."""
+    if body.committed is not None and all(is_true(row.tag("committed")) for row in rows) != body.committed:
         return False
+    task = partition.tasks[body.ready_for] if body.ready_for is not None else None
+    return task is None or all(row_ready(row, task, 0) for row in rows)
+
+
+def _matches(desk: Desk, body: ListMetadata, meta: DataPlaneGroupMeta) -> bool:
+    version = meta.weight_version
     if body.min_version is not None and (version is None or version < body.min_version):
         return False
     if body.max_version is not None and (version is None or version > body.max_version):
         return False
-    if body.older_than_s is not None and not desk.books.wall - (meta.created_at or 0.0) > body.older_than_s:
-        return False
-    if body.ready_for is not None:
-        task = partition.tasks[body.ready_for]
-        return all(row_ready(partition.rows[key], task, 0) for key in meta.keys)
-    return True
+    return body.older_than_s is None or desk.books.wall - (meta.created_at or 0.0) > body.older_than_s
 
 
 def depth(desk: Desk, session: Session, asked: Asked) -> None:

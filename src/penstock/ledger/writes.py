@@ -73,6 +73,11 @@ class Write:
             self.live -= 1
         return self.live == 0
 
+    def bury_all(self) -> None:
+        """No row needs this write any more."""
+        self.dead = bytearray(b"\x01" * self.size)
+        self.live = 0
+
     def names_of(self, index: int) -> frozenset[str]:
         """The tags that row ``index`` has in this write."""
         if not self.sparse:
