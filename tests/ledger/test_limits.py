@@ -54,6 +54,7 @@ def spec(name: str = "x") -> FieldSpec:
         (Claim("p", "train", ["x" * 2000], 1, blocking=False), "BadArgument"),
         (Claim("p", "train", [], 1, blocking=False, lease_s=math.nan), "BadArgument"),
         (RegisterPartition("q", [], 1, ["t" * 2000]), "BadArgument"),
+        (RegisterPartition("q", [], 1, ["t"], group_size=1 << 62), "BadArgument"),
         (RegisterPartition("q" * 2000, [], 1, ["t"]), "BadArgument"),
         (RegisterPartition("q", ["f" * 2000], 1, ["t"]), "BadArgument"),
         (Pop("p", ["a"], Tokens([], [7])), "BadArgument"),

@@ -69,8 +69,11 @@ def register(desk: Desk, session: Session, asked: Asked) -> None:
         raise BadArgument(
             f"consumer_tasks must name at least one task, each once: {body.tasks}", partition=body.partition
         )
-    if body.group_size is not None and body.group_size < 1:
-        raise BadArgument(f"grpo_group_size must be positive, got {body.group_size}", partition=body.partition)
+    if body.group_size is not None and not 1 <= body.group_size <= desk.config.max_rows:
+        raise BadArgument(
+            f"grpo_group_size must lie in 1..{desk.config.max_rows} (the plane's rows), got {body.group_size}",
+            partition=body.partition,
+        )
     known = desk.state.partitions.get(body.partition)
     check_fields(
         () if known is None else {**known.field_bits, **dict.fromkeys(known.fields)}, body.fields, body.partition
