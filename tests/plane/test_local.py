@@ -21,9 +21,20 @@ from tensordict import TensorDict
 
 import penstock
 from penstock.config import ClientConfig, PlaneConfig
-from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType, UnknownName
+from penstock.errors import (
+    BadArgument,
+    DataPlaneError,
+    DataPlaneTimeout,
+    DataPlaneUnavailable,
+    RefusedType,
+    UnknownName,
+)
+from penstock.payload.block import Bytes
+from penstock.payload.columns import Batch
 from penstock.plane import dialing
 from penstock.plane.contract import DataPlaneClient
+from penstock.plane.courier import Courier, Phase
+from penstock.plane.events import Close, Effect
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.records import KVBatchMeta
 from penstock.wire import paths
@@ -409,6 +420,14 @@ def test_a_closed_client_answers_nothing_else(plane: LocalDataPlaneClient) -> No
     for call in calls:
         with pytest.raises(DataPlaneUnavailable):
             call()
+    methods: dict[str, Callable[[], object]] = {
+        "get_samples": lambda: plane.get_samples([], "p", ["x"]),
+        "put_samples": lambda: put(plane, ["a"]),
+        "pop": lambda: plane.pop(["a"], "of another client"),
+    }
+    for method, named in methods.items():
+        with pytest.raises(DataPlaneUnavailable, match=f"^{method}: the client is closed"):
+            named()
 
 
 def test_arguments_of_a_wrong_type_never_reach_the_plane(plane: LocalDataPlaneClient) -> None:
@@ -432,6 +451,44 @@ def test_arguments_of_a_wrong_type_never_reach_the_plane(plane: LocalDataPlaneCl
             call()
     assert plane.list_metadata("p", min_weight_version=torch.tensor(3), committed=torch.tensor(True)) == []  # type: ignore[arg-type]
     assert plane.statistics().connections == 1
+
+
+def test_a_put_under_way_holds_up_the_goodbye(plane: LocalDataPlaneClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plane gives a grant to somebody else after the goodbye: until then nobody writes under it any more."""
+    order: list[str] = []
+    copying, go_on = threading.Event(), threading.Event()
+    write, close_up = Batch.write_into, Courier._close_up
+
+    def slowly(self: Batch, out: Bytes, block_id: int) -> int:
+        copying.set()
+        assert go_on.wait(20)
+        order.append("copied")
+        return write(self, out, block_id)
+
+    def said(self: Courier, event: Close, now: float) -> list[Effect]:
+        order.append("goodbye")
+        return close_up(self, event, now)
+
+    monkeypatch.setattr(Batch, "write_into", slowly)
+    monkeypatch.setitem(Courier.TABLE, (Phase.UP, Close), said)
+    errors: list[BaseException] = []
+
+    def putting() -> None:
+        try:
+            put(plane, ["a"])
+        except DataPlaneError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=putting), threading.Thread(target=plane.close)]
+    threads[0].start()
+    assert copying.wait(20)
+    threads[1].start()
+    wait_for(lambda: plane._arenas.ended)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["copied", "goodbye"]
+    assert [type(error) for error in errors] in ([DataPlaneUnavailable], [DataPlaneTimeout], [])
 
 
 def test_a_client_is_not_pickled(plane: LocalDataPlaneClient) -> None:

@@ -1,6 +1,7 @@
 """An operation under the retry policy: its first attempt costs nothing extra, what follows is the policy's to decide.
 
-Invariant: a failed first attempt is the retrier's first attempt: it is counted, classed and logged like any other.
+Invariant: a failed first attempt is the retrier's first attempt: it is counted, classed and logged like any other,
+unless the deadline came meanwhile; one attempt is always made.
 """
 
 from __future__ import annotations
@@ -27,4 +28,7 @@ def settled(
     def again(_keys: Sequence[str], _endpoint: str, until: Deadline) -> list[Answer[T]]:
         return [made.pop() if made else attempt(until)]
 
-    return retrier.run(path, [name], again, deadline=deadline).settled[name]
+    end = retrier.run(path, [name], again, deadline=deadline).settled[name]
+    if end.attempts:
+        return end
+    return Settled(None, end.reason, first.code, 1)  # the deadline came during the first attempt

@@ -7,11 +7,14 @@ memory that it does not pin.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from penstock.config import Integrity
 from penstock.errors import DataPlaneUnavailable, DataPlaneWriteError
@@ -22,6 +25,9 @@ from penstock.wire import paths
 
 __all__ = ["ArenaGone", "Arenas"]
 
+log = logging.getLogger(__name__)
+
+_COPY_S = 30.0  # at a bad 100 MB/s this is 3 GB
 _LOOK_S = 5.0  # how often arenas of earlier lives are looked for on disk
 
 
@@ -44,8 +50,29 @@ class Arenas:
         self._maps: dict[int, ArenaMap] = {}
         self._lock = threading.Lock()
         self._look_at = 0.0
+        self._home = _identity(data_dir)  # of the directory whose plane this is
+        self._writing = 0
+        self._written = threading.Condition()  # guards ``_writing``, and ``ended`` towards writers
         self.ended = False
         _all[id(self)] = self
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Copy into a grant within this context: the client's session does not end meanwhile.
+
+        Raises:
+            DataPlaneUnavailable: the client is closed.
+        """
+        with self._written:
+            if self.ended:
+                raise DataPlaneUnavailable("the client is closed")
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._written:
+                self._writing -= 1
+                self._written.notify_all()
 
     def writer(self, place: BlockPlace, arena: ArenaPlace) -> Bytes:
         """Return the place of a grant, to copy a block into.
@@ -72,6 +99,10 @@ class Arenas:
         """
         return self._map(arena).reader(place, self._integrity, self._unpin)
 
+    def lost(self, arenas: Iterable[ArenaPlace]) -> bool:
+        """Whether one of these has been let go of because its plane unlinked it: what lay there lies elsewhere."""
+        return not self.ended and any(arena.arena_id not in self._maps for arena in arenas)
+
     @property
     def live_views(self) -> int:
         """Views that still depend on an arena."""
@@ -82,9 +113,19 @@ class Arenas:
         for arena in list(self._maps.values()):
             arena.privatise()
 
+    def end_writing(self) -> None:
+        """Let nobody begin to write, and wait for those who do, at most ``_COPY_S``.
+
+        After its goodbye the client's grants are given to others.
+        """
+        with self._written:
+            self.ended = True
+            if not self._written.wait_for(lambda: not self._writing, _COPY_S):
+                log.warning("%d copies into shared memory did not end within %g s", self._writing, _COPY_S)
+
     def end(self) -> None:
         """Let go of everything. Idempotent. A read that is under way finds ``ended`` set and gives nothing out."""
-        self.ended = True
+        self.end_writing()
         with self._lock:
             maps = list(self._maps.values())
         for arena in maps:
@@ -105,8 +146,14 @@ class Arenas:
         try:
             opened = ArenaMap.open(paths.arena_path(self._data_dir, arena), arena.nbytes)
         except (DataPlaneUnavailable, OSError) as missing:
+            if _identity(self._data_dir) != self._home:
+                raise DataPlaneUnavailable(
+                    f"the data directory {self._data_dir} was removed or replaced under its plane: "
+                    "what the plane holds cannot be reached; make a new client"
+                ) from missing
             raise ArenaGone(f"arena {arena.arena_id} cannot be mapped: {missing}") from missing
         self._maps[arena.arena_id] = opened
+        self._home = _identity(self._data_dir)
         return opened
 
     def _drop_unlinked(self) -> None:
@@ -118,6 +165,15 @@ class Arenas:
 
     def __repr__(self) -> str:
         return f"Arenas({len(self._maps)} mapped, {self.live_views} live views)"
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return what tells a directory from another of its name; None if it is not there."""
+    try:
+        found = Path(folder).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 _all: weakref.WeakValueDictionary[int, Arenas] = weakref.WeakValueDictionary()

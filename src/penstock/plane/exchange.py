@@ -15,23 +15,39 @@ from penstock.plane import events as ev
 from penstock.plane.events import Ended, Event, Settled, Submit, Verdict
 from penstock.requests import (
     MUTATIONS,
+    Ack,
+    Audit,
     Capabilities,
+    CheckConsumption,
+    Claim,
+    Clear,
     Commit,
     Damaged,
+    Depth,
+    Evict,
     Failed,
     Goodbye,
+    Grant,
     Heartbeat,
+    ListMetadata,
+    Locate,
     OpenSession,
     Ping,
+    Pop,
+    PutTags,
     Record,
+    RegisterPartition,
+    Release,
+    Renew,
     Request,
     ResumeSession,
     Shutdown,
     Status,
+    Why,
 )
 from penstock.retry import Deadline
 
-__all__ = ["Exchange", "Outcome", "Waiter", "failure"]
+__all__ = ["Exchange", "Outcome", "Waiter", "failure", "method_of"]
 
 LEAST_S = 0.1  # a call with no time at all still gives a plane that can answer at once this long to do so
 _VERDICT_S = 0.5  # whether anything was sent is known at once; if not, the outcome is unknown
@@ -48,6 +64,31 @@ _OF_NO_PARTITION = (
     Shutdown,
     Status,
 )
+
+# What a request is called by those who read its errors: the method that makes it.
+_METHODS: dict[type[Request], str] = {
+    RegisterPartition: "register_partition",
+    Grant: "put_samples",
+    Commit: "put_samples",
+    PutTags: "put_samples",
+    Claim: "claim_meta",
+    Ack: "ack",
+    Release: "release",
+    Renew: "renew",
+    CheckConsumption: "check_consumption_status",
+    Locate: "get_samples",
+    Damaged: "get_samples",
+    Clear: "clear_samples",
+    Pop: "pop",
+    Evict: "evict",
+    Ping: "ping",
+    ListMetadata: "list_metadata",
+    Depth: "depth",
+    Capabilities: "get_capabilities",
+    Audit: "audit",
+    Why: "why",
+    Status: "status",
+}
 
 Outcome = Settled | Ended
 R = TypeVar("R", bound=Record)
@@ -98,12 +139,24 @@ class Line(Protocol):
 
 
 class Exchange(Generic[R]):
-    """Asks on entry, gives the reply to the body of the ``with``."""
+    """Asks on entry, gives the reply to the body of the ``with``.
+
+    ``method``: what the caller called, for messages; "" = the one that makes such requests.
+    """
 
     def __init__(
-        self, line: Line, body: Request, kind: type[R], deadline: Deadline, *, once: bool, remembered: bool
+        self,
+        line: Line,
+        body: Request,
+        kind: type[R],
+        deadline: Deadline,
+        *,
+        once: bool,
+        remembered: bool,
+        method: str = "",
     ) -> None:
         self._line = line
+        self._method = method or method_of(type(body))
         self._body = body
         self._kind = kind
         self._deadline = deadline
@@ -168,7 +221,7 @@ class Exchange(Generic[R]):
         raise self._ended(unknown, f"no answer within {self._deadline.timeout_s:g} s: {state}")
 
     def _ended(self, ended: Ended, why: str) -> DataPlaneError:
-        asked = type(self._body).__name__
+        asked = self._method
         cls = DataPlaneUnavailable if ended.verdict is Verdict.NOTHING else DataPlaneTimeout
         doubt = ended.verdict is Verdict.UNKNOWN and isinstance(self._body, MUTATIONS)
         moral = "; the outcome is unknown, repeating is safe" if doubt else ""
@@ -181,6 +234,11 @@ class Exchange(Generic[R]):
             elapsed_s=self._deadline.elapsed(),
             incarnation=self._line.incarnation,
         )
+
+
+def method_of(kind: type[Request]) -> str:
+    """Return the name of the client's method that makes such requests."""
+    return _METHODS.get(kind, kind.__name__)
 
 
 def failure(failed: Failed, incarnation: int) -> DataPlaneError:

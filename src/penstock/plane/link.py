@@ -31,7 +31,7 @@ from penstock.plane.approach import Approach
 from penstock.plane.courier import Courier, Identity, Phase
 from penstock.plane.dialing import Dialer, Starting
 from penstock.plane.events import Effect, Ended, Event, Verdict
-from penstock.plane.exchange import Exchange, Waiter
+from penstock.plane.exchange import Exchange, Waiter, method_of
 from penstock.plane.tokens import LeaseBook
 from penstock.plane.waker import Waker
 from penstock.requests import Failed, Record, Request
@@ -85,6 +85,7 @@ class Link:
         identity: who the client is.
         dialer: how the plane is reached.
         before_end: run by the thread before it says goodbye: the client lets go of shared memory.
+        before_exit: the same at the end of the interpreter, where views need not outlive anything.
         rng: for the jitter of reconnections.
     """
 
@@ -94,11 +95,12 @@ class Link:
         dialer: Dialer,
         *,
         before_end: Callable[[], None] = lambda: None,
+        before_exit: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
     ) -> None:
         self._courier = Courier(identity)
         self._dialer = dialer
-        self._before_end = before_end
+        self._before_end, self._before_exit = before_end, before_exit
         self._pid = os.getpid()
         self._numbers = itertools.count(1)
         self._max_frame_bytes = _MAX_CALL_BYTES
@@ -128,7 +130,14 @@ class Link:
     # -- for callers, from any thread ---------------------------------------------------------------------------------
 
     def call(
-        self, body: Request, kind: type[R], deadline: Deadline, *, once: bool = False, remembered: bool = False
+        self,
+        body: Request,
+        kind: type[R],
+        deadline: Deadline,
+        *,
+        once: bool = False,
+        remembered: bool = False,
+        method: str = "",
     ) -> Exchange[R]:
         """Ask the plane, as a context that gives the reply.
 
@@ -138,6 +147,7 @@ class Link:
             deadline: the caller's.
             once: on the present connection or one made at once, or not at all.
             remembered: fill in the leases under which this client has the keys.
+            method: what the caller called, for messages; "" = the method that makes such requests.
 
         Raises:
             DataPlaneUnavailable: nothing happened; says what was tried.
@@ -145,13 +155,20 @@ class Link:
             DataPlaneError: the plane refused; as it said it.
         """
         self._require_own_process()
-        return Exchange(self, body, kind, deadline, once=once, remembered=remembered)
+        return Exchange(self, body, kind, deadline, once=once, remembered=remembered, method=method)
 
     def ask(
-        self, body: Request, kind: type[R], deadline: Deadline, *, once: bool = False, remembered: bool = False
+        self,
+        body: Request,
+        kind: type[R],
+        deadline: Deadline,
+        *,
+        once: bool = False,
+        remembered: bool = False,
+        method: str = "",
     ) -> R:
         """Ask the plane and return its reply; see ``call``."""
-        with self.call(body, kind, deadline, once=once, remembered=remembered) as reply:
+        with self.call(body, kind, deadline, once=once, remembered=remembered, method=method) as reply:
             return reply
 
     def hand_over(self, event: Event, waiter: Waiter | None = None) -> None:
@@ -190,8 +207,8 @@ class Link:
             self._thread.join(timeout_s)
 
     def exit(self) -> None:
-        """The interpreter ends: say goodbye, and leave the memory to the kernel."""
-        self._before_end = lambda: None
+        """The interpreter ends: say goodbye, and leave the views to the kernel."""
+        self._before_end = self._before_exit
         self.end()
 
     def drop(self) -> None:
@@ -199,11 +216,11 @@ class Link:
         if self._sock is not None:
             self._sock.close()
 
-    def require_open(self) -> None:
+    def require_open(self, method: str) -> None:
         """Raise ``DataPlaneUnavailable`` if the client is closed."""
         self._require_own_process()
         if self._closing:
-            raise DataPlaneUnavailable(_CLOSED)
+            raise DataPlaneUnavailable(f"{method}: {_CLOSED}")
 
     def _require_own_process(self) -> None:
         if os.getpid() != self._pid:
@@ -287,17 +304,17 @@ class Link:
         try:
             frame = encode_call(transmit.call, self._max_frame_bytes)
         except (WireError, TypeError, ValueError) as bad:  # too large, or a value that no message holds
-            self._refuse(transmit.errand, bad)
+            self._refuse(transmit.errand, f"{method_of(type(transmit.call.body))}: {bad}")
             return
         self._outbox.append(_Parcel(frame, transmit.errand))
         self._flush()
 
-    def _refuse(self, errand: int, why: Exception) -> None:
+    def _refuse(self, errand: int, why: str) -> None:
         """A call that cannot be sent is its caller's mistake, and nobody else's."""
         waiter = self._waiters.pop(errand, None)
         self.apply(ev.Leave(errand, kept=True))
         if waiter is not None:
-            waiter.settle(ev.Settled(errand, Failed(BadArgument.__name__, str(why)), self._courier.incarnation))
+            waiter.settle(ev.Settled(errand, Failed(BadArgument.__name__, why), self._courier.incarnation))
 
     def _take_in(self) -> None:
         """Deal with what callers have left in the inbox."""

@@ -68,14 +68,16 @@ class LocalDataPlaneClient(DataPlaneClient):
         self.data_dir: Path = dialer.data_dir
         unpins = _Unpins()
         self._arenas = Arenas(self.data_dir, unpins, self._config.integrity)
-        self._link = Link(_identity(self._config), dialer, before_end=self._arenas.end)
+        self._link = Link(
+            _identity(self._config), dialer, before_end=self._arenas.end, before_exit=self._arenas.end_writing
+        )
+        weakref.finalize(self, self._link.end).atexit = False  # the link has its own farewell
         unpins.link = self._link
         paranoid = self._config.integrity == "paranoid"
         self._puts = Puts(self._link, self._arenas, Retrier(GRANT_AGAIN), read_back=paranoid)
         self._reads = Reads(self._link, self._arenas, Retrier(RE_READ))
-        weakref.finalize(self, self._link.end).atexit = False  # the link has its own farewell
         try:
-            self._ask(requests.Ping(), Done, self._deadline(None))
+            self._link.ask(requests.Ping(), Done, self._deadline(None), method="connect")
         except BaseException:
             self._link.close(_CLOSE_S)
             raise
@@ -230,7 +232,7 @@ class LocalDataPlaneClient(DataPlaneClient):
         )
         columns = checks.tag_columns(rows or [])
         if not keys:
-            self._require_open()
+            self._link.require_open("put_samples")
         elif batch.columns:
             wanted = requests.Grant(partition, keys, batch.specs, columns, batch.nbytes, batch.row_bytes, lengths)
             self._puts.put(wanted, batch, deadline)
@@ -340,7 +342,7 @@ class LocalDataPlaneClient(DataPlaneClient):
 
     def _learn_final_tasks(self, deadline: Deadline) -> None:
         """Find out which task's leases a pop must name, where this client did not register the partition itself."""
-        for found in self._ask(requests.Status(), StatusReport, deadline).partitions:
+        for found in self._link.ask(requests.Status(), StatusReport, deadline, method="pop").partitions:
             if found.tasks:
                 self._link.note(ev.Learned(found.partition, found.tasks[-1]))
 
@@ -405,9 +407,6 @@ class LocalDataPlaneClient(DataPlaneClient):
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(checks.seconds(timeout_s, "timeout_s", self._config.timeout_s))
-
-    def _require_open(self) -> None:
-        self._link.require_open()
 
 
 _CLOSE_S = 30.0  # views may be large: each of their pages is written before the end

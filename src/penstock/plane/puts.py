@@ -66,10 +66,15 @@ class Puts:
         """Grant, copy, commit; False if the grant did not live that long, and nothing happened."""
         granted = self._link.ask(wanted, Granted, deadline)
         try:
-            content = batch.write_into(self._arenas.writer(granted.place, granted.arena), granted.grant)
-            if self._read_back:
-                self._arenas.read_back(granted.place, granted.arena)
+            with self._arenas.writing():
+                content = batch.write_into(self._arenas.writer(granted.place, granted.arena), granted.grant)
+                if self._read_back:
+                    self._arenas.read_back(granted.place, granted.arena)
             reply = self._link.ask(Commit(granted.grant, content), Record, deadline)
+        except DataPlaneUnavailable as failed:
+            if not isinstance(failed, ArenaGone) and self._arenas.lost([granted.arena]):
+                raise ArenaGone(f"an arena was let go of during the put: {failed}") from failed
+            raise
         finally:
             self._link.note(ev.GrantOver(granted.grant))
         return not isinstance(reply, GrantAgain)

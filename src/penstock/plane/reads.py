@@ -87,7 +87,7 @@ class Reads:
         """No rows, with the dtypes that the partition's fields have."""
         from penstock.plane import columns as tables
 
-        status = self._link.ask(Status(), StatusReport, deadline)
+        status = self._link.ask(Status(), StatusReport, deadline, method="get_samples")
         found = next((p for p in status.partitions if p.partition == partition), None)
         if found is None:
             raise UnknownName(f"unknown partition {partition!r}", partition=partition, missing=[partition])
@@ -139,14 +139,27 @@ class Reads:
             with self._link.call(Locate(partition, keys, fields), Located, deadline) as located, ExitStack() as stack:
                 if located.issues:
                     raise self._issues(partition, located.issues)
-                readers = self._open(located, keys, stack)
-                columns = decode.gather(readers, located.sources, len(keys))
-                if self._arenas.ended:
-                    raise DataPlaneUnavailable("the client was closed during the read", partition=partition)
-                table: TensorDict = decode.to_tensordict(columns, len(keys))
-                return table
+                return self._decoded(partition, located, keys, stack)
         except (UnknownName, FieldNotProduced) as lacking:
             raise _Unreadable(lacking, lacking.keys) from None
+
+    def _decoded(self, partition: str, located: Located, keys: list[str], stack: ExitStack) -> TensorDict:
+        try:
+            readers = self._open(located, keys, stack)
+            columns = decode.gather(readers, located.sources, len(keys))
+            if self._arenas.ended:
+                raise DataPlaneUnavailable("the client was closed during the read", partition=partition)
+            table: TensorDict = decode.to_tensordict(columns, len(keys))
+        except DataPlaneUnavailable as failed:
+            if self._arenas.lost(located.arenas):
+                raise ArenaGone(f"an arena was let go of during the read: {failed}") from failed
+            raise
+        except DataPlaneError:
+            raise
+        except (RuntimeError, MemoryError) as failed:  # torch's and Python's words for "no memory"
+            text = f"{len(keys)} rows of partition {partition!r} cannot be put together here: {failed}"
+            raise DataPlaneReadError(text, partition=partition, keys=keys) from failed
+        return table
 
     def _issues(self, partition: str, issues: Sequence[RowIssue]) -> _Unreadable:
         keys = [issue.key for issue in issues]
