@@ -63,6 +63,19 @@ def test_arena_files_are_found_by_their_names(tmp_path: Path) -> None:
     assert [(a.arena_id, a.nbytes, a.in_shm) for _, a in paths.arena_files(tmp_path)] == [(9, 3, False), (10, 3, False)]
 
 
+def test_what_is_not_ours_is_no_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may put a file of our name into ``/dev/shm``: links, folders, absurd ids, others' files do not count."""
+    (tmp_path / "arena-1").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "arena-2").mkdir()
+    (tmp_path / f"arena-{'9' * 40}").write_bytes(b"abc")
+    (tmp_path / "arena-٣").write_bytes(b"abc")
+    assert paths.arena_files(tmp_path) == []
+    (tmp_path / "arena-3").write_bytes(b"abc")
+    assert [arena.arena_id for _, arena in paths.arena_files(tmp_path)] == [3]
+    monkeypatch.setattr("penstock.wire.paths.os.geteuid", lambda: 4242)
+    assert paths.arena_files(tmp_path) == []
+
+
 def test_the_directorys_files_lie_in_it(tmp_path: Path) -> None:
     """Lock, marker, journal and log lie in the data directory; shared memory carries the plane's id."""
     names = (paths.lock_path, paths.served_path, paths.journal_dir, paths.log_path)

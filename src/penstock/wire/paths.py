@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -28,6 +29,7 @@ __all__ = [
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - Linux's shared memory, not a scratch file
 _SHORT_DIR = "/tmp/penstock-{uid}"  # noqa: S108 - 0700 and its owner is checked by ``make_socket_dir``
+_ARENA_ID = re.compile("[0-9]{1,19}", re.ASCII)  # a wall clock in nanoseconds, or a little more
 _MAX_SOCKET_PATH = 107  # bytes of sun_path on Linux, less the terminating zero (unix(7))
 
 
@@ -92,14 +94,27 @@ def arena_path(data_dir: str | os.PathLike[str], arena: ArenaPlace) -> Path:
 
 
 def arena_files(data_dir: str | os.PathLike[str]) -> list[tuple[Path, ArenaPlace]]:
-    """Return the arena files of this plane that exist, oldest id first; those of earlier lives included."""
+    """Return the arena files of this plane that exist, oldest id first; those of earlier lives included.
+
+    Only regular files of this user count: what others or links pretend to be is neither opened nor removed.
+    """
+    folders = (
+        (SHM_DIR, f"penstock-{plane_id(data_dir)}-", True),
+        (Path(os.path.realpath(data_dir)), "arena-", False),
+    )
     found = [
-        (path, ArenaPlace(arena_id=int(digits), nbytes=path.stat().st_size, in_shm=in_shm))
-        for folder, prefix, in_shm in (
-            (SHM_DIR, f"penstock-{plane_id(data_dir)}-", True),
-            (Path(os.path.realpath(data_dir)), "arena-", False),
-        )
+        (path, ArenaPlace(arena_id=int(digits), nbytes=file.st_size, in_shm=in_shm))
+        for folder, prefix, in_shm in folders
         for path in folder.glob(f"{prefix}*")
-        if (digits := path.name.removeprefix(prefix)).isdecimal()
+        if _ARENA_ID.fullmatch(digits := path.name.removeprefix(prefix)) and (file := _own_file(path)) is not None
     ]
     return sorted(found, key=lambda item: (item[1].arena_id, item[1].in_shm))
+
+
+def _own_file(path: Path) -> os.stat_result | None:
+    """Return what is at ``path`` if it is a regular file of this user: anybody may put others into ``/dev/shm``."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() else None
