@@ -143,3 +143,14 @@ def test_what_why_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     history = office.ledger.desk.state.history
     assert sum(len(keys) for _, _, _, keys in history) <= 100
     assert history[-1][3][0] == "19_0"
+
+
+def test_a_row_is_in_a_group_by_its_own_tags_alone() -> None:
+    """Another row of the same put had group tags: that says nothing of this one, now or after a restart."""
+    office = made()
+    office.put_done(1, ["a", "b"], tags=[TagColumn("committed", [True], [0]), TagColumn("n", [1])])
+    assert office.claim(1, whole_groups=True).keys == ["a"]
+    office.tag(1, ["b"], n=2)
+    assert office.ledger.desk.state.partitions["p"].rows["b"].group is None
+    office.crash()
+    office.crash(list(office.ledger.checkpoint()))

@@ -77,7 +77,7 @@ class Mischief:
         return self.rng.choice(["train", "train", "prep", "other"])
 
     def fields(self) -> list[str]:
-        return self.rng.choice([["x"], ["x"], ["x", "y"], [], self.names()])
+        return self.rng.choice([*[["x"]] * 6, ["x", "y"], [], self.names()])
 
     def tokens(self, size: int) -> Tokens:
         leases = [*self.office.ledger.desk.state.leases, "1-1", ""]
@@ -100,7 +100,7 @@ class Mischief:
         keys = self.keys()
         row_bytes = self.sizes(len(keys))
         nbytes = sum(row_bytes) + 64 if self.rng.random() < 0.9 else self.number()
-        specs = [FieldSpec(name, "int64", self.rng.choice([1, 1, 1, 2])) for name in self.fields() or ["x"]]
+        specs = [FieldSpec(name, "int64", self.rng.choice([1] * 9 + [2])) for name in self.fields() or ["x"]]
         lengths = self.rng.choice([None, row_bytes])
         return Grant(
             self.partition(), keys, specs, self.tags(len(keys)), min(nbytes, (1 << 64) - 1), row_bytes, lengths
@@ -117,9 +117,9 @@ class Mischief:
     def claim(self) -> Claim:
         rng = self.rng
         return Claim(
-            self.partition(), self.task(), self.fields(), rng.choice([1, 4, 4, 8, *NUMBERS]),
-            rng.choice([1, 1, 2, self.number()]), rng.random() < 0.3, rng.choice([None, None, None, self.keys()]),
-            rng.random() < 0.4, rng.choice(SECONDS), rng.choice([None, self.number()]),
+            self.partition(), self.task(), self.fields(), rng.choice([1, 4, 4, 8, 8, 8, self.number()]),
+            rng.choice([1, 1, 1, 1, 2, self.number()]), rng.random() < 0.3, rng.choice([None, None, None, self.keys()]),
+            rng.random() < 0.4, rng.choice([None, None, 1.0, *SECONDS]), rng.choice([None, self.number()]),
         )  # fmt: skip
 
     def request(self) -> Any:
@@ -128,13 +128,13 @@ class Mischief:
         held = self.tokens(len(keys))
         made: list[Any] = [
             self.grant, self.grant, self.grant, lambda: Commit(self.rng.choice(grants), self.rng.randrange(5)),
-            lambda: Commit(grants[0], self.rng.randrange(5)), self.claim, self.claim, self.registration,
+            *[lambda: Commit(grants[0], self.rng.randrange(5))] * 4, *[self.claim] * 4, self.registration,
             lambda: PutTags(self.partition(), keys, self.tags(len(keys))),
             lambda: Ack(self.partition(), self.task(), keys, held), lambda: Pop(self.partition(), keys, held),
             lambda: Release(self.partition(), self.task(), keys, held),
             lambda: Renew(self.partition(), self.task(), keys, held, self.rng.choice(SECONDS)),
             lambda: Evict(self.partition(), keys, self.name()),
-            lambda: Clear(self.partition(), self.rng.choice([keys, keys, keys, None])),
+            lambda: Clear(self.partition(), self.rng.choice([*[keys] * 9, None])),
             lambda: Locate(self.partition(), keys, self.fields()), lambda: Depth(self.partition()), Audit, Status,
             lambda: CheckConsumption(self.partition(), [self.task()]),
             lambda: Why(self.partition(), *self.rng.choice([(None,), ("train",), (None, "a"), (None, None, "g")])),
@@ -154,7 +154,7 @@ def sent(office: Office, session: int, rng: random.Random, body: Any) -> Any:
         if rng.random() < 0.1:
             seq = rng.choice([1, seq - 1 or 1, 1 << 63])
     done = rng.choice([0, 0, 0, max(0, seq - 5)])
-    abandoned = rng.choice([[], [], [], [seq], NUMBERS])
+    abandoned = rng.choice([*[[]] * 20, [seq - 1], NUMBERS])
     call = Call(0, seq, done, 1.0, abandoned, [], body)
     return decode_call(msgspec.msgpack.encode(call))
 

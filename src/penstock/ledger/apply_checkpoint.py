@@ -25,11 +25,11 @@ def rows_are(books: Books, fact: f.RowsAre) -> None:
         row = _row_is(books, partition, state)
         if row is None:
             continue
-        if row_is_tagged(row):
+        if row.declares_group():
             books.join(partition, row)
         if row.group is not None:
-            for write, _ in row.pairs():
-                if write.names & GROUP_TAGS:
+            for write, index in row.pairs():
+                if write.names_of(index) & GROUP_TAGS:
                     row.group.add_putter(write.session_id)
 
 
@@ -96,8 +96,3 @@ def replies_are(books: Books, fact: f.RepliesAre) -> None:
         for seq, reply in fact.replies:
             session.replies.setdefault(seq, reply)
         books.forget_replies(session, fact.done_below)
-
-
-def row_is_tagged(row: Row) -> bool:
-    """Whether the row belongs to a declared group (as opposed to a row nobody tagged)."""
-    return any(write.names & GROUP_TAGS for write, _ in row.pairs())

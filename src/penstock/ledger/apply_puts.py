@@ -107,7 +107,7 @@ def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], 
     producing = grouped or fact.fresh != []  # a stage that only adds a column does not answer for the group
     touched: dict[str, Group] = {}
     for row in rows if partition.groups or grouped else ():
-        if grouped:
+        if grouped and (not write.sparse or row.declares_group()):
             books.join(partition, row)
         if row.group is not None:
             if producing:

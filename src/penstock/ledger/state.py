@@ -58,6 +58,10 @@ class Row:
     def has_tag(self, name: str) -> bool:
         return any(name in write.names_of(index) for write, index in self.pairs())
 
+    def declares_group(self) -> bool:
+        """Whether a tag of the row speaks of its group; a row that nobody tagged is in none."""
+        return any(write.names_of(index) & GROUP_TAGS for write, index in self.pairs())
+
     def tags(self) -> dict[str, Tag]:
         """All tags, the newest value of each."""
         merged: dict[str, Tag] = {}
