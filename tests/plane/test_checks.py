@@ -44,6 +44,37 @@ def test_what_is_no_list_of_names_is_refused(values: Any) -> None:
         checks.keys(values)
 
 
+def test_a_scalar_that_says_it_is_iterable_is_no_list() -> None:
+    """Arrays and tensors without a dimension are refused like any other scalar."""
+    for scalar in (np.array("a"), torch.tensor(3)):
+        with pytest.raises(BadArgument, match="sample_ids"):
+            checks.keys(scalar)
+
+
+def test_messages_stay_short_and_survive_what_they_show() -> None:
+    """A huge or broken value is named by its type, at once."""
+
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError("no words")
+
+    for bad in (Broken(), [1] * 1_000_000, "x" * 1_000_000, 10**1000):
+        with pytest.raises(BadArgument, match=type(bad).__name__) as caught:
+            checks.meta(bad)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_meta_that_was_assigned_to_is_looked_at_again() -> None:
+    """Columns that are no longer aligned are refused before rows are read, not after."""
+    bent = KVBatchMeta("p", "t", ["a", "b"], tags=[{}, {}])
+    bent.sample_ids = ["a", "b", "c"]
+    with pytest.raises(BadArgument, match="2 tags or sequence_lengths for 3"):
+        checks.meta(bent)
+    bent.sample_ids = None  # type: ignore[assignment]
+    with pytest.raises(BadArgument, match="sample_ids"):
+        checks.meta(bent)
+
+
 def test_repeated_names_are_named() -> None:
     """Where names must be distinct the error names those that repeat, each once."""
     with pytest.raises(BadArgument, match=r"'b', 'a'$"):
@@ -51,7 +82,7 @@ def test_repeated_names_are_named() -> None:
     assert checks.keys(["a", "a"]) == ["a", "a"]
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", True, [1]])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "1", True, [1], 10**400, 1e300])
 def test_bad_durations_are_refused(value: Any) -> None:
     """Durations are finite numbers that are not negative; None is the default."""
     with pytest.raises(BadArgument, match="timeout_s"):
@@ -100,8 +131,9 @@ def test_tokens_and_metas() -> None:
 def test_on_failed() -> None:
     """raise and drop are known; nothing else."""
     assert (checks.on_failed("raise"), checks.on_failed("drop")) == (False, True)
-    with pytest.raises(BadArgument, match="on_failed"):
-        checks.on_failed("skip")
+    for bad in ("skip", None, np.array(["raise", "drop"])):
+        with pytest.raises(BadArgument, match="on_failed"):
+            checks.on_failed(bad)
 
 
 def test_scalars_in_tags_become_plain() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
-from penstock.errors import DataPlaneTimeout, UnknownName
+from penstock.errors import BadArgument, DataPlaneTimeout, UnknownName
 from penstock.plane.metrics import MetricsDataPlaneClient, OperationRecord
 from penstock.plane.noop import NoOpDataPlaneClient
 from tests.plane.test_contract import SURFACE
@@ -131,3 +131,29 @@ def test_prometheus_metrics_are_exported() -> None:
     assert 'penstock_client_bytes_total{operation="put_samples"} 16.0' in text
     assert 'penstock_client_rows_total{operation="put_samples"} 2.0' in text
     assert 'penstock_client_operation_seconds_count{operation="put_samples"} 2.0' in text
+
+
+def test_keys_from_an_iterator_are_counted_and_not_lost() -> None:
+    """Counting comes after the call, which uses an iterator up: neither the rows nor the success are lost."""
+    seen: list[OperationRecord] = []
+    client = watched(seen.append)
+    client.put_samples(["a", "b", "c"], "p", {"x": torch.arange(3)})
+    client.pop(iter(["a"]), "p")  # type: ignore[arg-type]
+    client.evict(iter(["b"]), "p")  # type: ignore[arg-type]
+    client.clear_samples(iter(["c"]), "p")  # type: ignore[arg-type]
+    assert [(record.name, record.rows, record.outcome) for record in seen[-3:]] == [
+        ("pop", 1, "ok"),
+        ("evict", 1, "ok"),
+        ("clear_samples", 1, "ok"),
+    ]
+    assert client.list_metadata("p") == []
+
+
+def test_what_is_no_meta_is_refused_by_the_inner_client_and_recorded() -> None:
+    """The middleware adds no errors of its own."""
+    seen: list[OperationRecord] = []
+    client = watched(seen.append)
+    for call in (client.get_data, client.ack, client.release):
+        with pytest.raises(BadArgument, match="KVBatchMeta"):
+            call(None)  # type: ignore[arg-type]
+    assert [record.outcome for record in seen[-3:]] == ["BadArgument"] * 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import BadArgument, RefusedType, abbreviate
-from penstock.records import KVBatchMeta, Tag
-from penstock.requests import TagColumn
+from penstock.records import GroupPolicy, KVBatchMeta, Tag
+from penstock.requests import RegisterPartition, TagColumn
 
+MAX_SECONDS = 1e12  # 30,000 years; longer ones are sums or units gone wrong, and no clock can add them exactly
 MAX_NAME_CHARS = 1024  # partitions, tasks, fields, keys and tag names; keys live in memory for each row
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _AS_THEY_ARE = frozenset((bool, float, type(None)))  # tag values that need no look
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1  # what one msgpack integer holds
 
@@ -34,7 +38,10 @@ def names(values: object, what: str, *, unique: bool = False, may_be_empty: bool
     """Return ``values``, a list of names, as a plain list; ``what`` says in errors what they are."""
     if values is None or isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise BadArgument(f"{what} must be a list of strings, got {_shown(values)}")
-    plain = list(values)
+    try:
+        plain = list(values)
+    except TypeError as flat:  # a 0-d array or tensor says that it is iterable
+        raise BadArgument(f"{what} must be a list of strings, got {_shown(values)}") from flat
     if set(map(type, plain)) != {str}:
         plain = [str.__str__(v) if isinstance(v, str) else v for v in plain]  # str() of an Enum is not its value
     elif all(plain) and max(map(len, plain)) <= MAX_NAME_CHARS and "".join(plain).isascii():
@@ -69,18 +76,18 @@ def count(value: object, what: str, *, least: int = 0) -> int:
     except TypeError:
         raise BadArgument(f"{what} must be an integer, got {_shown(value)}") from None
     if isinstance(value, bool) or number < least:
-        raise BadArgument(f"{what} must be an integer of at least {least}, got {value!r}")
+        raise BadArgument(f"{what} must be an integer of at least {least}, got {_shown(value)}")
     return number
 
 
 def seconds(value: float | None, what: str, default: float) -> float:
-    """Return a duration, ``default`` for None; negative, infinite and NaN ones are refused."""
+    """Return a duration, ``default`` for None; negative, NaN and absurd ones are refused."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise BadArgument(f"{what} must be a number of seconds, got {_shown(value)}")
-    if not math.isfinite(value) or value < 0:
-        raise BadArgument(f"{what} must be finite and not negative, got {value!r}")
+    if not 0 <= value <= MAX_SECONDS:  # nor NaN
+        raise BadArgument(f"{what} must lie between 0 and {MAX_SECONDS:g} seconds, got {_shown(value)}")
     return float(value)
 
 
@@ -112,15 +119,73 @@ def claim_sizes(batch_size: object, min_rows: object, chosen: Sequence[str] | No
 
 
 def meta(value: object) -> KVBatchMeta:
-    """Return ``value``, a meta."""
+    """Return ``value``, a meta whose columns are still aligned: its fields may have been assigned to."""
     if not isinstance(value, KVBatchMeta):
         raise BadArgument(f"meta must be a KVBatchMeta, got {_shown(value)}")
+    rows = value.sample_ids if isinstance(value.sample_ids, list) else keys(value.sample_ids)
+    for column in (value.tags, value.sequence_lengths):
+        if column is not None and len(column) != len(rows):
+            raise BadArgument(f"meta has {len(column)} tags or sequence_lengths for {len(rows)} sample_ids")
     return value
+
+
+def fields_of(meta_: KVBatchMeta, select_fields: object) -> list[str]:
+    """Return the columns that a ``get_data`` reads: those selected, else the meta's own; never all."""
+    fields = meta_.fields if select_fields is None else select_fields
+    if fields is None:
+        text = "get_data: neither select_fields nor meta.fields names a column"
+        raise BadArgument(text, partition=meta_.partition_id)
+    return names(fields, "select_fields", may_be_empty=False)
+
+
+def held(value: object, what: str) -> tuple[str, str, list[str], list[str] | None]:
+    """Return partition, task, keys and tokens of an ack, release or renewal; tokens None = those remembered."""
+    given = meta(value)
+    if given.task_name is None:
+        raise BadArgument(f"{what}: the meta names no task; only claimed rows can be", partition=given.partition_id)
+    partition, task = name(given.partition_id, "partition_id"), name(given.task_name, "task_name")
+    return partition, task, keys(given.sample_ids), tokens(given.lease)
+
+
+def registration(
+    partition_id: object,
+    fields: object,
+    num_samples: object,
+    consumer_tasks: object,
+    grpo_group_size: object,
+    enums: object,
+    group_policy: object,
+) -> RegisterPartition:
+    """Return what ``register_partition`` was asked for."""
+    if group_policy is not None and not isinstance(group_policy, GroupPolicy):
+        raise BadArgument(f"group_policy must be a GroupPolicy, got {_shown(group_policy)}")
+    return RegisterPartition(
+        name(partition_id, "partition_id"),
+        names(fields, "fields"),
+        count(num_samples, "num_samples"),
+        names(consumer_tasks, "consumer_tasks", unique=True, may_be_empty=False),
+        None if grpo_group_size is None else count(grpo_group_size, "grpo_group_size", least=1),
+        _enums(enums),
+        group_policy,
+    )
+
+
+def _enums(enums: object) -> dict[str, list[str]] | None:
+    if enums is None:
+        return None
+    if not isinstance(enums, Mapping):
+        raise BadArgument(f"enums must be a mapping, got {_shown(enums)}")
+    return {name(key, "a name of enums"): names(values, f"enums[{key!r}]") for key, values in enums.items()} or None
+
+
+def version(value: object) -> int | None:
+    """Return a bound on weight versions: any integer that fits the wire, or None."""
+    return None if value is None else count(value, "a weight version", least=-(2**63))
 
 
 def on_failed(value: object) -> bool:
     """Return whether rows that cannot be read are dropped."""
-    if value not in ("raise", "drop"):
+    if not isinstance(value, str) or value not in ("raise", "drop"):
         raise BadArgument(f'on_failed must be "raise" or "drop", got {_shown(value)}')
     return value == "drop"
 
@@ -200,7 +265,7 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     torch = sys.modules.get("torch")  # a tensor can only come from a process that has imported torch
-    if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0:
+    if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0 and value.device.type != "meta":
         return value.item()
     return value
 
@@ -218,5 +283,5 @@ def _repeated(values: list[str]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
+    """Return a value for a message: short, whatever its size, and whatever its ``repr`` does."""
+    return f"{type(value).__name__} {_SHORT.repr(value)}"

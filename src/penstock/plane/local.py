@@ -109,14 +109,8 @@ class LocalDataPlaneClient(DataPlaneClient):
         timeout_s: float | None = None,
     ) -> None:
         deadline = self._deadline(timeout_s)
-        body = requests.RegisterPartition(
-            checks.name(partition_id, "partition_id"),
-            checks.names(fields, "fields"),
-            checks.count(num_samples, "num_samples"),
-            checks.names(consumer_tasks, "consumer_tasks", unique=True, may_be_empty=False),
-            None if grpo_group_size is None else checks.count(grpo_group_size, "grpo_group_size", least=1),
-            _enums(enums),
-            _policy(group_policy),
+        body = checks.registration(
+            partition_id, fields, num_samples, consumer_tasks, grpo_group_size, enums, group_policy
         )
         self._ask(body, Done, deadline)
 
@@ -170,30 +164,25 @@ class LocalDataPlaneClient(DataPlaneClient):
         on_failed: OnFailed = "raise",
         timeout_s: float | None = None,
     ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
-        checks.meta(meta)
-        fields = meta.fields if select_fields is None else select_fields
-        if fields is None:
-            raise BadArgument(
-                "get_data: neither select_fields nor meta.fields names a column", partition=meta.partition_id
-            )
+        fields = checks.fields_of(checks.meta(meta), select_fields)
         table, kept = self._read(meta.partition_id, meta.sample_ids, fields, on_failed, timeout_s)
         return table if on_failed == "raise" else (table, meta.subset(kept))
 
     def ack(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
-        partition, task, keys, tokens = _held(meta, "ack")
-        self._ask(requests.Ack(partition, task, keys, tokens), Done, deadline, remembered=meta.lease is None)
+        partition, task, keys, given = checks.held(meta, "ack")
+        self._ask(requests.Ack(partition, task, keys, _tokens(given)), Done, deadline, remembered=given is None)
 
     def release(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
-        partition, task, keys, tokens = _held(meta, "release")
-        self._ask(requests.Release(partition, task, keys, tokens), Done, deadline, remembered=meta.lease is None)
+        partition, task, keys, given = checks.held(meta, "release")
+        self._ask(requests.Release(partition, task, keys, _tokens(given)), Done, deadline, remembered=given is None)
 
     def renew(self, meta: KVBatchMeta, lease_s: float | None, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
-        partition, task, keys, tokens = _held(meta, "renew")
-        body = requests.Renew(partition, task, keys, tokens, checks.lease_s(lease_s))
-        self._ask(body, Done, deadline, remembered=meta.lease is None)
+        partition, task, keys, given = checks.held(meta, "renew")
+        body = requests.Renew(partition, task, keys, _tokens(given), checks.lease_s(lease_s))
+        self._ask(body, Done, deadline, remembered=given is None)
 
     def check_consumption_status(
         self, partition_id: str, task_names: Sequence[str], *, timeout_s: float | None = None
@@ -298,7 +287,7 @@ class LocalDataPlaneClient(DataPlaneClient):
         deadline = self._deadline(timeout_s)
         wanted = None if limit is None else checks.count(limit, "limit", least=1)
         partition = checks.name(partition_id, "partition_id")
-        oldest, newest = _version(min_weight_version), _version(max_weight_version)
+        oldest, newest = checks.version(min_weight_version), checks.version(max_weight_version)
         age = None if older_than_s is None else checks.seconds(older_than_s, "older_than_s", 0.0)
         task = None if ready_for is None else checks.name(ready_for, "ready_for")
         after = None if after is None else checks.name(after, "after")
@@ -337,7 +326,7 @@ class LocalDataPlaneClient(DataPlaneClient):
         partition, rows, given = checks.name(partition_id, "partition_id"), checks.keys(keys), checks.tokens(lease)
         if given is None and not self._link.book.knows(partition):
             self._learn_final_tasks(deadline)
-        body = requests.Pop(partition, rows, Tokens(given or [], []))
+        body = requests.Pop(partition, rows, _tokens(given))
         self._ask(body, Done, deadline, remembered=given is None)
 
     def _learn_final_tasks(self, deadline: Deadline) -> None:
@@ -427,34 +416,9 @@ def _identity(config: ClientConfig) -> Identity:
     return Identity(secrets.randbits(63), owner, config.role, socket.gethostname(), os.getpid())
 
 
-def _enums(enums: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
-    given = {} if enums is None else enums
-    if not isinstance(given, Mapping):
-        raise BadArgument(f"enums must be a mapping, got {type(given).__name__}")
-    named = {checks.name(name, "a name of enums"): values for name, values in given.items()}
-    return {name: checks.names(values, f"enums[{name!r}]") for name, values in named.items()} or None
-
-
-def _policy(policy: GroupPolicy | None) -> GroupPolicy | None:
-    if policy is not None and not isinstance(policy, GroupPolicy):
-        raise BadArgument(f"group_policy must be a GroupPolicy, got {type(policy).__name__}")
-    return policy
-
-
-def _version(version: int | None) -> int | None:
-    """Return a bound on weight versions; any integer that fits the wire."""
-    return None if version is None else checks.count(version, "a weight version", least=-(2**63))
-
-
-def _held(meta: KVBatchMeta, what: str) -> tuple[str, str, list[str], Tokens]:
-    """Return what an ack, release or renewal is about, with the tokens that the meta names."""
-    checks.meta(meta)
-    if meta.task_name is None:
-        raise BadArgument(f"{what}: the meta names no task; only claimed rows can be", partition=meta.partition_id)
-    task = checks.name(meta.task_name, "task_name")
-    keys = checks.keys(meta.sample_ids)
-    tokens = Tokens(checks.tokens(meta.lease) or [], [])
-    return checks.name(meta.partition_id, "partition_id"), task, keys, tokens
+def _tokens(given: list[str] | None) -> Tokens:
+    """Return tokens each of which may hold any key; None, those that the client remembers, is filled in later."""
+    return Tokens(given or [], [])
 
 
 def _lengths(rows: Sequence[Mapping[str, Tag]] | None) -> list[int] | None:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +28,7 @@ __all__ = ["ClientStatistics", "MetricsDataPlaneClient", "OperationRecord", "Ope
 _log = logging.getLogger(__name__)
 _BUCKETS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)  # to the longest default
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -206,21 +207,21 @@ class MetricsDataPlaneClient(DataPlaneClient):
     ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
         return self._record(
             "get_data",
-            meta.partition_id,
+            _partition_of(meta),
             lambda: self.inner.get_data(meta, select_fields, on_failed=on_failed, timeout_s=timeout_s),
             rows_of=_rows_read,
             bytes_of=_bytes_read,
         )
 
     def ack(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
-        self._record("ack", meta.partition_id, lambda: self.inner.ack(meta, timeout_s=timeout_s), _all(meta))
+        self._record("ack", _partition_of(meta), lambda: self.inner.ack(meta, timeout_s=timeout_s), _all(meta))
 
     def release(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
-        self._record("release", meta.partition_id, lambda: self.inner.release(meta, timeout_s=timeout_s), _all(meta))
+        self._record("release", _partition_of(meta), lambda: self.inner.release(meta, timeout_s=timeout_s), _all(meta))
 
     def renew(self, meta: KVBatchMeta, lease_s: float | None, *, timeout_s: float | None = None) -> None:
         call = lambda: self.inner.renew(meta, lease_s, timeout_s=timeout_s)  # noqa: E731
-        self._record("renew", meta.partition_id, call, _all(meta))
+        self._record("renew", _partition_of(meta), call, _all(meta))
 
     def check_consumption_status(
         self, partition_id: str, task_names: Sequence[str], *, timeout_s: float | None = None
@@ -272,12 +273,9 @@ class MetricsDataPlaneClient(DataPlaneClient):
     def clear_samples(
         self, sample_ids: Sequence[str] | None, partition_id: str, *, timeout_s: float | None = None
     ) -> None:
-        self._record(
-            "clear_samples",
-            partition_id,
-            lambda: self.inner.clear_samples(sample_ids, partition_id, timeout_s=timeout_s),
-            lambda _: 0 if sample_ids is None else len(sample_ids),
-        )
+        rows = _countable(sample_ids)
+        call = lambda: self.inner.clear_samples(rows, partition_id, timeout_s=timeout_s)  # noqa: E731
+        self._record("clear_samples", partition_id, call, lambda _: 0 if rows is None else len(rows))
 
     # -- recovery -----------------------------------------------------------------------------------------------------
 
@@ -325,8 +323,9 @@ class MetricsDataPlaneClient(DataPlaneClient):
         lease: str | Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        call = lambda: self.inner.pop(keys, partition_id, lease=lease, timeout_s=timeout_s)  # noqa: E731
-        self._record("pop", partition_id, call, lambda _: len(keys))
+        rows = _countable(keys)
+        call = lambda: self.inner.pop(rows, partition_id, lease=lease, timeout_s=timeout_s)  # noqa: E731
+        self._record("pop", partition_id, call, lambda _: len(rows))
 
     def evict(
         self,
@@ -336,8 +335,9 @@ class MetricsDataPlaneClient(DataPlaneClient):
         *,
         timeout_s: float | None = None,
     ) -> None:
-        call = lambda: self.inner.evict(keys, partition_id, reason, timeout_s=timeout_s)  # noqa: E731
-        self._record("evict", partition_id, call, lambda _: len(keys))
+        rows = _countable(keys)
+        call = lambda: self.inner.evict(rows, partition_id, reason, timeout_s=timeout_s)  # noqa: E731
+        self._record("evict", partition_id, call, lambda _: len(rows))
 
     def get_capabilities(self, *, timeout_s: float | None = None) -> DataPlaneCapabilities:
         return self._record("get_capabilities", None, lambda: self.inner.get_capabilities(timeout_s=timeout_s))
@@ -392,6 +392,16 @@ class MetricsDataPlaneClient(DataPlaneClient):
             _log.log(
                 logging.WARNING if first else logging.DEBUG, "metrics callback raised on %s: %r", record.name, error
             )
+
+
+def _partition_of(meta: object) -> str | None:
+    """The partition of a meta; None if it is no meta, which the inner client will say."""
+    return meta.partition_id if isinstance(meta, KVBatchMeta) else None
+
+
+def _countable(keys: S) -> S:
+    """An iterator's keys as a list, for they are counted after they were used; anything else as it is."""
+    return list(keys) if isinstance(keys, Iterator) else keys  # type: ignore[return-value]
 
 
 def _all(meta: KVBatchMeta) -> Callable[[object], int]:

@@ -28,7 +28,7 @@ from penstock.plane.contract import Columns, DataPlaneClient, OnFailed, TagRow
 from penstock.plane.model import Grant, MemoryPlane, Operation, Want
 from penstock.plane.rows import Row, common_length
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag
-from penstock.requests import AuditReport, RegisterPartition
+from penstock.requests import AuditReport
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -105,14 +105,8 @@ class NoOpDataPlaneClient(DataPlaneClient):
         group_policy: GroupPolicy | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        wanted = RegisterPartition(
-            checks.name(partition_id, "partition_id"),
-            checks.names(fields, "fields"),
-            checks.count(num_samples, "num_samples"),
-            checks.names(consumer_tasks, "consumer_tasks", unique=True, may_be_empty=False),
-            None if grpo_group_size is None else checks.count(grpo_group_size, "grpo_group_size", least=1),
-            {name: checks.names(values, f"enums[{name!r}]") for name, values in (enums or {}).items()} or None,
-            group_policy,
+        wanted = checks.registration(
+            partition_id, fields, num_samples, consumer_tasks, grpo_group_size, enums, group_policy
         )
         with self._turn(timeout_s):
             self._shared.plane.register(wanted)
@@ -132,6 +126,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         whole_groups: bool = False,
         lease_s: float | None = None,
     ) -> KVBatchMeta:
+        partition_id = checks.name(partition_id, "partition_id")
         if dp_rank is not None:
             checks.count(dp_rank, "dp_rank")
         chosen = None if keys is None else checks.keys(keys, unique=True)
@@ -201,12 +196,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         on_failed: OnFailed = "raise",
         timeout_s: float | None = None,
     ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
-        checks.meta(meta)
-        fields = meta.fields if select_fields is None else select_fields
-        if fields is None:
-            raise BadArgument(
-                "get_data: neither select_fields nor meta.fields names a column", partition=meta.partition_id
-            )
+        fields = checks.fields_of(checks.meta(meta), select_fields)
         table, kept = self._read(meta.partition_id, meta.sample_ids, fields, on_failed, timeout_s)
         return table if on_failed == "raise" else (table, meta.subset(kept))
 
@@ -222,14 +212,9 @@ class NoOpDataPlaneClient(DataPlaneClient):
     def _finish(
         self, operation: Operation, meta: KVBatchMeta, timeout_s: float | None, lease_s: float | None = None
     ) -> None:
-        checks.meta(meta)
-        if meta.task_name is None:
-            raise BadArgument(
-                f"{operation}: the meta names no task; only claimed rows can be", partition=meta.partition_id
-            )
-        name, task, keys = meta.partition_id, meta.task_name, checks.keys(meta.sample_ids)
+        name, task, keys, given = checks.held(meta, operation)
         with self._turn(timeout_s) as now:
-            tokens = self._holding(name, checks.tokens(meta.lease))
+            tokens = self._holding(name, given)
             self._shared.plane.finish(operation, name, task, keys, tokens, self._session, now, lease_s)
             if operation != "renew":
                 self._forget(name, keys, task)
@@ -238,6 +223,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         self, partition_id: str, task_names: Sequence[str], *, timeout_s: float | None = None
     ) -> bool:
         tasks = checks.names(task_names, "task_names", may_be_empty=False)
+        partition_id = checks.name(partition_id, "partition_id")
         with self._turn(timeout_s):
             return self._shared.plane.all_handed_out(partition_id, tasks)
 
@@ -252,6 +238,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         *,
         timeout_s: float | None = None,
     ) -> KVBatchMeta:
+        partition_id = checks.name(partition_id, "partition_id")
         keys = checks.keys(sample_ids, unique=True)
         rows = checks.tag_rows(tags, len(keys))
         if fields is None and rows is None:
@@ -279,9 +266,9 @@ class NoOpDataPlaneClient(DataPlaneClient):
         on_failed: OnFailed = "raise",
         timeout_s: float | None = None,
     ) -> TensorDict | tuple[TensorDict, KVBatchMeta]:
-        keys = checks.keys(sample_ids)
-        table, kept = self._read(partition_id, keys, select_fields, on_failed, timeout_s)
-        meta = KVBatchMeta(partition_id, None, [keys[i] for i in kept], fields=list(select_fields))
+        keys, fields = checks.keys(sample_ids), checks.names(select_fields, "select_fields")
+        table, kept = self._read(partition_id, keys, fields, on_failed, timeout_s)
+        meta = KVBatchMeta(partition_id, None, [keys[i] for i in kept], fields=fields)
         return table if on_failed == "raise" else (table, meta)
 
     def _read(
@@ -293,6 +280,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         timeout_s: float | None,
     ) -> tuple[TensorDict, list[int]]:
         """Return the columns of the rows that can be read, and their positions in ``sample_ids``."""
+        partition_id = checks.name(partition_id, "partition_id")
         keys, drop = checks.keys(sample_ids), checks.on_failed(on_failed)
         fields = checks.names(select_fields, "select_fields", may_be_empty=False)
         with self._turn(timeout_s):
@@ -346,14 +334,17 @@ class NoOpDataPlaneClient(DataPlaneClient):
     ) -> list[DataPlaneGroupMeta]:
         at_most = None if limit is None else checks.count(limit, "limit", least=1)
         age = None if older_than_s is None else checks.seconds(older_than_s, "older_than_s", 0.0)
+        oldest, newest = checks.version(min_weight_version), checks.version(max_weight_version)
+        ready_for = None if ready_for is None else checks.name(ready_for, "ready_for")
+        after = None if after is None else checks.name(after, "after")
         with self._turn(timeout_s):
             found = self._shared.plane.groups(checks.name(partition_id, "partition_id"), ready_for)
         if committed is not None:
-            found = [g for g in found if g.committed is committed]
-        if min_weight_version is not None:
-            found = [g for g in found if g.weight_version is not None and g.weight_version >= min_weight_version]
-        if max_weight_version is not None:
-            found = [g for g in found if g.weight_version is not None and g.weight_version <= max_weight_version]
+            found = [g for g in found if g.committed is bool(committed)]
+        if oldest is not None:
+            found = [g for g in found if g.weight_version is not None and g.weight_version >= oldest]
+        if newest is not None:
+            found = [g for g in found if g.weight_version is not None and g.weight_version <= newest]
         if age is not None:
             born_before = self._shared.wall() - age
             found = [g for g in found if g.created_at is not None and g.created_at < born_before]

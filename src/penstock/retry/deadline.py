@@ -6,7 +6,7 @@ monotonic. There is no "for ever": every wait has a limit.
 
 from __future__ import annotations
 
-import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -28,7 +28,7 @@ class Deadline:
     __slots__ = ("at", "clock", "started", "timeout_s")
 
     def __init__(self, timeout_s: float, clock: Clock = time.monotonic) -> None:
-        if not isinstance(timeout_s, int | float) or not (math.isfinite(timeout_s) and timeout_s >= 0):
+        if not isinstance(timeout_s, int | float) or not 0 <= timeout_s <= sys.float_info.max:
             raise BadArgument(f"timeout_s must be a finite number of seconds, 0 or more; got {timeout_s!r}")
         self.timeout_s = timeout_s
         self.clock = clock
