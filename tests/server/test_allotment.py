@@ -85,3 +85,18 @@ def test_a_cancelled_grant_waits_no_more() -> None:
     assert not allotment.cancel(1)
     room.left = 10
     assert _placed(allotment) == []
+
+
+def test_room_that_comes_too_late_is_not_given() -> None:
+    """Asking again places a grant before its deadline, and neither at it nor after."""
+    room = Room(100)
+    allotment = Allotment(room.place)
+    assert allotment.ask(_request(1, 90)) is not None
+    assert allotment.ask(_request(2, 60)) is None
+    assert allotment.ask_again(2, 1.0) is None
+    room.left = 100
+    assert allotment.ask_again(2, 100.0) is None
+    assert allotment.ask_again(9, 1.0) is None
+    placed = allotment.ask_again(2, 1.0)
+    assert placed is not None
+    assert (placed[0].grant, len(allotment)) == (2, 0)

@@ -237,6 +237,8 @@ def test_a_large_grant_that_is_given_up_half_way_holds_nothing(
             world.reception.disconnected(world.client)
         elif end == "expired":
             world.now += 31.0
+            world.plane.custody.back(world.now)
+            assert not any(isinstance(reply.body, Granted) for reply, _, _ in world.client.sent)
             world.plane.custody.expire(world.now)
         else:
             assert world.client.process is not None

@@ -20,7 +20,7 @@ from penstock.wire import WireError, decode_call, encode_call
 from tests.server.harness import grant_of
 from tests.server.inside import Inside, Wireless, inside
 
-_BODIES = [
+_BODIES: list[type[msgspec.Struct]] = [
     *(requests.Grant, requests.Locate, requests.Commit, requests.Claim, requests.Heartbeat) * 3,
     *MUTATIONS,
     *(requests.Damaged, requests.ListMetadata, requests.Depth, requests.CheckConsumption, requests.Goodbye),

@@ -61,11 +61,13 @@ class Allotment:
                 break
         return placed
 
-    def ask_again(self, grant: int) -> tuple[Request, BlockPlace] | None:
-        """More of the room for this grant has been made ready: place it if that was all."""
+    def ask_again(self, grant: int, now: float) -> tuple[Request, BlockPlace] | None:
+        """Have more of the room for this grant made ready: place it if that was all."""
         request = self._waiting.get(grant)
-        found = None if request is None else self._try(request)
-        if request is None or found is None:
+        if request is None or request.deadline <= now:
+            return None
+        found = self._try(request)
+        if found is None:
             return None
         del self._waiting[grant]
         return request, found

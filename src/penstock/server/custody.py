@@ -128,10 +128,10 @@ class Custody:
         for request, place in self.allotment.retry(now):
             self._granted(request, place)
 
-    def back(self) -> None:
+    def back(self, now: float) -> None:
         """Allocate the next slice of a large grant's room."""
         grant = self._storage.backing()
-        placed = None if grant is None else self.allotment.ask_again(grant)
+        placed = None if grant is None else self.allotment.ask_again(grant, now)
         if placed is not None:
             self._granted(*placed)
 

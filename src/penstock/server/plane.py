@@ -166,7 +166,7 @@ class Plane:
     def _back(self) -> None:
         self._backing_scheduled = False
         if not self.over:
-            self.custody.back()
+            self.custody.back(self.clock())
             self.settle()
 
     def _carry_out_all(self) -> None:
