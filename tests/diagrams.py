@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from penstock.ledger.leasing import TRANSITIONS as LEASING
 from penstock.payload.slots import TRANSITIONS as SLOTS
 from penstock.retry.machine import TRANSITIONS as RETRY
 
@@ -34,7 +35,13 @@ def slots() -> str:
     return "\n".join(["stateDiagram-v2", "    [*] --> free", *edges])
 
 
-DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots}
+def leasing() -> str:
+    """The table of a row's life for one task, as mermaid."""
+    edges = [f"    {hold.value} --> {to.value}: {step.value}" for (hold, step), to in LEASING.items()]
+    return "\n".join(["stateDiagram-v2", "    [*] --> ready", *edges])
+
+
+DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots, "leasing": leasing}
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
 
 

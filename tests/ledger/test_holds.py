@@ -247,3 +247,50 @@ def test_the_token_of_an_empty_claim_holds_nothing(office: Office) -> None:
     """It is the empty string: no lease has it, and no row that was never leased may be acked under it."""
     assert code(office.ack(1, ["a"], "")) == "LeaseLost"
     assert office.audit().trained == 0
+
+
+FENCING = {  # the token's standing -> (ack, release, renew, pop); the table of docs/ledger.md
+    "holds the row": ("ok", "ok", "ok", "ok"),
+    "expired": ("ok", "ok", "ok", "ok"),
+    "its session ended": ("ok", "ok", "ok", "ok"),
+    "released": ("LeaseLost", "ok", "LeaseLost", "ok"),
+    "superseded": ("LeaseLost", "LeaseLost", "LeaseLost", "LeaseLost"),
+    "ended the row": ("ok", "ok", "LeaseLost", "ok"),
+    "evicted": ("LeaseLost", "ok", "LeaseLost", "LeaseLost"),
+    "cleared": ("LeaseLost", "ok", "LeaseLost", "LeaseLost"),
+    "none": ("LeaseLost", "LeaseLost", "LeaseLost", "LeaseLost"),
+}
+
+
+@pytest.mark.parametrize("standing", FENCING)
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_a_token_may_do(standing: str, restart: bool) -> None:
+    """Each cell of the documented table, also after a restart from a checkpoint."""
+    for verb, expected in zip(("ack", "release", "renew", "pop"), FENCING[standing], strict=True):
+        office = Office()
+        office.open(1)
+        office.open(2)
+        office.register()
+        office.put_done(1, ["a"])
+        token = office.claim(1, lease_s=1.0 if standing == "expired" else None).token
+        if standing in ("expired", "superseded"):
+            office.later(1.5)
+        if standing in ("superseded", "its session ended"):
+            office.event(SessionGone(1, "killed"))
+        if standing == "superseded":
+            assert office.claim(2).keys == ["a"]
+        events = {
+            "released": lambda o, t: o.release(1, ["a"], t),
+            "ended the row": lambda o, t: o.ack(1, ["a"], t),
+            "evicted": lambda o, t: o.evict(2, ["a"]),
+            "cleared": lambda o, t: o.clear(2, ["a"]),
+        }
+        if standing in events:
+            assert events[standing](office, token) == Done()
+        if restart:
+            office.crash(list(office.ledger.checkpoint()))
+            office.resume(2)
+        reply = getattr(office, verb)(2, ["a"], *([] if standing == "none" else [token]))
+        assert (verb, code(reply)) == (verb, expected)
+        if expected == "LeaseLost":
+            assert office.audit().trained == (standing == "ended the row")
