@@ -208,3 +208,15 @@ def test_partitions_that_were_cleared_cost_the_living_nothing() -> None:
     assert office.audit("step0").cleared == 1
     office.register(name="step0")
     assert list(office.ledger.desk.state.active) == ["p", "step0"]
+
+
+def test_rows_that_were_trained_leave_no_promise_behind(office: Office) -> None:
+    """They cannot come back: the rest of their group holds only its own room, after a restart too."""
+    keys = [f"g_{i}" for i in range(8)]
+    office.put_done(1, keys, tags=group_tags("g", 8), row_bytes=100)
+    office.pop(1, keys[:7])
+    partition = office.ledger.desk.state.partitions["p"]
+    assert (partition.promised_rows, partition.promised_bytes) == (0, 0)
+    assert office.granted(office.grant(2, ["other"], row_bytes=850)) is not None
+    office.crash(list(office.ledger.checkpoint()))
+    assert office.ledger.desk.state.partitions["p"].promised_rows == 0

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.ledger import facts as f
-from penstock.ledger.apply_checkpoint import counters_are, replies_are, rows_are, tombstones_are, write_is
+from penstock.ledger.apply_checkpoint import counters_are, groups_are, replies_are, rows_are, tombstones_are, write_is
 from penstock.ledger.apply_leases import consumed, leased, renewed, returned
 from penstock.ledger.apply_puts import moved, put
 from penstock.ledger.apply_removals import group_closed, partial_allowed, partition_cleared, removed
@@ -108,6 +108,7 @@ MEANINGS: dict[type[f.Fact], Callable[[Books, Any], None]] = {
     f.WriteIs: write_is,
     f.RowsAre: rows_are,
     f.TombstonesAre: tombstones_are,
+    f.GroupsAre: groups_are,
     f.CountersAre: counters_are,
     f.RepliesAre: replies_are,
 }

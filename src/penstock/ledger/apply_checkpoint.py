@@ -79,6 +79,13 @@ def tombstones_are(books: Books, fact: f.TombstonesAre) -> None:
         partition.closed_groups.setdefault(gid, books.clock + left_s)
 
 
+def groups_are(books: Books, fact: f.GroupsAre) -> None:
+    groups = books.partition(fact.partition).groups
+    for gid, gone in fact.gone:
+        if gid in groups:
+            groups[gid].gone = gone
+
+
 def counters_are(books: Books, fact: f.CountersAre) -> None:
     partition = books.partition(fact.partition)
     partition.registered = fact.registered

@@ -53,6 +53,7 @@ def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: i
             books.drop_if_empty(lease)
     if row.group is not None:
         del row.group.rows[row_id]
+        row.group.gone += reason != "cleared"  # a cleared row may be put anew
         row.group = None
         partition.grouped -= 1
     books.remember(partition, row.key, Tombstone(reason, token, contents, at, books.grave_end()))

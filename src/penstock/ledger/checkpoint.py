@@ -134,6 +134,7 @@ def _closing(desk: Desk) -> list[f.AnyFact]:
         facts.append(
             f.TombstonesAre(p.name, [], [(gid, max(0.0, until - clock)) for gid, until in p.closed_groups.items()])
         )
+        facts.append(f.GroupsAre(p.name, [(gid, group.gone) for gid, group in p.groups.items() if group.gone]))
         facts.append(
             f.CountersAre(
                 p.name, p.registered, p.put, p.trained, dict(p.evicted), p.cleared, p.quarantined, dict(p.lost),

@@ -210,6 +210,13 @@ class TombstonesAre(Fact, frozen=True):
     groups: list[tuple[str, float]]
 
 
+class GroupsAre(Fact, frozen=True):
+    """Groups that have lost rows for good, and how many each."""
+
+    partition: str
+    gone: list[tuple[str, int]]
+
+
 class CountersAre(Fact, frozen=True):
     partition: str
     registered: bool
@@ -250,6 +257,7 @@ AnyFact: TypeAlias = (
     | WriteIs
     | RowsAre
     | TombstonesAre
+    | GroupsAre
     | CountersAre
     | RepliesAre
 )

@@ -96,7 +96,7 @@ def expected_of_row(row: Row, default: int | None) -> int | None:
 def refresh_promise(partition: Partition, group: Group) -> None:
     """A group is charged whole from its admission: what it may still grow by stays promised to it."""
     size = max(group.first_bytes, partition.mean_row_bytes)
-    want = max(group.expected or 0, len(group.rows))
+    want = max((group.expected or 0) - group.gone, len(group.rows))
     promised_bytes = max(0, want * size - sum(row.bytes() for row in group.rows.values())) if group.rows else 0
     promised_rows = want - len(group.rows) if group.rows else 0
     partition.promised_bytes += promised_bytes - group.promised_bytes

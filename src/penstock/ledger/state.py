@@ -104,6 +104,7 @@ class Group:
         "expected",
         "first_bytes",
         "gid",
+        "gone",
         "id",
         "partial",
         "promised_bytes",
@@ -124,6 +125,7 @@ class Group:
         self.partial = False
         self.queued = 0
         self.putters: tuple[int, ...] = ()  # sessions that made rows of it or tagged them
+        self.gone = 0  # rows that were removed and cannot come back: nothing stays promised to them
         self.first_bytes = 0
         self.promised_bytes = 0
         self.promised_rows = 0
