@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -95,3 +96,23 @@ def test_an_unreadable_lock_file_names_nobody(tmp_path: Path) -> None:
     paths.lock_path(tmp_path).write_bytes(b"\x00\x01")
     assert locks.holder_of(tmp_path) is None
     assert locks.holder_of(tmp_path / "nowhere") is None
+
+
+def test_a_lock_stands_until_its_file_is_gone_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot say just now is no reason to think so."""
+    lock = locks.take(tmp_path)
+    assert lock is not None
+    assert lock.stands
+    with monkeypatch.context() as broken:
+
+        def stale(*_: object) -> None:
+            raise OSError(errno.ESTALE, "stale file handle")
+
+        broken.setattr("penstock.server.lock.Path.stat", stale)
+        assert lock.stands
+    paths.lock_path(tmp_path).rename(tmp_path / "elsewhere")
+    assert (lock.stands, lock.removed) == (False, False)
+    paths.lock_path(tmp_path).touch()
+    (tmp_path / "elsewhere").unlink()
+    assert (lock.stands, lock.removed) == (False, True)
+    lock.release()

@@ -49,7 +49,10 @@ class Lock:
     @property
     def stands(self) -> bool:
         """Whether the file that is locked is still the directory's: who looks there finds this plane."""
-        return _is_at(self._fd, self._path)
+        try:
+            return _is_at(self._fd, self._path)
+        except OSError:  # a file system that cannot say just now is no reason to end
+            return True
 
     @property
     def removed(self) -> bool:
@@ -139,7 +142,7 @@ def _call(call_id: int, body: Request) -> bytes:
 def _is_at(fd: int, path: Path) -> bool:
     try:
         there = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     mine = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
