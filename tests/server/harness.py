@@ -337,8 +337,9 @@ def padded_rows(place: BlockPlace, row_bytes: int) -> int:
 def batch_of(rows: int, row_bytes: int, fill: int | list[int]) -> Batch:
     """One dense column "x" of uint8 rows, of one value each: the same, or one per row."""
 
-    def copy_into(out: Bytes) -> None:
+    def copy_into(out: Bytes) -> Iterator[int]:
         out[:] = fill if isinstance(fill, int) else np.repeat(np.asarray(fill, np.uint8), row_bytes)
+        yield len(out)
 
     return Batch(rows, [Column("x", "dense", "uint8", 1, (row_bytes,), None, rows * row_bytes, copy_into)])
 

@@ -7,12 +7,13 @@ each column once, writes every byte of the block, and makes the block readable o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from penstock.errors import BadArgument
 from penstock.payload import block
@@ -30,7 +31,8 @@ class Column:
     Attributes:
         row_shape: the shape of every row of a dense column; empty for others.
         shapes: (rows, rank) of a ragged column; (rows, 1) encoded bytes of an object column; None when dense.
-        copy_into: copies the column's bytes into a buffer of exactly ``nbytes``.
+        copy_into: copies the column's bytes into a buffer of exactly ``nbytes`` and yields how many are in place, part
+            by part, the last time ``nbytes``: each part is hashed while it is still in the processor's cache.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Column:
     row_shape: tuple[int, ...]
     shapes: Shapes | None
     nbytes: int
-    copy_into: Callable[[Bytes], None]
+    copy_into: Callable[[Bytes], Iterator[int]]
 
     @property
     def spec(self) -> FieldSpec:
@@ -116,10 +118,20 @@ class Batch:
         checksums = []
         at = self._plan.body
         for column in self.columns:
-            end = at + column.nbytes
-            column.copy_into(out[at:end])
-            out[end : at + block.padded(column.nbytes)] = 0
-            checksums.append(block.column_checksum(out, at, column.nbytes))
-            at += block.padded(column.nbytes)
+            place = out[at : at + block.padded(column.nbytes)]
+            checksums.append(_copy_and_hash(column, place))
+            at += len(place)
         block.seal(out, block_id, self._plan, checksums)
         return block.content_of(self._plan, checksums)
+
+
+def _copy_and_hash(column: Column, place: Bytes) -> int:
+    """Fill the column's place, padding included; return the checksum of all of it (see ``block.column_checksum``)."""
+    hasher = xxhash.xxh3_64()
+    hashed = 0
+    for copied in column.copy_into(place[: column.nbytes]):
+        hasher.update(place[hashed:copied].data)
+        hashed = copied
+    place[column.nbytes :] = 0
+    hasher.update(place[hashed:].data)
+    return hasher.intdigest()

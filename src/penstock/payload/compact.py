@@ -7,7 +7,7 @@ first, so that damage is never sealed under a new checksum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,20 +47,22 @@ def _kept(
     source = data[place.offset : place.end]
     item = ITEM_BYTES[column.dtype]
     shapes = None if place.shapes is None else place.shapes[rows]
-    copy: Callable[[Bytes], None]
+    copy: Callable[[Bytes], Iterator[int]]
     if shapes is None:
         row_bytes = math.prod(column.row_shape) * item
         nbytes = len(rows) * row_bytes
 
-        def copy(out: Bytes) -> None:
+        def copy(out: Bytes) -> Iterator[int]:
             if len(out):
                 every = np.arange(len(rows))
                 take_rows(source.reshape(header.rows, -1), rows, out.reshape(len(rows), -1), every)
+            yield len(out)
     else:
         sizes = np.prod(shapes, axis=1) * item
         nbytes = int(sizes.sum())
 
-        def copy(out: Bytes) -> None:
+        def copy(out: Bytes) -> Iterator[int]:
             copy_runs(source, row_starts(place, header.rows)[rows], out, np.cumsum(sizes) - sizes, sizes, item)
+            yield len(out)
 
     return Column(column.name, column.kind, column.dtype, column.rank, column.row_shape, shapes, nbytes, copy)
