@@ -13,7 +13,7 @@ from penstock.ledger.events import Asked, DropGrant, Fill
 from penstock.ledger.facts import Put
 from penstock.ledger.limits import check_fields, check_names
 from penstock.ledger.state import Partition, PendingGrant, Row, Session, Tombstone, Waiter
-from penstock.ledger.writes import TagValues
+from penstock.ledger.writes import ABSENT, TagValues
 from penstock.records import as_int
 from penstock.requests import Commit, Done, FieldSpec, Grant, GrantAgain, PutTags, TagColumn
 
@@ -131,69 +131,76 @@ def _decide(desk: Desk, pending: PendingGrant, content: int, session_id: int, wa
 
 def _fates(desk: Desk, partition: Partition, pending: PendingGrant, content: int) -> tuple[list[int], list[int] | None]:
     """What becomes of each row: (ids, positions of those that are new, None = all); id 0: nothing new is said of it."""
-    request = pending.request
-    keys = request.keys
+    keys = pending.request.keys
     if (
         partition.rows.keys().isdisjoint(keys)
         and partition.tombstones.keys().isdisjoint(keys)
         and not (pending.cleared or partition.closed_groups)
     ):
         return list(desk.new_ids(len(keys))), None
-    gids = next((TagValues(c) for c in request.tags if c.name == "group_id"), None)
-    mask = partition.mask_of([spec.name for spec in request.fields])
-    equal: dict[int, bool] = {}
-    ids: list[int] = []
-    fresh: list[int] = []
-    removed: list[str] = []
-    for index, key in enumerate(keys):
-        row = partition.rows.get(key)
-        if key in pending.cleared:  # whoever made the row since then made another one
-            removed.append(key)
-            continue
-        tag = None if gids is None else gids.get(index)
-        closed = (key if tag is None else str(tag)) in partition.closed_groups
-        if row is not None:
-            if _says_nothing_new(row, request, mask, content, index, equal):
-                ids.append(0)
-            elif closed and (row.group is None or row.group.gid not in partition.closed_groups):
-                removed.append(key)  # it would begin a group anew that was given up
-            else:
-                ids.append(row.id)
-            continue
-        stone = partition.stone_of(key)
-        if stone is not None and stone.reason != "cleared" and (content, index) in stone.contents:
-            ids.append(0)
-        elif closed or _bars(stone, pending.stamp):
-            removed.append(key)
-        else:
-            ids.append(-1)
-            fresh.append(index)
+    judge = _Judge(partition, pending, content)
+    ids = [judge.fate(index, key) for index, key in enumerate(keys)]
+    removed = [key for key, row_id in zip(keys, ids, strict=True) if row_id == _REMOVED]
     if removed:
         raise _removed(partition, removed, "a late put does not bring them back")
+    fresh = [index for index, row_id in enumerate(ids) if row_id == _FRESH]
     for index, row_id in zip(fresh, desk.new_ids(len(fresh)), strict=True):
         ids[index] = row_id
     return ids, None if len(fresh) == len(ids) else fresh
 
 
+_FRESH, _REMOVED = -1, -2
+
+
+class _Judge:
+    """What becomes of the rows of one put, one by one."""
+
+    def __init__(self, partition: Partition, pending: PendingGrant, content: int) -> None:
+        self._partition = partition
+        self._pending = pending
+        self._content = content
+        self._columns = {column.name: TagValues(column) for column in pending.request.tags}
+        self._mask = partition.mask_of([spec.name for spec in pending.request.fields])
+        self._equal: dict[int, bool] = {}  # write id -> whether it brought the same tags; looked at once for all rows
+
+    def fate(self, index: int, key: str) -> int:
+        """A row's id, 0 = nothing new is said of it, ``_FRESH`` or ``_REMOVED``."""
+        partition, pending = self._partition, self._pending
+        if key in pending.cleared:  # whoever made the row since then made another one
+            return _REMOVED
+        row = partition.rows.get(key)
+        if row is not None:
+            if self._says_nothing_new(row, index):
+                return 0
+            given_up = self._closed(index, key) and (row.group is None or row.group.gid not in partition.closed_groups)
+            return _REMOVED if given_up else row.id
+        stone = partition.stone_of(key)
+        if stone is not None and stone.reason != "cleared" and (self._content, index) in stone.contents:
+            return 0
+        return _REMOVED if self._closed(index, key) or _bars(stone, pending.stamp) else _FRESH
+
+    def _closed(self, index: int, key: str) -> bool:
+        """Whether the put names a group for the row that was given up."""
+        gids = self._columns.get("group_id")
+        tag = None if gids is None else gids.get(index)
+        return (key if tag is None else str(tag)) in self._partition.closed_groups
+
+    def _says_nothing_new(self, row: Row, index: int) -> bool:
+        """Whether the row's newest values of these fields and tags came from the same bytes at the same place."""
+        names = {name for name, column in self._columns.items() if column.get(index, ABSENT) is not ABSENT}
+        for write, at in row.pairs():
+            if write.field_bits & self._mask or write.names_of(at) & names:
+                if write.content != self._content or at != index or write.field_bits != self._mask:
+                    return False
+                if write.id not in self._equal:
+                    self._equal[write.id] = write.tag_order == self._pending.request.tags
+                return self._equal[write.id]
+        return False
+
+
 def _bars(stone: Tombstone | None, stamp: int) -> bool:
     """Whether a tombstone refuses a put granted at ``stamp``: a cleared row may be put anew, others may not."""
     return stone is not None and (stone.reason != "cleared" or stone.at > stamp)
-
-
-def _says_nothing_new(row: Row, request: Grant, mask: int, content: int, index: int, equal: dict[int, bool]) -> bool:
-    """Whether the row's newest values of these fields and tags came from the same bytes at the same place.
-
-    ``equal``: write id -> whether it brought these tags; looked at once for all rows of the put.
-    """
-    names = {column.name for column in request.tags if column.rows is None or index in column.rows}
-    for write, at in row.pairs():
-        if write.field_bits & mask or write.names_of(at) & names:
-            if write.content != content or at != index or write.field_bits != mask:
-                return False
-            if write.id not in equal:
-                equal[write.id] = write.tag_order == request.tags
-            return equal[write.id]
-    return False
 
 
 def _removed(partition: Partition, keys: list[str], why: str) -> RowRemoved:
