@@ -180,6 +180,39 @@ def test_a_private_plane_that_nobody_came_to_leaves_nothing(drawer: Path, monkey
     assert list(drawer.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("selectors.DefaultSelector", OSError(24, "Too many open files")),
+        ("threading.Thread.start", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_process_that_is_out_of_everything_is_told_so(
+    drawer: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: Exception
+) -> None:
+    """No descriptor or no thread for a client is a typed error, and leaves neither directory nor descriptor."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patched:
+        patched.setattr(what, fail)
+        with pytest.raises(DataPlaneUnavailable, match=str(error.args[-1])):
+            client(None)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert list(drawer.iterdir()) == []
+
+
+def test_a_forked_child_does_not_inherit_a_held_lock() -> None:
+    """A thread of the parent may be looking after its planes at the fork: the child's own clients are not held up."""
+    with dialing._children_lock:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if dialing._children_lock.acquire(timeout=5) and not dialing._children else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_a_private_plane_that_was_restarted_ends_with_its_client(drawer: Path) -> None:
     """It does not wait for sessions to resume that have said goodbye."""
     private = client(None)

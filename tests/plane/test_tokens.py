@@ -78,3 +78,16 @@ def test_memory_is_bounded() -> None:
     known = [i for i in range(100) if book.tokens("p", "train", [f"k{i}"]).lease]
     assert known[-10:] == list(range(90, 100))
     assert len(known) <= 20
+
+
+def test_partitions_that_nobody_claims_from_any_more_are_forgotten() -> None:
+    """A run with a partition a step that is never cleared costs no memory; one with live leases stays longest."""
+    book = LeaseBook(max_partitions=3)
+    book.hold("held", "train", "t", ["a"])
+    for step in range(50):
+        book.hold(f"step {step}", "train", f"t{step}", ["a"])
+        book.end(f"step {step}", "train", ["a"])
+    assert len(book._of) == 3
+    assert book.tokens("held", "train", ["a"]) == Tokens(["t"], [])
+    assert book.tokens("step 49", "train", ["a"]) == Tokens(["t49"], [])
+    assert book.tokens("step 0", "train", ["a"]) == Tokens([], [])

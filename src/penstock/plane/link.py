@@ -87,6 +87,9 @@ class Link:
         before_end: run by the thread before it says goodbye: the client lets go of shared memory.
         before_exit: the same at the end of the interpreter, where views need not outlive anything.
         rng: for the jitter of reconnections.
+
+    Raises:
+        DataPlaneUnavailable: this process has no descriptor or no thread left for it.
     """
 
     def __init__(
@@ -98,6 +101,10 @@ class Link:
         before_exit: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
     ) -> None:
+        try:
+            self._waker, self._selector = _descriptors()
+        except OSError as none_left:
+            raise DataPlaneUnavailable(f"no client can be made in this process: {none_left}") from none_left
         self._courier = Courier(identity)
         self._dialer = dialer
         self._before_end, self._before_exit = before_end, before_exit
@@ -106,7 +113,6 @@ class Link:
         self._max_frame_bytes = _MAX_CALL_BYTES
         self._inbox: deque[tuple[Event, Waiter | None]] = deque()
         self._unpinned: deque[int] = deque()
-        self._waker = Waker()
         self._closing = False
         self._over = False
         self._waiters: dict[int, Waiter] = {}
@@ -114,8 +120,6 @@ class Link:
         self._sock: socket.socket | None = None
         self._cut: str | None = None  # why this connection has to be dropped
         self._reader = FrameReader(_MAX_REPLY_BYTES)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._waker, selectors.EVENT_READ)
         self._asked = False  # a call has come during a pause
         self._proven = True  # the last connection was of use
         self._beat_s = _HEARTBEAT_S
@@ -125,7 +129,11 @@ class Link:
         self._connections = self._sessions = 0
         self._thread = threading.Thread(target=self._run, name="penstock-link", daemon=True)
         _links[id(self)] = self
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as none_left:
+            self._let_go()
+            raise DataPlaneUnavailable(f"no client can be made in this process: {none_left}") from none_left
 
     # -- for callers, from any thread ---------------------------------------------------------------------------------
 
@@ -490,10 +498,24 @@ class Link:
                     waiter.settle(Ended(0, Verdict.NOTHING, _CLOSED))
             for waiter in list(self._waiters.values()):
                 waiter.settle(Ended(0, Verdict.UNKNOWN, _CLOSED))
-            self._selector.close()
-            self._waker.close()
-            _links.pop(id(self), None)
+            self._let_go()
             self._dialer.tidy(parted=self._courier.parted)
+
+    def _let_go(self) -> None:
+        self._selector.close()
+        self._waker.close()
+        _links.pop(id(self), None)
+
+
+def _descriptors() -> tuple[Waker, selectors.BaseSelector]:
+    waker = Waker()
+    try:
+        selector = selectors.DefaultSelector()
+        selector.register(waker, selectors.EVENT_READ)
+    except BaseException:
+        waker.close()
+        raise
+    return waker, selector
 
 
 _links: dict[int, Link] = {}  # whose thread runs

@@ -68,9 +68,13 @@ class LocalDataPlaneClient(DataPlaneClient):
         self.data_dir: Path = dialer.data_dir
         unpins = _Unpins()
         self._arenas = Arenas(self.data_dir, unpins, self._config.integrity)
-        self._link = Link(
-            _identity(self._config), dialer, before_end=self._arenas.end, before_exit=self._arenas.end_writing
-        )
+        try:
+            self._link = Link(
+                _identity(self._config), dialer, before_end=self._arenas.end, before_exit=self._arenas.end_writing
+            )
+        except BaseException:
+            dialer.tidy(parted=False)
+            raise
         weakref.finalize(self, self._link.end).atexit = False  # the link has its own farewell
         unpins.link = self._link
         paranoid = self._config.integrity == "paranoid"

@@ -2,7 +2,8 @@
 
 Invariants: the token of a key is the one of its latest claim by this client; a lease that the client ended is
 remembered for a while, so that a repeat names it too; memory is bounded: of each (partition, task) at least
-``MAX_LIVE`` live and ``MAX_ENDED`` ended keys are remembered, and at most twice as many.
+``MAX_LIVE`` live and ``MAX_ENDED`` ended keys are remembered, and at most twice as many; of the partitions those
+``MAX_PARTITIONS`` that were claimed from last (some runs have one a step and never clear it).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ __all__ = ["LeaseBook"]
 
 MAX_LIVE = 1_000_000  # keys; a lease that somebody else's pop ended stays until the client claims this many more
 MAX_ENDED = 65_536  # keys; a repeat follows its original closely
+MAX_PARTITIONS = 256  # with leases; their final tasks are asked for again once forgotten
+_MAX_FINALS = 65_536
 
 
 class _Recent:
@@ -65,16 +68,26 @@ class _Leases:
 class LeaseBook:
     """What one client remembers, across its sessions."""
 
-    def __init__(self, max_live: int = MAX_LIVE, max_ended: int = MAX_ENDED) -> None:
+    def __init__(
+        self, max_live: int = MAX_LIVE, max_ended: int = MAX_ENDED, max_partitions: int = MAX_PARTITIONS
+    ) -> None:
         self._limits = (max_live, max_ended)
+        self._max_partitions = max_partitions
         self._of: dict[str, dict[str, _Leases]] = {}  # partition -> task
         self._finals: dict[str, str] = {}  # partition -> its final task
 
     def hold(self, partition: str, task: str, token: str, keys: Sequence[str]) -> None:
         """The client got ``keys`` under ``token``."""
-        tasks = self._of.setdefault(partition, {})
+        tasks = self._of[partition] = self._of.pop(partition, {})  # the latest comes last
+        if len(self._of) > self._max_partitions:
+            del self._of[self._dispensable()]
         leases = tasks.get(task) or tasks.setdefault(task, _Leases(*self._limits))
         leases.live.add(dict.fromkeys(keys, token))
+
+    def _dispensable(self) -> str:
+        """The partition to forget: the one claimed from longest ago, of those without a live lease if there are."""
+        over = (name for name, tasks in self._of.items() if not any(len(leases.live) for leases in tasks.values()))
+        return next(over, next(iter(self._of)))
 
     def end(self, partition: str, task: str | None, keys: Sequence[str]) -> None:
         """The client ended its leases of ``keys`` for ``task``; None = for every task."""
@@ -93,7 +106,10 @@ class LeaseBook:
 
     def learn(self, partition: str, final_task: str) -> None:
         """The partition's final task is this: a pop looks at its leases only."""
+        self._finals.pop(partition, None)
         self._finals[partition] = final_task
+        if len(self._finals) > _MAX_FINALS:
+            del self._finals[next(iter(self._finals))]
 
     def knows(self, partition: str) -> bool:
         """Whether the partition's final task is known."""
