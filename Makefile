@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml
 	@touch $@
 	@echo "setup: done"
 
-demo: $(STAMP) ## run the main job: workers, trainer and controller on one plane, with faults
-	@$(BIN)/python -m penstock demo $(ARGS)
+demo: $(STAMP) ## run the main job: workers, trainer and controller on one plane, killed at random while it learns
+	@$(BIN)/python -m penstock demo --chaos $(ARGS)
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
