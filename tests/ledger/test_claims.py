@@ -241,3 +241,13 @@ def test_a_claim_by_key_that_timed_out_names_what_was_removed_meanwhile(office: 
     office.evict(2, ["b"])
     office.later(1.5)
     assert "'b': removed" in office.reply(call).message  # type: ignore[union-attr]
+    assert office.ledger.desk.claims == {}
+
+
+def test_a_whole_group_claim_that_no_groups_fill_says_so(office: Office) -> None:
+    """Rows enough are ready, but not two groups fit into the batch, and one is too small."""
+    for gid in ("g", "h"):
+        office.put_done(1, [f"{gid}_{i}" for i in range(5)], tags=group_tags(gid, 5))
+    call = office.waiting_claim(1, batch=8, min_rows=6, whole_groups=True, timeout_s=1.0)
+    office.later(1.5)
+    assert "fit into batch_size 8 hold fewer" in office.reply(call).message  # type: ignore[union-attr]

@@ -30,6 +30,8 @@ def missing_for_claim(desk: Desk, body: Claim) -> list[str]:
         ready = queue.count if queue is not None else 0
         missing = [f"{ready} of {body.min_rows} rows are ready for task {task.name!r}"]
         missing += _fields_missing(partition, task, body.required)
+        if body.whole_groups and ready >= body.min_rows:
+            missing.append(f"the oldest groups that fit into batch_size {body.batch} hold fewer than that")
         if body.whole_groups:
             missing += _groups_missing(desk, partition)
     return missing + silent_sessions(desk)
