@@ -403,8 +403,8 @@ def test_a_fork_leaves_the_parents_session_and_the_childs_views(plane: LocalData
     if child == 0:
         code = 1
         try:
-            assert plane._link._sock is not None
-            if plane._link._sock.fileno() != -1:
+            assert plane._link._channel is not None
+            if plane._link._channel._sock.fileno() != -1:
                 os._exit(3)  # it would keep the parent's connection open
             plane.depth("p", timeout_s=1.0)
         except DataPlaneUnavailable as refused:

@@ -28,6 +28,7 @@ from typing import TypeVar
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.plane import events as ev
 from penstock.plane.approach import Approach
+from penstock.plane.channel import Channel
 from penstock.plane.courier import Courier, Identity, Phase
 from penstock.plane.dialing import Dialer, Starting
 from penstock.plane.events import Effect, Ended, Event, Verdict
@@ -36,14 +37,12 @@ from penstock.plane.tokens import LeaseBook
 from penstock.plane.waker import Waker
 from penstock.requests import Failed, Record, Request
 from penstock.retry import Deadline
-from penstock.wire import FrameReader, WireError, decode_reply, encode_call
+from penstock.wire import WireError, decode_reply, encode_call
 
 __all__ = ["Link", "LinkStatistics"]
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 20
-_MAX_REPLY_BYTES = 1 << 30  # a client trusts its plane more than the plane its clients: listings may be long
 _MAX_CALL_BYTES = 1 << 28  # until the plane says otherwise
 _UNPIN_S = 0.05  # unpins that ride on no call go with a heartbeat of their own after this long
 _GOODBYE_S = 0.5  # for the plane to take note of the end
@@ -52,17 +51,6 @@ _HEARTBEAT_S = 2.0  # until the plane says otherwise
 _CLOSED = "the client is closed"
 
 R = TypeVar("R", bound=Record)
-
-
-class _Parcel:
-    """A call on its way into the kernel."""
-
-    __slots__ = ("errand", "rest", "sent")
-
-    def __init__(self, frame: bytes, errand: int) -> None:
-        self.rest = memoryview(frame)
-        self.errand = errand
-        self.sent = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +104,7 @@ class Link:
         self._closing = False
         self._over = False
         self._waiters: dict[int, Waiter] = {}
-        self._outbox: deque[_Parcel] = deque()
-        self._sock: socket.socket | None = None
-        self._cut: str | None = None  # why this connection has to be dropped
-        self._reader = FrameReader(_MAX_REPLY_BYTES)
+        self._channel: Channel | None = None
         self._asked = False  # a call has come during a pause
         self._proven = True  # the last connection was of use
         self._beat_s = _HEARTBEAT_S
@@ -221,8 +206,8 @@ class Link:
 
     def drop(self) -> None:
         """This is a forked child, and the session is its parent's: let go of the socket and say nothing."""
-        if self._sock is not None:
-            self._sock.close()
+        if self._channel is not None:
+            self._channel.drop()
 
     def require_open(self, method: str) -> None:
         """Raise ``DataPlaneUnavailable`` if the client is closed."""
@@ -296,8 +281,8 @@ class Link:
                 waiter.settle(effect)
         elif isinstance(effect, ev.Opened):
             self._opened(effect)
-        else:
-            self._cut = self._cut or effect.why
+        elif self._channel is not None:
+            self._channel.disconnect(effect.why)
 
     def _opened(self, session: ev.Opened) -> None:
         self._beat_s = session.heartbeat_s
@@ -314,8 +299,8 @@ class Link:
         except (WireError, TypeError, ValueError) as bad:  # too large, or a value that no message holds
             self._refuse(transmit.errand, f"{method_of(type(transmit.call.body))}: {bad}")
             return
-        self._outbox.append(_Parcel(frame, transmit.errand))
-        self._flush()
+        assert self._channel is not None, transmit
+        self._channel.post(frame, transmit.errand)
 
     def _refuse(self, errand: int, why: str) -> None:
         """A call that cannot be sent is its caller's mistake, and nobody else's."""
@@ -334,19 +319,11 @@ class Link:
                 self._asked = True
                 if waiter is not None:
                     self._waiters[event.errand] = waiter
-            elif isinstance(event, ev.Leave):
-                event = self._recalled(event)
+            elif isinstance(event, ev.Leave) and self._channel is not None and self._channel.recall(event.errand):
+                event = ev.Leave(event.errand, kept=True)
             self.apply(event)
         if released:
             self._beat_at = min(self._beat_at, time.monotonic() + _UNPIN_S)
-
-    def _recalled(self, leave: ev.Leave) -> ev.Leave:
-        """Take the call out of the outbox, if no byte of it has left."""
-        for parcel in self._outbox:
-            if parcel.errand == leave.errand and not parcel.sent:
-                self._outbox.remove(parcel)
-                return ev.Leave(leave.errand, kept=True)
-        return leave
 
     def _release_pins(self) -> bool:
         pins = []
@@ -390,80 +367,48 @@ class Link:
     # -- in connection ------------------------------------------------------------------------------------------------
 
     def _serve(self, sock: socket.socket) -> None:
-        self._sock, self._cut, self._proven = sock, None, False
-        self._reader = FrameReader(_MAX_REPLY_BYTES)
+        channel = self._channel = Channel(sock, self._selector, self._dialer.address)
+        self._proven = False
         self._connections += 1
         self._beat_at = time.monotonic() + self._beat_s
-        self._selector.register(sock, selectors.EVENT_READ)
         try:
             self.apply(ev.Connected())
-            while self._cut is None and not self._closing:
-                self._turn(self._beat_at - time.monotonic())
+            while channel.cut is None and not self._closing:
+                self._turn(channel, self._beat_at - time.monotonic())
                 if time.monotonic() >= self._beat_at:
-                    self._beat()
-            if self._cut is None:
-                self._say_goodbye()
+                    self._beat(channel)
+            if channel.cut is None:
+                self._say_goodbye(channel)
         finally:
-            self._hang_up(sock)
+            self._hang_up(channel)
 
-    def _turn(self, timeout_s: float) -> None:
+    def _turn(self, channel: Channel, timeout_s: float) -> None:
         for key, mask in self._selector.select(max(0.0, timeout_s)):
             if key.fileobj is self._waker:
                 self._take_in()
                 continue
             if mask & selectors.EVENT_READ:
-                self._receive()
+                self._receive(channel)
             if mask & selectors.EVENT_WRITE:
-                self._flush()
+                channel.flush()
 
-    def _beat(self) -> None:
+    def _beat(self, channel: Channel) -> None:
         """Show a sign of life, unless the plane does not read what was sent before."""
         self._beat_at = time.monotonic() + self._beat_s
         self._take_in()
-        if not self._outbox:
+        if not channel.busy:
             self.apply(ev.Beat())
 
-    def _receive(self) -> None:
-        assert self._sock is not None
+    def _receive(self, channel: Channel) -> None:
         try:
-            data = self._sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as failed:
-            self._cut = self._cut or f"the connection to {self._dialer.address} failed: {failed.strerror or failed}"
-            return
-        if not data:
-            self._cut = self._cut or f"the plane at {self._dialer.address} closed the connection"
-            return
-        self._heard_at = time.monotonic()
-        try:
-            for frame in self._reader.feed(data):
+            for frame in channel.receive():
+                self._heard_at = time.monotonic()
                 self._proven = self._courier.phase is Phase.UP  # it has answered more than our greeting
                 self.apply(ev.Received(decode_reply(frame)))
         except WireError as garbage:
-            self._cut = self._cut or f"the plane at {self._dialer.address} sent garbage: {garbage}"
+            channel.disconnect(f"the plane at {self._dialer.address} sent garbage: {garbage}")
 
-    def _flush(self) -> None:
-        """Send what the kernel takes; ask to be told when it takes more."""
-        if self._sock is None:
-            return
-        try:
-            while self._outbox:
-                parcel = self._outbox[0]
-                sent = self._sock.send(parcel.rest)
-                parcel.sent += sent
-                parcel.rest = parcel.rest[sent:]
-                if not parcel.rest:
-                    self._outbox.popleft()
-        except BlockingIOError:
-            pass
-        except OSError as failed:
-            self._cut = self._cut or f"the connection to {self._dialer.address} failed: {failed.strerror or failed}"
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
-        if self._selector.get_key(self._sock).events != wanted:
-            self._selector.modify(self._sock, wanted)
-
-    def _say_goodbye(self) -> None:
+    def _say_goodbye(self, channel: Channel) -> None:
         """End the session and give the plane a moment to take note: leases are back when ``close`` returns."""
         self._before_end()
         self._before_end = lambda: None
@@ -471,17 +416,13 @@ class Link:
         in_session = self._courier.phase is Phase.UP
         self.apply(ev.Close())
         until = time.monotonic() + _GOODBYE_S
-        while in_session and self._cut is None and not self._courier.parted and time.monotonic() < until:
-            self._turn(until - time.monotonic())
+        while in_session and channel.cut is None and not self._courier.parted and time.monotonic() < until:
+            self._turn(channel, until - time.monotonic())
 
-    def _hang_up(self, sock: socket.socket) -> None:
-        self._approach.trouble = self._cut or _CLOSED
-        kept = frozenset(parcel.errand for parcel in self._outbox if not parcel.sent)
-        self._outbox.clear()
-        self._selector.unregister(sock)
-        self._sock = None
-        sock.close()
-        self.apply(ev.Lost(self._approach.trouble, kept))
+    def _hang_up(self, channel: Channel) -> None:
+        self._approach.trouble = channel.cut or _CLOSED
+        self._channel = None
+        self.apply(ev.Lost(self._approach.trouble, channel.close()))
 
     def _finish(self) -> None:
         """Nothing more is sent. Answer everybody."""

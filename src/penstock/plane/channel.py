@@ -1,0 +1,118 @@
+"""One connection of a link: frames out as the kernel takes them, frames in as they come; never blocks.
+
+Invariants: what becomes of a connection is decided by its link: a channel only notes in ``cut`` why it has to be
+dropped, the first reason; a call of which no byte has left can be recalled, one of which a byte has left cannot.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections import deque
+from collections.abc import Iterator
+
+from penstock.wire import FrameReader
+
+__all__ = ["Channel"]
+
+_READ_BYTES = 1 << 20
+_MAX_REPLY_BYTES = 1 << 30  # a client trusts its plane more than the plane its clients: listings may be long
+
+
+class _Parcel:
+    """A call on its way into the kernel."""
+
+    __slots__ = ("errand", "rest", "sent")
+
+    def __init__(self, frame: bytes, errand: int) -> None:
+        self.rest = memoryview(frame)
+        self.errand = errand
+        self.sent = 0
+
+
+class Channel:
+    """A connected, non-blocking socket in a selector.
+
+    Attributes:
+        cut: why this connection has to be dropped; None while it is of use.
+    """
+
+    def __init__(self, sock: socket.socket, selector: selectors.BaseSelector, address: str) -> None:
+        self.cut: str | None = None
+        self._sock = sock
+        self._selector = selector
+        self._address = address
+        self._outbox: deque[_Parcel] = deque()
+        self._reader = FrameReader(_MAX_REPLY_BYTES)
+        selector.register(sock, selectors.EVENT_READ)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the plane has yet to take what was posted."""
+        return bool(self._outbox)
+
+    def disconnect(self, why: str) -> None:
+        """Say why the connection has to be dropped, unless that was said."""
+        self.cut = self.cut or why
+
+    def post(self, frame: bytes, errand: int) -> None:
+        """Send a call, now or when the kernel takes it."""
+        self._outbox.append(_Parcel(frame, errand))
+        self.flush()
+
+    def recall(self, errand: int) -> bool:
+        """Take the errand's call back; False if a byte of it has left, or there is none."""
+        for parcel in self._outbox:
+            if parcel.errand == errand and not parcel.sent:
+                self._outbox.remove(parcel)
+                return True
+        return False
+
+    def flush(self) -> None:
+        """Send what the kernel takes; ask to be told when it takes more."""
+        try:
+            while self._outbox:
+                parcel = self._outbox[0]
+                sent = self._sock.send(parcel.rest)
+                parcel.sent += sent
+                parcel.rest = parcel.rest[sent:]
+                if not parcel.rest:
+                    self._outbox.popleft()
+        except BlockingIOError:
+            pass
+        except OSError as failed:
+            self.disconnect(f"the connection to {self._address} failed: {failed.strerror or failed}")
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+        if self._selector.get_key(self._sock).events != wanted:
+            self._selector.modify(self._sock, wanted)
+
+    def receive(self) -> Iterator[bytes]:
+        """Yield the frames that are complete.
+
+        Raises:
+            WireError: from the iteration: what came is no frame.
+        """
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as failed:
+            self.disconnect(f"the connection to {self._address} failed: {failed.strerror or failed}")
+            return
+        if not data:
+            self.disconnect(f"the plane at {self._address} closed the connection")
+            return
+        yield from self._reader.feed(data)
+
+    def close(self) -> frozenset[int]:
+        """Hang up; return the errands of which no byte has left."""
+        self._selector.unregister(self._sock)
+        self._sock.close()
+        return frozenset(parcel.errand for parcel in self._outbox if not parcel.sent)
+
+    def drop(self) -> None:
+        """This is a forked child: let go of the socket, and leave the selector, which is the parent's, alone."""
+        self._sock.close()
+
+    def __repr__(self) -> str:
+        return f"Channel({self._address}, {len(self._outbox)} calls to send, {self.cut or 'in use'})"
