@@ -68,7 +68,7 @@ def run_explore_ledger(report: Report, budget_s: float) -> None:
 
     report.progress(f"exploring, for {budget_s:g} s of processor time at most")
     found = run(budget_s=budget_s)
-    report.answer(found, _explore_table(found), *(_path(f.what, f.path) for f in found.violations))
+    report.answer(found, _explore_table(found), *(_path(f.what, f.path) for f in found.findings))
     if not found.ok:
         raise typer.Exit(ExitCode.FINDING)
 
@@ -81,7 +81,7 @@ def _explore_table(found: ExploreReport) -> Table:
         ("states", found.states),
         ("transitions", found.transitions),
         ("explored to their depth", "all" if found.complete else "not all: the time was up"),
-        ("violations", len(found.violations)),
+        ("violations", found.violations),
         ("planted bugs found", f"{found.planted_found} of {found.planted_total}"),
         ("seconds", f"{found.elapsed_s:.1f}"),
         *hunted,

@@ -53,14 +53,16 @@ class ExploreReport(msgspec.Struct, frozen=True, kw_only=True):
     """What was explored and found.
 
     Attributes:
-        violations: of the real ledger; none is the promise.
+        violations: how many of the configurations of the real ledger broke a promise; 0 is the promise.
+        findings: the shortest path to each of them.
         planted: for each planted bug, the shortest path to it; None = it was not found.
         complete: every configuration was explored to its depth.
     """
 
     states: int
     transitions: int
-    violations: list[Finding]
+    violations: int
+    findings: list[Finding]
     planted: dict[str, Finding | None]
     planted_found: int
     planted_total: int
@@ -70,7 +72,7 @@ class ExploreReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         """No violation, and every planted bug was found."""
-        return not self.violations and self.planted_found == self.planted_total
+        return self.violations == 0 and self.planted_found == self.planted_total
 
 
 def run(*, shapes: tuple[Shape, ...] = SHAPES, budget_s: float = 120.0) -> ExploreReport:
@@ -87,7 +89,8 @@ def run(*, shapes: tuple[Shape, ...] = SHAPES, budget_s: float = 120.0) -> Explo
     return ExploreReport(
         states=sum(e.states for e in real),
         transitions=sum(e.transitions for e in real),
-        violations=[e.finding for e in real if e.finding is not None],
+        violations=sum(e.finding is not None for e in real),
+        findings=[e.finding for e in real if e.finding is not None],
         planted=planted,
         planted_found=found,
         planted_total=len(PLANTED),

@@ -17,11 +17,17 @@ _MAX_SHOWN = 5  # failing worlds with their traces
 
 
 class SimReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All worlds. ``failures``: the first few, with their traces; ``penstock sim --worlds 1 --seed S`` replays one."""
+    """All worlds.
+
+    Attributes:
+        failed: worlds in which a promise was broken; ``violations``: how often, over all of them.
+        failures: the first few, with their traces; ``penstock sim --worlds 1 --seed S`` replays one.
+    """
 
     worlds: int
     seed: int
     failed: int
+    violations: int
     operations: int
     acknowledged: int
     trained: int
@@ -62,6 +68,7 @@ def run(
             totals[name] += getattr(outcome, name)
         if outcome.violations:
             failed += 1
+            totals["violations"] += len(outcome.violations)
             if len(failures) < _MAX_SHOWN:
                 failures.append(
                     run_world(outcome.seed, make_ledger=make_ledger, checked=checked, traced=True)
@@ -73,6 +80,7 @@ def run(
         worlds=worlds,
         seed=seed,
         failed=failed,
+        violations=totals["violations"],
         operations=totals["operations"],
         acknowledged=totals["acknowledged"],
         trained=totals["trained"],
