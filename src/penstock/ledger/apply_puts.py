@@ -58,7 +58,6 @@ def _made_and_known(books: Books, partition: Partition, write: Write, fact: f.Pu
         else:
             found = partition.rows_by_id.get(row_id)
             if found is None:
-                books.state.unseen += 1
                 write.bury(index)
             else:
                 _supersede(books, partition, found, write, index)

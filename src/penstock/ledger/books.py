@@ -88,10 +88,7 @@ class Books:
 
     def rows_of(self, partition: Partition, ids: list[int]) -> list[Row]:
         """The rows with these ids; replay may not have seen all of them yet."""
-        found = [partition.rows_by_id.get(row_id) for row_id in ids]
-        rows = [row for row in found if row is not None]
-        self.state.unseen += len(found) - len(rows)
-        return rows
+        return [row for row in map(partition.rows_by_id.get, ids) if row is not None]
 
     def write_of(self, fact: f.Put, partition: Partition) -> Write:
         for spec in fact.fields:

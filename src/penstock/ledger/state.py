@@ -491,7 +491,6 @@ class State:
         "next_token",
         "partitions",
         "sessions",
-        "unseen",
         "writes",
     )
 
@@ -510,4 +509,3 @@ class State:
         self.grants: dict[int, PendingGrant] = {}
         self.history: deque[tuple[float, str, str, tuple[str, ...]]] = deque()
         self.history_keys = 0  # keys that it names, in all
-        self.unseen = 0  # rows that replayed facts named and that no replayed put or checkpoint had made
