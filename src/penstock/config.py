@@ -5,6 +5,7 @@ Nothing here reads the environment: the CLI does, once.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -89,8 +90,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     role: str = "client"
 
     def __post_init__(self) -> None:
-        if self.timeout_s < 0:
-            raise BadArgument(f"timeout_s must not be negative, got {self.timeout_s!r}")
+        if not (math.isfinite(self.timeout_s) and self.timeout_s >= 0):
+            raise BadArgument(f"timeout_s must be finite and not negative, got {self.timeout_s!r}")
         if self.integrity not in ("full", "header", "off", "paranoid"):
             raise BadArgument(f"integrity must be full, header, off or paranoid, got {self.integrity!r}")
 

@@ -70,6 +70,14 @@ def test_a_disabled_plane_is_refused() -> None:
         connect({"impl": "noop", "enabled": False})
 
 
+@pytest.mark.parametrize("impl", ["local", "noop"])
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf"), -1.0])
+def test_a_default_deadline_is_finite(impl: str, timeout_s: float) -> None:
+    """It is refused before a plane is started, not at each call."""
+    with pytest.raises(BadArgument, match="timeout_s must be finite"):
+        connect(impl, timeout_s=timeout_s)
+
+
 @pytest.mark.parametrize("options", [{"tmeout_s": 1}, {"timeout_s": "soon"}, {"data_dir": "/tmp/x"}])
 def test_unknown_options_are_named(options: dict[str, Any]) -> None:
     """An option that nobody knows, or of the wrong type, is a ValueError that names it."""
