@@ -23,6 +23,7 @@ import penstock
 from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import (
     BadArgument,
+    DataPlaneBadRequest,
     DataPlaneError,
     DataPlaneTimeout,
     DataPlaneUnavailable,
@@ -36,6 +37,7 @@ from penstock.plane.contract import DataPlaneClient
 from penstock.plane.courier import Courier, Phase
 from penstock.plane.events import Close, Effect
 from penstock.plane.local import LocalDataPlaneClient
+from penstock.plane.noop import NoOpDataPlaneClient
 from penstock.records import KVBatchMeta
 from penstock.wire import paths
 
@@ -522,6 +524,38 @@ def test_a_put_under_way_holds_up_the_goodbye(plane: LocalDataPlaneClient, monke
         thread.join(20)
     assert order == ["copied", "goodbye"]
     assert [type(error) for error in errors] in ([DataPlaneUnavailable], [DataPlaneTimeout], [])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        torch.eye(2).to_sparse(),
+        torch.eye(2).to_sparse_csr(),
+        torch.empty(2, 3, device="meta"),
+        [2**70, 1],
+        [torch.ones(2), torch.ones(2, device="meta")],
+    ],
+    ids=["sparse", "csr", "meta", "huge ints", "mixed devices"],
+)
+def test_columns_that_torch_or_numpy_choke_on_are_refused(plane: LocalDataPlaneClient, column: object) -> None:
+    """Both adapters answer with an error of the tree, and nothing is put."""
+    with NoOpDataPlaneClient() as model:
+        model.register_partition("p", ["x"], 2, ["train"])
+        for one in (plane, model):
+            with pytest.raises(DataPlaneBadRequest):
+                one.put_samples(["a", "b"], "p", {"x": column})
+            assert one.list_metadata("p") == []
+
+
+def test_a_read_of_no_rows_knows_its_fields(plane: LocalDataPlaneClient) -> None:
+    """No rows of a declared field are an empty column, of an unknown field or partition an error that names it."""
+    plane.register_partition("p", ["declared"], 2, ["score", "train"])
+    none: TensorDict = plane.get_samples([], "p", ["declared"])
+    assert none.batch_size == torch.Size([0])
+    with pytest.raises(UnknownName, match="nonsense"):
+        plane.get_samples([], "p", ["nonsense"])
+    with pytest.raises(UnknownName, match="nowhere"):
+        plane.get_samples([], "nowhere", ["x"])
 
 
 def test_a_client_is_not_pickled(plane: LocalDataPlaneClient) -> None:

@@ -82,7 +82,7 @@ def _column(name: Any, data: Any, n_rows: int, strict: bool) -> Column:
         raise RefusedType(f"field {name!r}: the rows differ in dtype or rank: {kinds}")
     dtype, rank = kinds[0] if kinds else (_short(_dtype_of(data)), max(_rank_of(data), 0))
     ragged = rank > 0 and (isinstance(data, (list, tuple)) or (isinstance(data, torch.Tensor) and data.is_nested))
-    return Column(FieldSpec(name, dtype, rank), [_owned(t) for t in rows], ragged)
+    return Column(FieldSpec(name, dtype, rank), [_owned(name, t) for t in rows], ragged)
 
 
 def _plain_values(name: str, data: Any, n_rows: int) -> list[Any] | None:
@@ -139,8 +139,11 @@ def _from_numpy(name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         raise RefusedType(f"field {name!r}: numpy {array.dtype} is not carried: {bad}") from bad
 
 
-def _owned(row: torch.Tensor) -> torch.Tensor:
-    return row.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+def _owned(name: str, row: torch.Tensor) -> torch.Tensor:
+    try:
+        return row.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    except RuntimeError as odd:  # sparse, or without data
+        raise RefusedType(f"field {name!r}: a {row.layout} tensor on {row.device} is not carried: {odd}") from odd
 
 
 def _nested(values: Sequence[torch.Tensor]) -> torch.Tensor:

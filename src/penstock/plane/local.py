@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from penstock import requests
 from penstock.config import ClientConfig, PlaneConfig
-from penstock.errors import BadArgument, RefusedType
+from penstock.errors import BadArgument, DataPlaneError, RefusedType
 from penstock.payload import codec
+from penstock.payload.columns import Batch
 from penstock.plane import checks
 from penstock.plane import events as ev
 from penstock.plane.arenas import Arenas
@@ -213,7 +214,7 @@ class LocalDataPlaneClient(DataPlaneClient):
         rows = checks.tag_rows(tags, len(keys))
         if fields is None and rows is None:
             raise BadArgument("put_samples: neither fields nor tags", partition=partition)
-        batch = codec.encode({} if fields is None else fields, len(keys), strict_tensors=self._config.strict_tensors)
+        batch = self._encoded({} if fields is None else fields, len(keys))
         lengths = batch.lengths
         meta = KVBatchMeta(
             partition_id=partition,
@@ -232,6 +233,14 @@ class LocalDataPlaneClient(DataPlaneClient):
         else:
             self._ask(requests.PutTags(partition, keys, columns), Done, deadline)
         return meta
+
+    def _encoded(self, fields: Columns, n_rows: int) -> Batch:
+        try:
+            return codec.encode(fields, n_rows, strict_tensors=self._config.strict_tensors)
+        except DataPlaneError:
+            raise
+        except (RuntimeError, TypeError, ValueError, MemoryError) as odd:  # torch's and numpy's own words
+            raise RefusedType(f"put_samples: the columns cannot be laid out: {type(odd).__name__}: {odd}") from odd
 
     def get_samples(
         self,

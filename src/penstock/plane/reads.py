@@ -87,11 +87,9 @@ class Reads:
         """No rows, with the dtypes that the partition's fields have."""
         from penstock.plane import columns as tables
 
+        self._link.ask(Locate(partition, [], list(fields)), Located, deadline)  # refuses names that are not known
         status = self._link.ask(Status(), StatusReport, deadline, method="get_samples")
-        found = next((p for p in status.partitions if p.partition == partition), None)
-        if found is None:
-            raise UnknownName(f"unknown partition {partition!r}", partition=partition, missing=[partition])
-        specs = {spec.name: spec for spec in found.fields}
+        specs = {spec.name: spec for p in status.partitions if p.partition == partition for spec in p.fields}
         return tables.table({name: tables.join(specs.get(name), []) for name in fields}, 0)
 
     def _with_retries(self, partition: str, keys: list[str], fields: list[str], deadline: Deadline) -> TensorDict:
