@@ -15,6 +15,7 @@ import pytest
 
 from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable, UnknownName
 from penstock.plane import events as ev
+from penstock.plane.channel import Channel
 from penstock.plane.courier import Identity
 from penstock.plane.link import Link
 from penstock.requests import (
@@ -286,7 +287,11 @@ def test_a_client_that_was_never_welcomed_has_no_farewell_to_wait_for(path: Path
         link = new_link(path)
         wait_for(lambda: "does not answer" in link.state())
         turns: list[float] = []
-        link._turn = turns.append  # type: ignore[assignment, method-assign]
+
+        def turn(_channel: Channel, timeout_s: float) -> None:
+            turns.append(timeout_s)
+
+        link._turn = turn  # type: ignore[method-assign]
         link.close(5.0)
     assert not link._thread.is_alive()
     assert turns == []
