@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from penstock.ledger.events import BlocksLost
 from penstock.requests import Claimed, Clear, Commit, Done, FieldSpec, Grant, GrantAgain, Locate, PutTags, TagColumn
 from tests.ledger.office import Office, group_tags
 
@@ -267,3 +268,10 @@ def test_a_repeated_put_of_many_rows_looks_at_its_tags_once(office: Office) -> N
     office.put_done(1, keys, tags=repeated, content=1)
     assert time.process_time() - began < 2.5
     assert office.audit().put == len(keys)
+
+
+def test_the_same_bytes_of_a_lost_row_are_not_acknowledged(office: Office) -> None:
+    """What is gone cannot be read by anyone: its producer is told, whatever he puts."""
+    office.put_done(1, ["a"], content=7)
+    office.event(BlocksLost([office.filled[-1]], "damaged"))
+    assert office.put(1, ["a"], content=7).code == "RowRemoved"  # type: ignore[union-attr]

@@ -175,7 +175,7 @@ class _Judge:
             given_up = self._closed(index, key) and (row.group is None or row.group.gid not in partition.closed_groups)
             return _REMOVED if given_up else row.id
         stone = partition.stone_of(key)
-        if stone is not None and stone.reason != "cleared" and (self._content, index) in stone.contents:
+        if stone is not None and stone.reason not in _NO_REPEAT and (self._content, index) in stone.contents:
             return 0
         return _REMOVED if self._closed(index, key) or _bars(stone, pending.stamp) else _FRESH
 
@@ -196,6 +196,11 @@ class _Judge:
                     self._equal[write.id] = write.tag_order == self._pending.request.tags
                 return self._equal[write.id]
         return False
+
+
+# A repeat of the same bytes is a success, except of a cleared row, which is put anew, and of a lost one: its producer
+# must not take for safe what nobody can read.
+_NO_REPEAT = ("cleared", "lost")
 
 
 def _bars(stone: Tombstone | None, stamp: int) -> bool:
