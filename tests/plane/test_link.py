@@ -291,7 +291,7 @@ def test_a_client_that_was_never_welcomed_has_no_farewell_to_wait_for(path: Path
         def turn(_channel: Channel, timeout_s: float) -> None:
             turns.append(timeout_s)
 
-        link._turn = turn  # type: ignore[method-assign]
+        link._turn = turn  # type: ignore[assignment, method-assign]
         link.close(5.0)
     assert not link._thread.is_alive()
     assert turns == []

@@ -167,17 +167,16 @@ def test_a_private_plane_that_nobody_came_to_leaves_nothing(drawer: Path, monkey
     launched: list[int] = []
     launch = dialing.LocalDialer._launch
 
-    def note(self: dialing.LocalDialer) -> int:
-        ready = launch(self)
-        assert self._child is not None
-        launched.append(self._child.pid)
-        return ready
+    def note(self: dialing.LocalDialer) -> tuple[int, subprocess.Popen[bytes]]:
+        ready, child = launch(self)
+        launched.append(child.pid)
+        return ready, child
 
     monkeypatch.setattr(dialing.LocalDialer, "_launch", note)
     monkeypatch.setattr(dialing, "_connected", lambda _: os.open(drawer / "nobody here", os.O_RDONLY))
     with pytest.raises(DataPlaneUnavailable):
-        client(None, timeout_s=2.0)
-    assert launched
+        client(None, timeout_s=3.0)
+    assert len(launched) > 1  # the later ones found the directory taken
     wait_for(lambda: all(gone(pid) for pid in launched))
     assert list(drawer.iterdir()) == []
 
@@ -530,12 +529,11 @@ def test_a_put_under_way_holds_up_the_goodbye(plane: LocalDataPlaneClient, monke
     "column",
     [
         torch.eye(2).to_sparse(),
-        torch.eye(2).to_sparse_csr(),
         torch.empty(2, 3, device="meta"),
         [2**70, 1],
         [torch.ones(2), torch.ones(2, device="meta")],
     ],
-    ids=["sparse", "csr", "meta", "huge ints", "mixed devices"],
+    ids=["sparse", "meta", "huge ints", "mixed devices"],
 )
 def test_columns_that_torch_or_numpy_choke_on_are_refused(plane: LocalDataPlaneClient, column: object) -> None:
     """Both adapters answer with an error of the tree, and nothing is put."""

@@ -99,7 +99,7 @@ class LocalDialer:
         self.address = str(paths.socket_path(self.data_dir))
         self._tries = 0
         self._reached = False  # somebody has answered here: others may know of this plane
-        self._child: subprocess.Popen[bytes] | None = None
+        self._launched: list[subprocess.Popen[bytes]] = []  # those that may live
         self._denied_at = 0.0  # when another client was first found starting the plane
 
     def dial(self) -> socket.socket:
@@ -159,13 +159,14 @@ class LocalDialer:
 
     def _spawn(self, turn: int) -> Starting:
         try:
-            return _Starting(self._launch(), turn, self._child, paths.log_path(self.data_dir))
+            ready, child = self._launch()
+            return _Starting(ready, turn, child.pid, paths.log_path(self.data_dir))
         except BaseException:
             os.close(turn)
             raise
 
-    def _launch(self) -> int:
-        """Start a plane; return the descriptor on which it will speak."""
+    def _launch(self) -> tuple[int, subprocess.Popen[bytes]]:
+        """Start a plane; return the descriptor on which it will speak, and its process."""
         if not sys.executable:
             raise DataPlaneUnavailable(
                 f"this interpreter does not know its own path and cannot start a plane; "
@@ -174,7 +175,7 @@ class LocalDialer:
         ready, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             with paths.log_path(self.data_dir).open("ab") as log:
-                self._child = subprocess.Popen(
+                child = subprocess.Popen(
                     self._command(told),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -188,8 +189,9 @@ class LocalDialer:
         finally:
             os.close(told)
         with _children_lock:
-            _children.append(self._child)
-        return ready
+            _children.append(child)
+        self._launched = [*(old for old in self._launched if old.poll() is None), child]
+        return ready, child
 
     def _command(self, ready_fd: int) -> list[str]:
         # -P: the working directory's modules are the user's, not the plane's.
@@ -209,13 +211,17 @@ class LocalDialer:
         shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def _child_lives(self) -> bool:
-        """Whether the plane that was started last outlives this client, which it does not know to have ended."""
-        if self._child is None:
-            return False
-        if not self._reached:  # it has no client, and is never to have one
-            self._child.terminate()
+        """Whether a plane that was started here outlives this client, which does not know it to have ended.
+
+        The one that was started last need not be the one that lives: it may have found the directory taken.
+        """
+        until = time.monotonic() + _DYING_S
+        if not self._reached:  # they have no client, and are never to have one
+            for child in self._launched:
+                child.terminate()
         try:
-            self._child.wait(_DYING_S)
+            for child in self._launched:
+                child.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             return True
         return False
@@ -227,10 +233,10 @@ class LocalDialer:
 class _Starting:
     """What a child says on its ready descriptor."""
 
-    def __init__(self, ready: int, turn: int, child: subprocess.Popen[bytes] | None, log: Path) -> None:
+    def __init__(self, ready: int, turn: int, pid: int, log: Path) -> None:
         self._ready = ready
         self._turn = turn
-        self._pid = child.pid if child else 0
+        self._pid = pid
         self._log = log
         self._said = b""
 
