@@ -58,13 +58,14 @@ def locate(desk: Desk, session: Session, asked: Asked) -> None:
 
 
 def _readable(partition: Partition, keys: list[str]) -> tuple[list[Row], list[RowIssue]]:
-    rows: list[Row] = []
+    found = list(map(partition.rows.get, keys))
+    rows = [row for row in found if row is not None]
+    if len(rows) == len(keys):
+        return rows, []
     absent: list[str] = []
     issues: list[RowIssue] = []
-    for key in keys:
-        row = partition.rows.get(key)
+    for key, row in zip(keys, found, strict=True):
         if row is not None:
-            rows.append(row)
             continue
         stone = partition.stone_of(key)
         if stone is not None and stone.reason == "lost":
@@ -98,7 +99,7 @@ def _sources(
     """One source per set of fields that lie in the same blocks at the same indices."""
     mask = partition.mask_of(fields)
     if all(len(row.writes) == 2 for row in rows):
-        return [_source(fields, [(w, i) for row in rows for w, i in row.pairs()], blocks, places)]
+        return [_source(fields, [row.writes for row in rows], blocks, places)]  # type: ignore[misc]
     found: dict[tuple[tuple[int, int], ...], tuple[list[str], list[tuple[Write, int]]]] = {}
     for name in fields:
         bit = partition.field_bits[name]
@@ -112,6 +113,12 @@ def _sources(
 def _source(
     fields: list[str], pairs: list[tuple[Write, int]], blocks: dict[int, int], places: list[BlockPlace]
 ) -> Source:
+    first = pairs[0][0] if pairs else None
+    if first is not None and first.kept is None and not blocks and all(write is first for write, _ in pairs):
+        assert first.place is not None
+        blocks[first.id] = 0
+        places.append(first.place)
+        return Source(fields, [0] * len(pairs), [at for _, at in pairs])
     block: list[int] = []
     index: list[int] = []
     for write, at in pairs:
