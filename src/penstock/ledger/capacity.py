@@ -21,10 +21,13 @@ def charge_of(partition: Partition, grant: Grant) -> Charge:
     """Work out what ``grant`` would take until its commit."""
     rows = partition.rows
     mean = partition.mean_row_bytes
-    known = [size for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key in rows]
+    sized = list(zip(grant.keys, grant.row_bytes, strict=True))
+    known = [] if rows.keys().isdisjoint(grant.keys) else [size for key, size in sized if key in rows]
     columns = {c.name: TagValues(c) for c in grant.tags if c.name in _GROUPING}
     if not columns:  # rows that nobody groups: each new one begins a group of its own
-        new = [max(size, mean) for key, size in zip(grant.keys, grant.row_bytes, strict=True) if key not in rows]
+        new = [size for key, size in sized if key not in rows] if known else grant.row_bytes
+        if new and min(new) < mean:
+            new = [max(size, mean) for size in new]
         return Charge(sum(known) + sum(new), len(new), bool(new))
     more_bytes, more_rows = sum(known), 0
     begun: dict[str, list[int]] = {}  # group -> [declared rows, bytes of one, rows here]

@@ -21,7 +21,8 @@ HISTORY_KEYS = 200_000  # keys named by them, in all: the oldest events go first
 
 def check_names(what: str, names: Iterable[str], partition: str) -> None:
     """Refuse names that are empty or too long."""
-    if any(not 0 < len(name) <= MAX_NAME for name in names):
+    sizes = list(map(len, names))
+    if sizes and not 0 < min(sizes) <= max(sizes) <= MAX_NAME:
         raise BadArgument(f"{what} must have 1 to {MAX_NAME} characters", partition=partition)
 
 
