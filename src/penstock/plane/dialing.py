@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ __all__ = ["Dialer", "LocalDialer", "Starting"]
 _STARTER = "plane.starting"
 _COURTESY_S = 3.0  # a plane is up in a fraction of this
 _DYING_S = 2.0  # a process that was killed, or has said that it cannot start, is gone long before
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 _MAX_LINE = 4096  # bytes of a plane's word on its start
 _children: list[subprocess.Popen[bytes]] = []  # planes this process started; reaped when they have ended
 _children_lock = threading.Lock()
@@ -267,10 +269,20 @@ def _connected(address: str) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.connect(address)
+        _require_own(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _require_own(sock: socket.socket, address: str) -> None:
+    """Refuse a listener of another user: a plane and its clients share memory, so they are one user's."""
+    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if os.geteuid() not in (uid, 0):  # root may look at anybody's
+        raise DataPlaneUnavailable(
+            f"who listens at {address} is user {uid}, not {os.geteuid()}: a plane serves its own user only"
+        )
 
 
 def reap() -> None:
