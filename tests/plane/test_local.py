@@ -582,3 +582,14 @@ def test_clients_leave_no_threads_and_no_descriptors(plane: LocalDataPlaneClient
         with client(plane.data_dir) as other:
             other.get_samples(["a"], "p", ["x"])
     assert held() == before
+
+
+def test_whoever_asks_a_running_plane_for_other_options_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps its configuration; the second client learns which of his options are not in force."""
+    with LocalDataPlaneClient(tmp_path, plane=PlaneConfig(max_rows=1000)):
+        assert not caplog.records
+        with LocalDataPlaneClient(tmp_path, plane=PlaneConfig(max_rows=2000)) as second:
+            assert second.status().max_rows == 1000
+    assert "runs with max_rows=1000 and keeps it; asked for 2000" in caplog.text

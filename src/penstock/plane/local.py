@@ -7,6 +7,7 @@ several threads, each call with its own deadline.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
 __all__ = ["LocalDataPlaneClient"]
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=requests.Record)
 
@@ -82,7 +85,10 @@ class LocalDataPlaneClient(DataPlaneClient):
         self._puts = Puts(self._link, self._arenas, Retrier(GRANT_AGAIN), read_back=paranoid)
         self._reads = Reads(self._link, self._arenas, Retrier(RE_READ))
         try:
-            self._link.ask(requests.Ping(), Done, self._deadline(None), method="connect")
+            deadline = self._deadline(None)
+            self._link.ask(requests.Ping(), Done, deadline, method="connect")
+            if plane is not None and plane != PlaneConfig():
+                self._say_what_differs(plane, deadline)
         except BaseException:
             self._link.close(_CLOSE_S)
             raise
@@ -98,6 +104,16 @@ class LocalDataPlaneClient(DataPlaneClient):
         raise RefusedType(
             f"a client is one process's and cannot be pickled; make another with data_dir={str(self.data_dir)!r}"
         )
+
+    def _say_what_differs(self, wanted: PlaneConfig, deadline: Deadline) -> None:
+        """A plane that runs keeps its configuration: who asked for another is told."""
+        runs = self._link.ask(requests.Status(), StatusReport, deadline, method="connect")
+        for name in ("durability", "max_bytes", "max_rows"):
+            asked, has = getattr(wanted, name), getattr(runs, name)
+            if asked not in (has, getattr(PlaneConfig(), name)):
+                log.warning(
+                    "the plane of %s runs with %s=%r and keeps it; asked for %r", self.data_dir, name, has, asked
+                )
 
     # -- task-mediated ------------------------------------------------------------------------------------------------
 
