@@ -220,3 +220,15 @@ def test_rows_that_were_trained_leave_no_promise_behind(office: Office) -> None:
     assert office.granted(office.grant(2, ["other"], row_bytes=850)) is not None
     office.crash(list(office.ledger.checkpoint()))
     assert office.ledger.desk.state.partitions["p"].promised_rows == 0
+
+
+def test_a_late_put_to_removed_rows_does_not_wait_for_room(office: Office) -> None:
+    """Its producer is told that they are gone; queued as new rows it would wait behind those that need it."""
+    office.put_done(1, ["a"], row_bytes=100)
+    office.pop(1, ["a"])
+    office.put_done(1, ["full"], row_bytes=950)
+    late = office.put(2, ["a"], fields=["logprobs"], row_bytes=100)
+    assert late.code == "RowRemoved"  # type: ignore[union-attr]
+    office.clear(1, ["full"])
+    office.put_done(1, ["fuller"], row_bytes=950)
+    assert office.reply(office.grant(2, ["full"], row_bytes=100)) is None  # a cleared row may be put anew: it is new

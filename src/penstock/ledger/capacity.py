@@ -19,13 +19,13 @@ from penstock.requests import Grant
 
 def charge_of(partition: Partition, grant: Grant) -> Charge:
     """Work out what ``grant`` would take until its commit."""
-    rows = partition.rows
+    known_keys = _known(partition, grant.keys)
     mean = partition.mean_row_bytes
     sized = list(zip(grant.keys, grant.row_bytes, strict=True))
-    known = [] if rows.keys().isdisjoint(grant.keys) else [size for key, size in sized if key in rows]
+    known = [size for key, size in sized if key in known_keys] if known_keys else []
     columns = {c.name: TagValues(c) for c in grant.tags if c.name in _GROUPING}
     if not columns:  # rows that nobody groups: each new one begins a group of its own
-        new = [size for key, size in sized if key not in rows] if known else grant.row_bytes
+        new = [size for key, size in sized if key not in known_keys] if known else grant.row_bytes
         if new and min(new) < mean:
             new = [max(size, mean) for size in new]
         return Charge(sum(known) + sum(new), len(new), bool(new))
@@ -33,7 +33,7 @@ def charge_of(partition: Partition, grant: Grant) -> Charge:
     begun: dict[str, list[int]] = {}  # group -> [declared rows, bytes of one, rows here]
     gids = columns.get("group_id")
     for index, key in enumerate(grant.keys):
-        if key in rows:
+        if key in known_keys:
             continue
         tag = None if gids is None else gids.get(index)
         gid = key if tag is None else str(tag)
@@ -50,6 +50,21 @@ def charge_of(partition: Partition, grant: Grant) -> Charge:
     more_bytes += sum(max(expected, count) * size for expected, size, count in begun.values())
     more_rows += sum(max(expected, count) for expected, _, count in begun.values())
     return Charge(more_bytes, more_rows, bool(begun), list(begun))
+
+
+def _known(partition: Partition, keys: list[str]) -> set[str]:
+    """The keys that begin nothing: rows that are there, and rows that were removed and do not come back.
+
+    The commit tells the producer of a removed row so; were it to wait for room as a new one, a stage that puts late
+    columns would wait behind the very rows that need it.
+    """
+    known: set[str] = set()
+    if not partition.rows.keys().isdisjoint(keys):
+        known.update(key for key in keys if key in partition.rows)
+    if not partition.tombstones.keys().isdisjoint(keys):
+        stones = ((key, partition.stone_of(key)) for key in keys)
+        known.update(key for key, stone in stones if stone is not None and stone.reason != "cleared")
+    return known
 
 
 _GROUPING = ("group_id", "expected_num_keys", "num_keys")
