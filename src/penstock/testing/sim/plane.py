@@ -60,9 +60,10 @@ def _pinned(place: BlockPlace, pin: int) -> BlockPlace:
 class _Holder:
     """What the plane knows of one client process: its sessions, grants and pins."""
 
-    __slots__ = ("grants", "pins", "sessions")
+    __slots__ = ("grants", "pins", "sessions", "settled_grant", "settled_pin")
 
     def __init__(self) -> None:
+        self.settled_grant = self.settled_pin = 0  # answered on an older connection: it has them by now, or never will
         self.sessions: set[int] = set()
         self.grants: set[int] = set()
         self.pins: dict[int, tuple[int, int]] = {}  # pin -> (block, generation)
@@ -93,9 +94,11 @@ class SimPlane(Process):
         self._unflushed: list[Entry] = []
         self._lives = 0
         self._next_pin = 0
+        self._numbers = 0
         self._reset()
 
     def _reset(self) -> None:
+        self._calls: dict[int, tuple[Connection, int]] = {}  # a call's number here -> who asked, and his own for it
         self._inbox: deque[tuple[Connection, Call]] = deque()
         self._outbox: deque[tuple[ev.AnyEffect, Connection | None]] = deque()
         self._bound: dict[int, Connection] = {}
@@ -288,10 +291,12 @@ class SimPlane(Process):
         if isinstance(body, OpenSession):
             connection.client_id = body.client_id
             session_id, secret = self.world.rng.getrandbits(62) + 1, str(self.world.rng.getrandbits(64))
-            self.feed(ev.SessionOpens(session_id, secret, call.id, body, self._wall()), connection)
+            number = self._number(connection, call)
+            self.feed(ev.SessionOpens(session_id, secret, number, body, self._wall()), connection)
         elif isinstance(body, ResumeSession):
             connection.client_id = body.client_id
-            self.feed(ev.SessionResumes(body.session_id, body.secret, call.id), connection)
+            number = self._number(connection, call)
+            self.feed(ev.SessionResumes(body.session_id, body.secret, number), connection)
         elif connection.session_id:
             self._take_in_session(connection, call)
 
@@ -303,7 +308,7 @@ class SimPlane(Process):
         if isinstance(body, Heartbeat):
             self.feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
             self._take_back(holder, body)
-            self._outbox.append((ev.Answer(session_id, call.id, _DONE), connection))
+            self._outbox.append((ev.Answer(session_id, self._number(connection, call), _DONE), connection))
         elif isinstance(body, Goodbye):
             self.feed(ev.SessionGone(session_id, "goodbye"), connection)
             holder.sessions.discard(session_id)
@@ -312,16 +317,24 @@ class SimPlane(Process):
             for pin in list(holder.pins):
                 self._unpin(holder, pin)
         else:
-            deadline = self.world.now + call.deadline_s
+            deadline, number = self.world.now + call.deadline_s, self._number(connection, call)
             self.feed(
-                ev.Asked(session_id, call.id, call.seq, call.done_below, call.abandoned, deadline, body, self._wall()),
+                ev.Asked(session_id, number, call.seq, call.done_below, call.abandoned, deadline, body, self._wall()),
                 connection,
             )
 
+    def _number(self, connection: Connection, call: Call) -> int:
+        """A call's number on the plane: an answer never meets the call of a newer connection with the same id."""
+        self._numbers += 1
+        self._calls[self._numbers] = (connection, call.id)
+        return self._numbers
+
     def _take_back(self, holder: _Holder, beat: Heartbeat) -> None:
-        for pin in [p for p in holder.pins if p <= beat.pin_high and p not in beat.pins]:
+        pin_high = max(beat.pin_high, holder.settled_pin)
+        for pin in [p for p in holder.pins if p <= pin_high and p not in beat.pins]:
             self._unpin(holder, pin)
-        for grant in [g for g in sorted(holder.grants) if g <= beat.grant_high and g not in beat.grants]:
+        grant_high = max(beat.grant_high, holder.settled_grant)
+        for grant in [g for g in sorted(holder.grants) if g <= grant_high and g not in beat.grants]:
             self._drop_grant(holder, grant)
 
     def _drop_grant(self, holder: _Holder, grant: int) -> None:
@@ -394,7 +407,9 @@ class SimPlane(Process):
             older.cut("resumed elsewhere", 0.001, 0.001)
         connection.session_id = session_id
         self._bound[session_id] = connection
-        self._holder(connection.client_id).sessions.add(session_id)
+        holder = self._holder(connection.client_id)
+        holder.sessions.add(session_id)
+        holder.settled_grant, holder.settled_pin = max(holder.grants, default=0), max(holder.pins, default=0)
         self._sessions_of.setdefault(connection.client_id, set()).add(session_id)
 
     # -- effects ------------------------------------------------------------------------------------------------------
@@ -417,14 +432,16 @@ class SimPlane(Process):
         elif isinstance(effect, ev.EndSession):
             self._end_session(effect, connection)
 
-    def _say(self, connection: Connection | None, call_id: int, body: ReplyBody) -> None:
-        if connection is not None and not connection.discarded:
+    def _say(self, connection: Connection | None, number: int, body: ReplyBody) -> None:
+        asked_by, call_id = self._calls.pop(number, (None, 0))
+        if connection is not None and asked_by is connection and not connection.discarded:
             connection.reply(Reply(call_id, self.ledger.incarnation, body))
 
     def _allot(self, effect: ev.Allot, connection: Connection | None) -> None:
         place = self.arena.allot(effect.grant, effect.nbytes)
         self.feed(ev.Allotted(effect.grant, place), connection)
-        if connection is None or connection.discarded:
+        waits = connection is not None and self._calls.get(effect.call_id, (None, 0))[0] is connection
+        if connection is None or connection.discarded or not waits:  # nobody waits for it any more
             self.feed(ev.NotAllotted(effect.grant))
             return
         self._holder(connection.client_id).grants.add(effect.grant)
