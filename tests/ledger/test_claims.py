@@ -251,3 +251,13 @@ def test_a_whole_group_claim_that_no_groups_fill_says_so(office: Office) -> None
     call = office.waiting_claim(1, batch=8, min_rows=6, whole_groups=True, timeout_s=1.0)
     office.later(1.5)
     assert "fit into batch_size 8 hold fewer" in office.reply(call).message  # type: ignore[union-attr]
+
+
+def test_a_waiting_claim_that_was_abandoned_does_not_come_back(office: Office) -> None:
+    """A second copy of it that arrives late leases nothing: nobody would take the rows."""
+    body = Claim("p", "train", ["x"], 1)
+    office.post(1, body, seq=90)
+    office.post(1, Claim("p", "prev_lp", ["x"], 1, blocking=False), seq=91, abandoned=[90])
+    office.fails(1, body, "DataPlaneTimeout", seq=90)
+    office.put_done(2, ["a"])
+    assert office.claim(2).keys == ["a"]

@@ -64,8 +64,7 @@ def settle(desk: Desk, session: Session, done_below: int, abandoned: list[int]) 
 
 
 def _abandon(desk: Desk, session: Session, seq: int) -> None:
-    if session.waiting.pop(seq, None) is not None:
-        return
+    session.waiting.pop(seq, None)
     reply = session.replies.get(seq)
     if isinstance(reply, Lease) and reply.rows:
         rows = list(reply.rows.values())
@@ -74,7 +73,7 @@ def _abandon(desk: Desk, session: Session, seq: int) -> None:
         desk.counters["claims.abandoned"] += 1
     elif (
         reply is None and seq >= max(session.done_below, 1) and len(session.replies) < MAX_REPLIES
-    ):  # should it still arrive, it must not take effect
+    ):  # should it still arrive, or arrive again, it must not take effect
         session.replies[seq] = Failed("DataPlaneTimeout", "the caller has abandoned this call")
 
 
