@@ -20,6 +20,9 @@
     │   └── RowRemoved                  a late write to a row that was removed
     ├── BatchError                      per-key failures, as the field ``failures``
     ├── JournalCorrupt                  the journal is damaged before its tail
+    ├── ControllerError                 a run cannot go on; says why and what to do
+    │   └── VersionWentBack             the trainer stands at an earlier step than the run
+    ├── PromptRejected                  raised by a generator: this prompt can never be answered
     └── IllegalTransition               a machine has no entry for this event in its state: our own bug
 
 Invariant: an error names what is missing (fields ``partition``, ``keys``, ``missing``) and carries
@@ -34,6 +37,7 @@ from collections.abc import Mapping, Sequence
 __all__ = [
     "BadArgument",
     "BatchError",
+    "ControllerError",
     "CorruptPayload",
     "DataPlaneBadRequest",
     "DataPlaneClearError",
@@ -49,10 +53,12 @@ __all__ = [
     "JournalCorrupt",
     "LeaseLost",
     "MissingExtra",
+    "PromptRejected",
     "RefusedType",
     "RowRemoved",
     "StaleSlotError",
     "UnknownName",
+    "VersionWentBack",
     "abbreviate",
     "code_of",
     "error_of",
@@ -188,6 +194,18 @@ class JournalCorrupt(DataPlaneError):
     """The journal is damaged before its tail; the plane does not start on it."""
 
 
+class ControllerError(DataPlaneError):
+    """A run cannot go on. Nothing of it is lost: run it again once the cause is gone."""
+
+
+class VersionWentBack(ControllerError):
+    """The trainer stands at an earlier step than the run: its checkpoint is not the run's."""
+
+
+class PromptRejected(DataPlaneError):
+    """Raised by a generator: this prompt can never be answered. It is dropped, with the message as the reason."""
+
+
 class IllegalTransition(DataPlaneError):
     """A machine has no entry for an event in the state it is in: our own bug.
 
@@ -201,8 +219,8 @@ class IllegalTransition(DataPlaneError):
         self.history = list(history)
 
 
-# What may cross a wire, by name. BatchError is built by clients, MissingExtra and
-# IllegalTransition are local: none of them travels.
+# What may cross a wire, by name. BatchError is built by clients; MissingExtra, IllegalTransition and the controller's
+# errors are local: none of them travels.
 _ON_WIRE: dict[str, type[DataPlaneError]] = {
     cls.__name__: cls
     for cls in (
