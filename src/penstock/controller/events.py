@@ -1,7 +1,7 @@
 """What a run tells: one closed union of records, for metrics, logs, traces and whoever else listens.
 
-Invariants: metadata only; each says what has happened, not what is wished; ``at`` is seconds since the epoch, stamped by
-the shell, ``life`` counts the controller's starts. A group id names one attempt at one prompt.
+Invariants: metadata only; each says what has happened, not what is wished; ``at`` is seconds since the epoch, stamped
+by the shell, ``life`` counts the controller's starts. A group id names one attempt at one prompt.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class _Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     life: int = 0
 
 
-class Started(_Event):
-    """The controller has begun a life: at ``step``, with ``open_prompts`` prompts under way, the next being ``cursor``."""
+class Started(_Event, frozen=True, tag=True, kw_only=True):
+    """The controller has begun a life at ``step``: ``open_prompts`` are under way, the next new one is ``cursor``."""
 
     step: int
     cursor: int
     open_prompts: int
 
 
-class Dispatched(_Event):
+class Dispatched(_Event, frozen=True, tag=True, kw_only=True):
     """A prompt went out to be answered, with the weights of ``version``."""
 
     group_id: str
@@ -55,8 +55,8 @@ class Dispatched(_Event):
     version: int
 
 
-class Committed(_Event):
-    """A group is in the plane, committed, and fit to be trained. Versions: the oldest, and the newest if it is tagged."""
+class Committed(_Event, frozen=True, tag=True, kw_only=True):
+    """A group is in the plane and fit to be trained. ``version`` is its oldest, ``end_version`` its newest."""
 
     group_id: str
     prompt: int
@@ -67,7 +67,7 @@ class Committed(_Event):
     partial: bool = False
 
 
-class Again(_Event):
+class Again(_Event, frozen=True, tag=True, kw_only=True):
     """A prompt goes again, because of ``why``; its next attempt is number ``attempt``."""
 
     prompt: int
@@ -75,14 +75,14 @@ class Again(_Event):
     why: str
 
 
-class Dropped(_Event):
+class Dropped(_Event, frozen=True, tag=True, kw_only=True):
     """A prompt is given up for good, for ``reason``."""
 
     prompt: int
     reason: str
 
 
-class Claimed(_Event):
+class Claimed(_Event, frozen=True, tag=True, kw_only=True):
     """The rows of step ``step`` are leased."""
 
     step: int
@@ -92,14 +92,14 @@ class Claimed(_Event):
     staleness: int  # versions by which the oldest group lags
 
 
-class Ordered(_Event):
+class Ordered(_Event, frozen=True, tag=True, kw_only=True):
     """The trainer was told to make ``step``; ``attempt`` counts from 1."""
 
     step: int
     attempt: int
 
 
-class Trained(_Event):
+class Trained(_Event, frozen=True, tag=True, kw_only=True):
     """Step ``step`` is durable; ``seconds``: since its last order."""
 
     step: int
@@ -109,7 +109,7 @@ class Trained(_Event):
     metrics: Mapping[str, float] = {}
 
 
-class Popped(_Event):
+class Popped(_Event, frozen=True, tag=True, kw_only=True):
     """The rows of ``step`` are removed from the plane as trained; ``lost``: those of them that were gone already."""
 
     step: int
@@ -117,14 +117,14 @@ class Popped(_Event):
     lost: list[str] = []
 
 
-class Published(_Event):
+class Published(_Event, frozen=True, tag=True, kw_only=True):
     """Generators may use the weights of ``version``."""
 
     version: int
     seconds: float
 
 
-class Evicted(_Event):
+class Evicted(_Event, frozen=True, tag=True, kw_only=True):
     """The rows of a group were removed for ``reason``."""
 
     group_id: str
@@ -132,13 +132,13 @@ class Evicted(_Event):
     reason: str
 
 
-class Paused(_Event):
+class Paused(_Event, frozen=True, tag=True, kw_only=True):
     """Nothing is dispatched and the plane is not called, because of ``why``."""
 
     why: str
 
 
-class Recovered(_Event):
+class Recovered(_Event, frozen=True, tag=True, kw_only=True):
     """The plane is back and the run goes on.
 
     Attributes:
@@ -156,14 +156,14 @@ class Recovered(_Event):
     again: int
 
 
-class Joined(_Event):
+class Joined(_Event, frozen=True, tag=True, kw_only=True):
     """A replica registered."""
 
     replica: str
     role: str
 
 
-class Reaped(_Event):
+class Reaped(_Event, frozen=True, tag=True, kw_only=True):
     """A replica is gone; ``silent_s``: since it was last heard, 0 when it said goodbye."""
 
     replica: str
@@ -171,14 +171,14 @@ class Reaped(_Event):
     silent_s: float
 
 
-class Stalled(_Event):
+class Stalled(_Event, frozen=True, tag=True, kw_only=True):
     """Nothing moved for ``seconds``; ``owed`` says what is missing and who owes it, a sentence each."""
 
     seconds: float
     owed: list[str]
 
 
-class Finished(_Event):
+class Finished(_Event, frozen=True, tag=True, kw_only=True):
     """The run is over; ``ok`` False: it could not go on."""
 
     reason: str

@@ -21,8 +21,8 @@ __all__ = [
     "Candidate",
     "InOrder",
     "ReadyFirst",
-    "Standing",
     "StalenessPolicy",
+    "Standing",
     "WeightFifo",
     "Windowed",
     "in_order",
@@ -107,7 +107,7 @@ class InOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def admits(self, now: Standing) -> int:
         return _gate(now, self.max_lookahead_versions)
 
-    def oldest_version(self, version: int) -> int | None:
+    def oldest_version(self, version: int) -> int | None:  # noqa: ARG002 - the protocol's
         return None  # who waits for its turn is not late; the lookahead bounds how far ahead it was made
 
     def select(self, now: Standing) -> Sequence[Candidate]:

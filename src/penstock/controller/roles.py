@@ -1,7 +1,7 @@
 """What a user brings to a run: who generates, who trains, who spreads weights, and where prompts come from.
 
-Invariants: none of these sees the controller's insides; what passes through them is metadata (prompts are the user's own
-objects and are only handed on); every method may be called again for the same work, after any failure on either side.
+Invariants: none of these sees the controller's insides; what passes through them is metadata (prompts are the user's
+own objects and are only handed on); every method may be called again for the same work, after any failure.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptSource(Protocol):
-    """Prompts by number, from 0. The same number gives the same prompt in every life of the run: that is what resumes."""
+    """Prompts by number, from 0. A number gives the same prompt in every life of the run: that is how it resumes."""
 
     def prompt(self, index: int) -> Any | None:
         """Return prompt number ``index``; None = there are no more. Called on the event loop: must not block."""
