@@ -17,6 +17,7 @@ from penstock.demo.rows import question_answer
 from penstock.demo.spec import GENERATION_FIELDS, PARTITION, SCORE_TASK, RunFiles
 from penstock.errors import DataPlaneTimeout, LeaseLost, RowRemoved, UnknownName
 from penstock.plane.contract import DataPlaneClient
+from penstock.points import reached
 from penstock.records import KVBatchMeta
 
 __all__ = ["Scorer"]
@@ -45,6 +46,7 @@ class Scorer:
             meta = self._claim(wait_s)
         except DataPlaneTimeout:
             return 0  # nothing was ready, or the plane was away: the next call will tell
+        reached("scorer.claimed")
         read, meta = patiently(
             lambda: self._client.get_data(meta, ["prompt", "answer"], on_failed="drop"), self.spec.plane_patience_s
         )
@@ -85,4 +87,6 @@ class Scorer:
         patience, tags = self.spec.plane_patience_s, [{"prev_version": self._version}] * meta.size
         columns = {"prev_logprobs": scores}
         patiently(lambda: self._client.put_samples(meta.sample_ids, PARTITION, columns, tags), patience)
+        reached("scorer.put")
         patiently(lambda: self._client.ack(meta), patience)
+        reached("scorer.acked")

@@ -21,6 +21,7 @@ from penstock.demo.rows import question_answer, row_hashes, trained_entries
 from penstock.demo.spec import TRAIN_FIELDS, RunFiles
 from penstock.errors import BadArgument, DataPlaneReadError, FieldNotProduced, UnknownName
 from penstock.plane.contract import DataPlaneClient
+from penstock.points import reached
 from penstock.records import KVBatchMeta
 from penstock.testing.checker import EventLog, Moment
 
@@ -58,10 +59,13 @@ class Trainer:
             )
         except (DataPlaneReadError, UnknownName, FieldNotProduced) as unreadable:
             return Unreadable(order.step, list(unreadable.keys), str(unreadable))
+        reached("trainer.read")
         record = _record_of(order, columns)
         self._write("before", record)
         self._learn(columns)
+        reached("trainer.stepped")
         save_training(self._checkpoints, self._policy, self._adam, record)
+        reached("trainer.saved")
         self._write("after", record)
         self.record = record
         return Trained(record, time.monotonic())

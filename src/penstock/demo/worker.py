@@ -22,6 +22,7 @@ from penstock.demo.spec import PARTITION, RunFiles, RunSpec
 from penstock.demo.task import prompt_tokens, randomness, rewards
 from penstock.errors import RowRemoved, UnknownName
 from penstock.plane.contract import DataPlaneClient
+from penstock.points import reached
 from penstock.testing.checker import EventLog
 
 __all__ = ["Worker"]
@@ -50,6 +51,7 @@ class Worker:
             load_policy(self._checkpoints, order.version, self._policy)
             self._version = order.version
         columns = self._generate(order.prompts)
+        reached("worker.generated")
         with suppress(RowRemoved, UnknownName):  # the controller gave this attempt up: it will not count it
             self._deliver(order.prompts, columns)
         return RolledOut(order.prompts, columns["reward"].mean().item(), time.monotonic())
@@ -72,5 +74,7 @@ class Worker:
         self._log.write(put_entries("before", keys, hashes, self._version))
         patiently(lambda: self._client.put_samples(keys, PARTITION, columns, tags), patience)
         self._log.write(put_entries("after", keys, hashes, self._version))
+        reached("worker.put")
         commit = [{"committed": True}] * len(keys)
         patiently(lambda: self._client.put_samples(keys, PARTITION, tags=commit), patience)
+        reached("worker.committed")

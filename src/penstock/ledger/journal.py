@@ -25,6 +25,7 @@ from penstock.ledger.facts import Entry
 from penstock.ledger.journal_files import DirectoryFiles, SegmentFiles, segment_name
 from penstock.ledger.journal_format import HEADER_BYTES, encode_entry, encode_header, new_header, seal
 from penstock.ledger.journal_recovery import Damage, Recovery, repair_segments
+from penstock.points import reached
 
 __all__ = ["AnyJournal", "Damage", "Journal", "JournalStatistics", "MemoryJournal"]
 
@@ -135,6 +136,7 @@ class Journal:
             return
         with self._writing(f"write {len(self._buffer)} bytes"):
             self._files.append(segment_name(self._number), self._buffer)
+        reached("journal.written")
         self._sizes[self._number] += len(self._buffer)
         self._flushes += 1
         self._buffer.clear()
@@ -155,6 +157,7 @@ class Journal:
             raise BadArgument("end_checkpoint without begin_checkpoint")
         base, self._checkpoint = self._checkpoint, None
         self._start_segment(base)
+        reached("journal.rebased")
         with self._writing("unlink segments before its checkpoint"):
             for number in [n for n in self._sizes if n < base]:
                 self._files.unlink(segment_name(number))
@@ -201,6 +204,7 @@ class Journal:
         header = encode_header(new_header(self._journal_id, number, base, self._entries))
         with self._writing("start a segment"):
             self._files.create(segment_name(number), header)
+        reached("journal.rotated")
         self._number, self._base = number, base
         self._sizes[number] = len(header)
 

@@ -31,6 +31,7 @@ from penstock.plane.dialing import LocalDialer
 from penstock.plane.link import Link, LinkStatistics
 from penstock.plane.puts import GRANT_AGAIN, Puts
 from penstock.plane.reads import RE_READ, Reads
+from penstock.points import reached
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag, as_int
 from penstock.requests import AuditReport, Done, StatusReport, Tokens, WhyReport
 from penstock.retry import Deadline, Retrier
@@ -167,6 +168,7 @@ class LocalDataPlaneClient(DataPlaneClient):
         )
         # Within the ``with``: a signal before the meta is complete gives the rows back.
         with self._link.call(body, requests.Claimed, deadline) as claimed:
+            reached("client.claimed")
             return KVBatchMeta(
                 partition_id=body.partition,
                 task_name=body.task,
@@ -192,7 +194,9 @@ class LocalDataPlaneClient(DataPlaneClient):
     def ack(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
         partition, task, keys, given = checks.held(meta, "ack")
+        reached("client.acking")
         self._ask(requests.Ack(partition, task, keys, _tokens(given)), Done, deadline, remembered=given is None)
+        reached("client.acked")
 
     def release(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
@@ -247,7 +251,9 @@ class LocalDataPlaneClient(DataPlaneClient):
             wanted = requests.Grant(partition, keys, batch.specs, columns, batch.nbytes, batch.row_bytes, lengths)
             self._puts.put(wanted, batch, deadline)
         else:
+            reached("client.tagging")
             self._ask(requests.PutTags(partition, keys, columns), Done, deadline)
+            reached("client.tagged")
         return meta
 
     def _encoded(self, fields: Columns, n_rows: int) -> Batch:
@@ -356,7 +362,9 @@ class LocalDataPlaneClient(DataPlaneClient):
         if given is None and not self._link.book.knows(partition):
             self._learn_final_tasks(deadline)
         body = requests.Pop(partition, rows, _tokens(given))
+        reached("client.popping")
         self._ask(body, Done, deadline, remembered=given is None)
+        reached("client.popped")
 
     def _learn_final_tasks(self, deadline: Deadline) -> None:
         """Find out which task's leases a pop must name, where this client did not register the partition itself."""

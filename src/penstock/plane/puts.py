@@ -12,6 +12,7 @@ from penstock.plane import events as ev
 from penstock.plane.again import settled
 from penstock.plane.arenas import ArenaGone, Arenas
 from penstock.plane.link import Link
+from penstock.points import reached
 from penstock.requests import Commit, Grant, GrantAgain, Granted, Record
 from penstock.retry import Answer, Deadline, Kind, Policy, Reason, Retrier
 
@@ -64,13 +65,17 @@ class Puts:
 
     def _once(self, wanted: Grant, batch: Batch, deadline: Deadline) -> bool:
         """Grant, copy, commit; False if the grant did not live that long, and nothing happened."""
+        reached("client.putting")
         granted = self._link.ask(wanted, Granted, deadline)
         try:
+            reached("client.granted")
             with self._arenas.writing():
                 content = batch.write_into(self._arenas.writer(granted.place, granted.arena), granted.grant)
                 if self._read_back:
                     self._arenas.read_back(granted.place, granted.arena)
+            reached("client.copied")
             reply = self._link.ask(Commit(granted.grant, content), Record, deadline)
+            reached("client.put")
         except DataPlaneUnavailable as failed:
             if not isinstance(failed, ArenaGone) and self._arenas.lost([granted.arena]):
                 raise ArenaGone(f"an arena was let go of during the put: {failed}") from failed

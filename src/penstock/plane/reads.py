@@ -28,6 +28,7 @@ from penstock.payload.mapping import BlockReader
 from penstock.plane.again import settled
 from penstock.plane.arenas import ArenaGone, Arenas
 from penstock.plane.link import Link
+from penstock.points import reached
 from penstock.requests import Damaged, Done, Locate, Located, RowIssue, Status, StatusReport
 from penstock.retry import Answer, Deadline, Kind, Policy, Retrier
 
@@ -133,11 +134,15 @@ class Reads:
 
     def _once(self, partition: str, keys: list[str], fields: list[str], deadline: Deadline) -> TensorDict:
         """Locate, verify, decode. The pins of what is not handed out return with the context."""
+        reached("client.reading")
         try:
             with self._link.call(Locate(partition, keys, fields), Located, deadline) as located, ExitStack() as stack:
+                reached("client.pinned")
                 if located.issues:
                     raise self._issues(partition, located.issues)
-                return self._decoded(partition, located, keys, stack)
+                table = self._decoded(partition, located, keys, stack)
+                reached("client.read")
+                return table
         except (UnknownName, FieldNotProduced) as lacking:
             raise _Unreadable(lacking, lacking.keys) from None
 

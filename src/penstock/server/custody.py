@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.ledger.events import Allot, Allotted, AnyEvent, NotAllotted, Resolve
+from penstock.points import reached
 from penstock.requests import BlockPlace, Failed, Granted, Heartbeat, Located, ReplyBody
 from penstock.server.allotment import Allotment, Request
 from penstock.server.holdings import Holder, Holdings
@@ -56,6 +57,7 @@ class Custody:
     def fill(self, block_id: int) -> None:
         """The slot holds a visible block."""
         self._storage.fill(block_id)
+        reached("server.filled")
         self._let_go(block_id)
 
     def drop(self, grant: int) -> None:
@@ -70,6 +72,7 @@ class Custody:
 
     def free(self, block_id: int) -> None:
         self._storage.release(block_id)
+        reached("server.freed")
 
     def resolve(self, effect: Resolve, holder: Holder | None) -> None:
         """Pin the blocks of a read for its reader and say where they lie."""
@@ -151,6 +154,7 @@ class Custody:
             self._storage.abandon(request.grant)
             self._tell(NotAllotted(request.grant))
             return
+        reached("server.granted")
         self._writers[request.grant].granted(request.grant)
         self._tell(Allotted(request.grant, place))
         self._answer(request.call_id, Granted(request.grant, place, self._storage.arena_of(place)))

@@ -15,6 +15,7 @@ from penstock.errors import DataPlaneError
 from penstock.ledger.events import BlockMoved
 from penstock.payload.arena import Arena
 from penstock.payload.memory import PAGE
+from penstock.points import reached
 from penstock.requests import BlockPlace
 from penstock.server.plane import Plane
 from penstock.server.recovery import make_arena
@@ -40,6 +41,7 @@ def leave(plane: Plane, data_dir: Path, *, keep: bool) -> None:
         log.error("live blocks stay in shared memory, which a reboot clears: %s", error)  # noqa: TRY400 - told whole
         storage.close(unlink=False)
         return
+    reached("server.rescued")
     storage.unlink_shared()
     storage.close(unlink=False)
 

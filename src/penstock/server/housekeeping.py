@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from penstock.ledger.events import Tick
 from penstock.ledger.facts import Entry
+from penstock.points import reached
 from penstock.server.plane import EX_IOERR, Clock, Plane
 from penstock.server.reception import Reception
 
@@ -191,6 +192,7 @@ class Housekeeping:
         plane = self._plane
         log.info("checkpoint: the journal holds %d bytes", plane.journal.size_bytes)
         if plane.write(plane.journal.begin_checkpoint):
+            reached("server.checkpointing")
             self._checkpoint = iter(plane.ledger.checkpoint(_CHECKPOINT_ROWS))
             self._restate()  # at once: what opens the checkpoint must be the first entry of its first segment
 
@@ -202,11 +204,13 @@ class Housekeeping:
         entry = next(self._checkpoint, None)
         if entry is not None:
             plane.write(lambda: plane.journal.append(entry))
+            reached("server.restated")
             plane.settle_soon()
             asyncio.get_running_loop().call_soon(self._restate)
             return
         self._checkpoint = None
         if plane.write(plane.journal.end_checkpoint):
+            reached("server.checkpointed")
             self._restated_bytes = plane.journal.size_bytes
             self.checkpoints += 1
             log.info("checkpoint done: the journal holds %d bytes", self._restated_bytes)

@@ -28,6 +28,7 @@ import msgspec
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneError, DataPlaneWriteError, JournalCorrupt
 from penstock.ledger.events import BlocksLost
+from penstock.points import reached
 from penstock.server import lock as locks
 from penstock.server.connections import Connection
 from penstock.server.ending import leave
@@ -182,8 +183,10 @@ async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
     house.start()
     moving = loop.create_task(_guarded(plane, mover))
     log.info("serving %s, life %d, process %d", options.data_dir, plane.ledger.incarnation, os.getpid())
+    reached("server.listening")
     starter.say("ready")
     await plane.stopped.wait()
+    reached("server.stopping")
     house.stop()
     server.close()
     if lock.stands:  # else the socket that lies there is another plane's
@@ -213,6 +216,7 @@ def _plane(options: Options, recovered: Recovered) -> Plane:
     plane.settle()
     if plane.failed:
         raise DataPlaneWriteError(plane.reason)
+    reached("server.recovered")
     return plane
 
 
@@ -232,7 +236,9 @@ def _end(options: Options, plane: Plane, lock: locks.Lock) -> None:
         plane.storage.close(unlink=lock.removed)  # without its journal nobody can make sense of it
         print(f"penstock: {plane.reason}", file=sys.stderr)  # noqa: T201 - the last word of a process
         return
+    reached("server.parted")
     leave(plane, options.data_dir, keep=options.config.durability != "memory" and not options.ephemeral)
+    reached("server.ended")
     with contextlib.suppress(DataPlaneWriteError):  # said by ``leave``; everything that was acknowledged is written
         plane.journal.close()
     log.info("ended: %s", plane.reason)

@@ -19,6 +19,7 @@ from penstock.errors import CorruptPayload, DataPlaneError, StaleSlotError
 from penstock.ledger.events import BlockMoved, BlocksLost
 from penstock.payload import block
 from penstock.payload.compact import compacted
+from penstock.points import reached
 from penstock.requests import BlockPlace, Done
 from penstock.server.plane import Plane
 from penstock.server.storage import PLANE
@@ -106,6 +107,8 @@ class Mover:
         if moved is not None:
             self._plane.tell(BlockMoved(moved, kept))
         self._plane.settle()
+        if moved is not None:
+            reached("server.moved")
 
     def _lost(self, block_id: int, why: str) -> None:
         log.error("block %d is damaged, its rows are lost: %s", block_id, why)

@@ -34,6 +34,7 @@ from penstock.ledger.events import (
 )
 from penstock.ledger.journal import AnyJournal
 from penstock.ledger.machine import Ledger
+from penstock.points import reached
 from penstock.requests import (
     Audit,
     Capabilities,
@@ -117,14 +118,18 @@ class Plane:
 
     def take(self, effects: list[AnyEffect]) -> None:
         """Write down what must be, and keep the rest for when it is safe."""
+        changed = False
         try:
             for effect in effects:
                 if isinstance(effect, Persist):
                     self.journal.append(effect.entry)
+                    changed = True
                 else:
                     self._due.append(effect)
         except DataPlaneWriteError as error:
             self.fail(EX_IOERR, str(error))
+        if changed:
+            reached("server.decided")
         self.settle_soon()
 
     def write(self, act: Callable[[], None]) -> bool:
@@ -148,12 +153,15 @@ class Plane:
         self._settle_scheduled = False
         if self._closed:
             return
+        idle = not self._due
         try:
             self._carry_out_all()
         except DataPlaneWriteError as error:
             self.fail(EX_IOERR, str(error))
         if not self._failed:
             self.sessions.send()
+            if not idle:
+                reached("server.replied")
             self.after_settle()
             self._back_soon()
 
@@ -173,6 +181,8 @@ class Plane:
         while not self._failed:
             self.journal.flush()
             due, self._due = self._due, []
+            if due:
+                reached("server.journaled")
             for effect in due:
                 self._carry_out(effect)
             if self.storage.take_freed():

@@ -16,6 +16,7 @@ import socket
 
 from penstock.errors import DataPlaneError, code_of
 from penstock.ledger.events import Answer, Asked, Disconnected, Heard, SessionGone, SessionOpens, SessionResumes
+from penstock.points import reached
 from penstock.requests import (
     WIRE_VERSION,
     Audit,
@@ -139,6 +140,7 @@ class Reception:
         if self._plane.over:
             return
         self.received += 1
+        reached("server.received")
         if connection.session_id == 0:
             self._greet(connection, call)
             return

@@ -20,6 +20,7 @@ from penstock.ledger.machine import Ledger
 from penstock.payload import block
 from penstock.payload.arena import Arena, OldArena
 from penstock.payload.files import fits_in_shm
+from penstock.points import reached
 from penstock.requests import ArenaPlace, BlockPlace
 from penstock.server.plane import Clock
 from penstock.server.storage import Storage
@@ -59,6 +60,7 @@ def recover(data_dir: Path, config: PlaneConfig, *, clock: Clock, wall: Clock, r
     for entry in journal.entries():
         ledger.replay(entry, clock())
         entries += 1
+    reached("server.replayed")
     effects = ledger.begin_life(max(ledger.incarnation + 1, int(wall() * 1e9)), clock(), wall())
     if entries:
         log.info("life %d begins: %d journal entries replayed", ledger.incarnation, entries)
