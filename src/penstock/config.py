@@ -32,7 +32,8 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         resume_grace_s: after a restart, how long sessions of the earlier life may come back to their leases.
         max_deliveries: a row delivered more often than this goes to quarantine.
         tombstone_s, max_tombstones: how long, and how many, removed rows are remembered against late writes.
-        abandon_grace_s: an unfinished group whose putting sessions have all ended is evicted after this long.
+        abandon_grace_s: an unfinished group whose putting sessions have all ended is evicted after this long, and so is
+            what is left of a whole group that lost a row for good.
         max_bytes, max_rows: capacity of the plane for new groups.
         partition_max_bytes, partition_max_rows: the same per partition; None = only the plane's.
         reserve_fraction: share of the capacity on top of it that finishing existing groups may draw on.

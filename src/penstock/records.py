@@ -201,7 +201,10 @@ class GroupPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         deadline_s: seconds after the group's first row; None = never.
         on_deadline: ``wait`` for ever, hand out what is there as ``partial`` (its rows carry the tag
             ``partial`` = True), or ``drop`` the group (evicted, reason ``incomplete``). A ``partial`` group with fewer
-            than ``min_ready`` rows at its deadline is dropped too.
+            than ``min_ready`` rows at its deadline is dropped too. ``wait`` is for rows that may still come: what is
+            left of a group that lost a row for good, and that only whole-group claims could take, is evicted as
+            ``incomplete`` after the plane's ``abandon_grace_s``. No policy ends a lease: a group is dropped once nobody
+            holds a row of it.
     """
 
     min_ready: int = 1

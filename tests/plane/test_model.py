@@ -133,6 +133,20 @@ def test_unfinished_groups_of_ended_sessions_are_abandoned(client: NoOpDataPlane
     assert audit(client).evicted == {"abandoned": 2}
 
 
+def test_no_timer_takes_a_row_from_its_holder(client: NoOpDataPlaneClient, clock: Clock) -> None:
+    """A group of which somebody holds a row is given up once he no longer does."""
+    client.register_partition(
+        "p", [], 4, ["prep", "train"], group_policy=GroupPolicy(on_deadline="drop", deadline_s=10.0)
+    )
+    put(client, "a", "b", group_id="g", expected_num_keys=3, committed=True)
+    held = claim(client, keys=["a"])
+    clock.passes(20.0)
+    assert keys(client) == ["a", "b"]
+    client.release(held)
+    clock.passes(1.0)
+    assert (keys(client), audit(client).evicted) == ([], {"incomplete": 2})
+
+
 def test_group_policies_act_at_the_deadline(client: NoOpDataPlaneClient, clock: Clock) -> None:
     """Partial groups go from their deadline on, counted from the first row; too small ones are evicted."""
     client.register_partition(

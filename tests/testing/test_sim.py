@@ -36,6 +36,12 @@ def test_a_report_is_json() -> None:
     assert told["failed"] == 0
 
 
+@pytest.mark.parametrize("seed", [1102566])
+def test_worlds_that_once_broke_keep_every_promise(seed: int) -> None:
+    """1102566: what was left of groups that lost a row held a full plane's room for ever."""
+    assert sim.run_world(seed).violations == []
+
+
 _TRACE = """
 from penstock.testing import sim
 for seed in range(30, 50):

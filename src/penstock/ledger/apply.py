@@ -70,6 +70,7 @@ def registered(books: Books, fact: f.Registered) -> None:
         for group in partition.groups.values():
             if not group.done:
                 books.start_deadline(partition, group)
+                books.start_grace(partition, group)
     books.touch(partition.name)
 
 
@@ -86,6 +87,9 @@ def queue_opened(books: Books, fact: f.QueueOpened) -> None:
     task = partition.tasks.get(fact.task)
     if task is not None:
         open_queue(partition, task, list(fact.required), fact.whole_groups)
+        for group in partition.groups.values() if fact.whole_groups else ():
+            if group.gone and not group.done:
+                books.start_grace(partition, group)
 
 
 MEANINGS: dict[type[f.Fact], Callable[[Books, Any], None]] = {

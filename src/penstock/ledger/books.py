@@ -72,6 +72,12 @@ class Books:
         if policy is not None and policy.deadline_s is not None and policy.on_deadline != "wait":
             self.start_timer(policy.deadline_s, "group", partition.name, group.gid)
 
+    def start_grace(self, partition: Partition, group: Group) -> None:
+        """Look at an undone group again once those who could still finish it, or take what is left, have had time."""
+        stays_short = group.gone and any(queue.whole for queue in partition.queues)
+        if stays_short or self.state.sessions.keys().isdisjoint(group.putters):
+            self.start_timer(self.config.abandon_grace_s, "abandon", partition.name, group.gid)
+
     def touch(self, partition: str) -> None:
         """Something in the partition may have become ready, or room was made."""
         self.touched[partition] = None
@@ -147,14 +153,14 @@ class Books:
             self.after_leaving(partition, group)
 
     def after_leaving(self, partition: Partition, group: Group) -> None:
-        """The group has lost rows. What is left of it is not whole any more; with no producer left it is given up."""
+        """The group has lost rows. What is left of it is not whole any more, and may have to be given up."""
         if not self.replaying or not group.rows:
             self.refresh(partition, group)
         if not group.rows:
             del partition.groups[group.gid]
             del partition.groups_by_id[group.id]
-        elif not self.replaying and not group.done and self.state.sessions.keys().isdisjoint(group.putters):
-            self.start_timer(self.config.abandon_grace_s, "abandon", partition.name, group.gid)
+        elif not self.replaying and not group.done:
+            self.start_grace(partition, group)
 
     def refresh(self, partition: Partition, group: Group) -> None:
         """The group's rows or tags have changed. One that is not done any more has its deadline anew."""

@@ -40,7 +40,7 @@ def charge_of(partition: Partition, grant: Grant) -> Charge:
         entry = begun.get(gid)
         if entry is not None:
             entry[2] += 1
-        elif gid in partition.groups or gid in partition.admitted:
+        elif gid in partition.groups or gid in partition.admitted or gid in partition.closed_groups:
             more_bytes += grant.row_bytes[index]
             more_rows += 1
         else:
@@ -55,8 +55,8 @@ def charge_of(partition: Partition, grant: Grant) -> Charge:
 def _known(partition: Partition, keys: list[str]) -> set[str]:
     """The keys that begin nothing: rows that are there, and rows that were removed and do not come back.
 
-    The commit tells the producer of a removed row so; were it to wait for room as a new one, a stage that puts late
-    columns would wait behind the very rows that need it.
+    The commit tells the producer of a removed row so, as it does of a late row of a group that was given up; were they
+    to wait for room as new ones, a stage that puts late columns would wait behind the very rows that need it.
     """
     known: set[str] = set()
     if not partition.rows.keys().isdisjoint(keys):

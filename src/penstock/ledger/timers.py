@@ -1,4 +1,7 @@
-"""What the passing of time does: leases expire, unfinished groups reach their deadline or are given up as abandoned."""
+"""What the passing of time does: leases expire, groups that are not whole reach their deadline or are given up.
+
+Rule: only ``evict`` and ``clear`` end other people's leases. A group of which somebody holds a row is looked at again.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from penstock.ledger.sessions import give_back
 from penstock.ledger.state import Group, Partition, Row
 from penstock.records import is_true
 
+AGAIN_S = 1.0  # after which a group is looked at again of which somebody holds a row
+
 
 def fire(desk: Desk) -> None:
     """Carry out every timer that is due."""
@@ -22,7 +27,7 @@ def fire(desk: Desk) -> None:
         elif kind == "group":
             _group_is_late(desk, *what)
         else:
-            _group_abandoned(desk, *what)
+            _group_stays_short(desk, *what)
 
 
 def _lease_expires(desk: Desk, token: str) -> None:
@@ -52,33 +57,66 @@ def _group_is_late(desk: Desk, name: str, gid: str) -> None:
     if policy.on_deadline == "partial" and len(committed) >= policy.min_ready:
         desk.record([PartialAllowed(name, gid)])
     else:
-        _evict(desk, partition, list(group.rows.values()), "incomplete")
+        _evict(desk, partition, group, list(group.rows.values()), "incomplete", "group")
 
 
-def _group_abandoned(desk: Desk, name: str, gid: str) -> None:
+def _group_stays_short(desk: Desk, name: str, gid: str) -> None:
+    """The grace has passed of a group whose producers are gone, or that lost a row which cannot come back."""
     found = _group_of(desk, name, gid)
     if found is None:
         return
     partition, group = found
-    rows = unfinished(group)
+    rows = unfinished(partition, group)
     if rows and desk.state.sessions.keys().isdisjoint(group.putters):
-        _evict(desk, partition, rows, "abandoned")
+        _evict(desk, partition, group, rows, "abandoned", "abandon")
+    elif stuck(partition, group):
+        _evict(desk, partition, group, list(group.rows.values()), "incomplete", "abandon")
 
 
-def unfinished(group: Group) -> list[Row]:
+def unfinished(partition: Partition, group: Group) -> list[Row]:
     """The rows that are given up with their producers: those of a group that says that more is to come.
 
     It says so by a tag ``committed`` that is false, or by fewer rows than declared. Of a group that is handed out as it
-    is, only those that are not committed: nobody can claim them.
+    is, only those that are not committed: nobody can claim them. A group that was put whole and is taken row by row is
+    not short of anything.
     """
     rows = list(group.rows.values())
     open_rows = [row for row in rows if row.has_tag("committed") and not is_true(row.tag("committed"))]
     if group.done or group.partial:
         return open_rows
-    return rows if open_rows or (group.expected is not None and len(rows) < group.expected) else []
+    if open_rows:
+        return rows
+    put_whole = len(rows) + group.gone >= (group.expected or 0)
+    row_by_row = put_whole and all(False in ways for ways in _claimed_how(partition, group))
+    return rows if _short(group) and not row_by_row else []
 
 
-def _evict(desk: Desk, partition: Partition, rows: list[Row], reason: str) -> None:
+def stuck(partition: Partition, group: Group) -> bool:
+    """Whether what is left of a group that cannot be whole again waits for a task that claims nothing but whole groups.
+
+    A policy with a deadline sees to such groups itself.
+    """
+    policy = partition.request.policy
+    if group.done or not group.gone or not _short(group) or (policy is not None and policy.on_deadline != "wait"):
+        return False
+    return any(ways == {True} for ways in _claimed_how(partition, group))
+
+
+def _short(group: Group) -> bool:
+    return group.expected is not None and len(group.rows) < group.expected
+
+
+def _claimed_how(partition: Partition, group: Group) -> list[set[bool]]:
+    """For each task that has not consumed all rows of the group: whether it has claimed whole groups, rows, or both."""
+    rows = group.rows.values()
+    tasks = [task for task in partition.tasks.values() if any(not row.consumed & task.bit for row in rows)]
+    return [{queue.whole for queue in partition.queues if queue.task is task} for task in tasks]
+
+
+def _evict(desk: Desk, partition: Partition, group: Group, rows: list[Row], reason: str, timer: str) -> None:
+    if any(row.id in task.held for task in partition.tasks.values() for row in rows):
+        desk.books.start_timer(AGAIN_S, timer, partition.name, group.gid)
+        return
     facts: list[AnyFact] = [Removed(partition.name, [row.id for row in rows], "evicted", reason)]
     facts += closing(partition, rows)
     desk.record(facts)
@@ -87,7 +125,7 @@ def _evict(desk: Desk, partition: Partition, rows: list[Row], reason: str) -> No
 
 def restart(desk: Desk) -> None:
     """A life begins: what was bounded in the last one is bounded in full again."""
-    books, sessions = desk.books, desk.state.sessions.keys()
+    books = desk.books
     for lease in desk.state.leases.values():
         books.hold(lease, lease.lease_s)
     for partition in desk.state.partitions.values():
@@ -96,5 +134,4 @@ def restart(desk: Desk) -> None:
                 continue
             if not group.partial:
                 books.start_deadline(partition, group)
-            if sessions.isdisjoint(group.putters):
-                books.start_timer(desk.config.abandon_grace_s, "abandon", partition.name, group.gid)
+            books.start_grace(partition, group)

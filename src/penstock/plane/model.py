@@ -92,6 +92,8 @@ class MemoryPlane:
         self._lapse(lambda hold: hold.ends_at is not None and hold.ends_at <= now, now)
         for part in self.partitions.values():
             for group, rows in part.groups().items():
+                if any(row.leased(task) for row in rows for task in part.tasks):
+                    continue  # only evict and clear end other people's leases
                 if self._to_drop(part, group, rows, now):
                     self._evict_group(part, rows, "incomplete", now)
                 elif self._abandoned(part, group, rows, now):
