@@ -20,6 +20,7 @@
     │   └── RowRemoved                  a late write to a row that was removed
     ├── BatchError                      per-key failures, as the field ``failures``
     ├── JournalCorrupt                  the journal is damaged before its tail
+    ├── EventsCorrupt                   a file of run events is damaged before its tail
     ├── ControllerError                 a run cannot go on; says why and what to do
     │   └── VersionWentBack             the trainer stands at an earlier step than the run
     ├── PromptRejected                  raised by a generator: this prompt can never be answered
@@ -48,6 +49,7 @@ __all__ = [
     "DataPlaneTimeout",
     "DataPlaneUnavailable",
     "DataPlaneWriteError",
+    "EventsCorrupt",
     "FieldNotProduced",
     "IllegalTransition",
     "JournalCorrupt",
@@ -194,6 +196,18 @@ class JournalCorrupt(DataPlaneError):
     """The journal is damaged before its tail; the plane does not start on it."""
 
 
+class EventsCorrupt(DataPlaneError):
+    """A file of run events is damaged before its tail; the message names the line. Nothing of it was read.
+
+    Args:
+        line: the damaged line's number, from 1.
+    """
+
+    def __init__(self, message: str, *, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
 class ControllerError(DataPlaneError):
     """A run cannot go on. Nothing of it is lost: run it again once the cause is gone."""
 
@@ -219,8 +233,8 @@ class IllegalTransition(DataPlaneError):
         self.history = list(history)
 
 
-# What may cross a wire, by name. BatchError is built by clients; MissingExtra, IllegalTransition and the controller's
-# errors are local: none of them travels.
+# What may cross a wire, by name. BatchError is built by clients; MissingExtra, IllegalTransition, EventsCorrupt and the
+# controller's errors are local: none of them travels.
 _ON_WIRE: dict[str, type[DataPlaneError]] = {
     cls.__name__: cls
     for cls in (

@@ -20,6 +20,7 @@ __all__ = [
     "Evicted",
     "Finished",
     "Joined",
+    "Missed",
     "Ordered",
     "Paused",
     "Popped",
@@ -186,6 +187,13 @@ class Finished(_Event, frozen=True, tag=True, kw_only=True):
     step: int
 
 
+class Missed(_Event, frozen=True, tag=True, kw_only=True):
+    """A listener did not keep so many ``events`` that belong here, because of ``why``; the run did not notice."""
+
+    events: int
+    why: str
+
+
 RunEvent: TypeAlias = (
     Started
     | Dispatched
@@ -204,4 +212,5 @@ RunEvent: TypeAlias = (
     | Reaped
     | Stalled
     | Finished
+    | Missed
 )
