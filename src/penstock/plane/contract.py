@@ -21,7 +21,9 @@ from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPol
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["Columns", "DataPlaneClient", "OnFailed", "TagRow"]
+__all__ = ["DEFAULT_TIMEOUT_S", "Columns", "DataPlaneClient", "OnFailed", "TagRow"]
+
+DEFAULT_TIMEOUT_S = 30.0
 
 Columns: TypeAlias = "TensorDict | Mapping[str, Any]"
 TagRow: TypeAlias = Mapping[str, Any]
@@ -36,6 +38,11 @@ class DataPlaneClient(ABC):
     ``BadArgument`` (also ``ValueError``), ``UnknownName`` (also ``KeyError``), ``DataPlaneTimeout`` (also
     ``TimeoutError``) and ``DataPlaneUnavailable``, the latter always once the client is closed.
     """
+
+    @property
+    def default_timeout_s(self) -> float:
+        """The deadline of a call that gives none; an adapter whose own is another says so here."""
+        return DEFAULT_TIMEOUT_S
 
     # -- task-mediated ------------------------------------------------------------------------------------------------
 

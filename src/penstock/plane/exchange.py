@@ -1,7 +1,7 @@
 """One call from a caller's side: hand it over, wait for its outcome within the deadline, turn that into reply or error.
 
 Invariants: the reply counts as taken only when the context that got it ends without an exception; a caller who goes
-away in any other manner (deadline, signal, an exception while he uses the reply) leaves his call abandoned.
+away in any other manner (deadline, signal, recall, an exception while he uses the reply) leaves his call abandoned.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from penstock.errors import DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable, error_of
 from penstock.plane import events as ev
 from penstock.plane.events import Ended, Event, Settled, Submit, Verdict
+from penstock.plane.recall import recallable
 from penstock.requests import (
     MUTATIONS,
     Ack,
@@ -113,6 +114,14 @@ class Waiter:
         self.outcome = outcome
         self._lock.release()
 
+    def give_up(self) -> None:
+        """Let the wait end with no outcome."""
+        try:
+            self._unsettled.pop()
+        except IndexError:
+            return
+        self._lock.release()
+
     def wait(self, timeout_s: float) -> Outcome | None:
         if self.outcome is None and self._lock.acquire(timeout=timeout_s):
             self._lock.release()
@@ -168,8 +177,9 @@ class Exchange(Generic[R]):
     def __enter__(self) -> R:
         try:
             self._open = True
-            self._line.hand_over(self._submit, self._waiter)
-            outcome = self._waiter.wait(self._patience())
+            with recallable(self._waiter.give_up):
+                self._line.hand_over(self._submit, self._waiter)
+                outcome = self._waiter.wait(self._patience())
             return self._timed_out() if outcome is None else self._reply(outcome)
         except BaseException:
             self._leave()

@@ -116,6 +116,10 @@ class LocalDataPlaneClient(DataPlaneClient):
                     "the plane of %s runs with %s=%r and keeps it; asked for %r", self.data_dir, name, has, asked
                 )
 
+    @property
+    def default_timeout_s(self) -> float:
+        return self._config.timeout_s
+
     # -- task-mediated ------------------------------------------------------------------------------------------------
 
     def register_partition(

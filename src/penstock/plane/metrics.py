@@ -134,6 +134,10 @@ class MetricsDataPlaneClient(DataPlaneClient):
         with self._lock:
             return ClientStatistics(dict(self._totals), self._callback_errors)
 
+    @property
+    def default_timeout_s(self) -> float:
+        return self.inner.default_timeout_s
+
     # -- task-mediated ------------------------------------------------------------------------------------------------
 
     def register_partition(

@@ -26,6 +26,7 @@ from penstock.plane import checks
 from penstock.plane import columns as tables
 from penstock.plane.contract import Columns, DataPlaneClient, OnFailed, TagRow
 from penstock.plane.model import Grant, MemoryPlane, Operation, Want
+from penstock.plane.recall import recallable
 from penstock.plane.rows import Row, common_length
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag
 from penstock.requests import AuditReport
@@ -90,6 +91,10 @@ class NoOpDataPlaneClient(DataPlaneClient):
         return (
             f"{type(self).__name__}({state}, session={self._session}, partitions={len(self._shared.plane.partitions)})"
         )
+
+    @property
+    def default_timeout_s(self) -> float:
+        return self._timeout_s
 
     # -- task-mediated ------------------------------------------------------------------------------------------------
 
@@ -156,8 +161,14 @@ class NoOpDataPlaneClient(DataPlaneClient):
             if now >= started + limit:
                 raise self._too_late(partition_id, want, now - started)
             until = min(started + limit, plane.next_change_at(now) or started + limit)
-            shared.changed.wait(until - now)
+            with recallable(self._stir):
+                shared.changed.wait(until - now)
             self._require_open()
+
+    def _stir(self) -> None:
+        """Let those who wait look again."""
+        with self._shared.changed:
+            self._shared.changed.notify_all()
 
     def _too_late(self, partition_id: str, want: Want, elapsed: float) -> DataPlaneTimeout:
         plane = self._shared.plane
