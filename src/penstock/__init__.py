@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from penstock.errors import LeaseLost as LeaseLost
     from penstock.errors import RowRemoved as RowRemoved
     from penstock.errors import StaleSlotError as StaleSlotError
+    from penstock.plane.aio import AsyncDataPlaneClient as AsyncDataPlaneClient
+    from penstock.plane.aio import aconnect as aconnect
     from penstock.plane.connect import connect as connect
     from penstock.plane.contract import DataPlaneClient as DataPlaneClient
     from penstock.plane.local import LocalDataPlaneClient as LocalDataPlaneClient
@@ -50,6 +52,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "RowRemoved",
         "StaleSlotError",
     ),
+    "penstock.plane.aio": ("AsyncDataPlaneClient", "aconnect"),
     "penstock.plane.connect": ("connect",),
     "penstock.plane.contract": ("DataPlaneClient",),
     "penstock.plane.local": ("LocalDataPlaneClient",),
@@ -60,6 +63,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AsyncDataPlaneClient",
     "BatchError",
     "CorruptPayload",
     "DataPlaneBadRequest",
@@ -82,6 +86,7 @@ __all__ = [
     "NoOpDataPlaneClient",
     "RowRemoved",
     "StaleSlotError",
+    "aconnect",
     "connect",
 ]
 
