@@ -101,13 +101,13 @@ class Ordered(_Event, frozen=True, tag=True, kw_only=True):
 
 
 class Trained(_Event, frozen=True, tag=True, kw_only=True):
-    """Step ``step`` is durable; ``seconds``: since its last order."""
+    """Step ``step`` is durable; ``seconds``: since its last order. ``metrics``: None, read from a file: not finite."""
 
     step: int
     groups: list[str]
     rows: int
     seconds: float
-    metrics: Mapping[str, float] = {}
+    metrics: Mapping[str, float | None] = {}
 
 
 class Popped(_Event, frozen=True, tag=True, kw_only=True):
