@@ -22,6 +22,8 @@ import msgspec
 
 from penstock.demo.messages import Become, Heard, Left, Order, Said
 from penstock.demo.spec import RunFiles
+from penstock.testing.director import Director
+from penstock.testing.injection import Seat
 
 __all__ = ["SPARE", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
 
@@ -57,6 +59,7 @@ class Life:
     process: subprocess.Popen[bytes]
     started_at: float
     ready_at: float | None = None
+    seat: Seat | None = None
     ear: threading.Thread | None = None
     mouth: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,6 +80,7 @@ class Processes:
         files: the run's directory; stderr of a slot goes to its log there, life after life.
         listen: called with what peers say, from one thread per peer; must not block.
         command: makes the command line of a peer, given the run's directory and the peer's name.
+        director: hears of the points that the processes reach, each known by its slot and by its kind.
     """
 
     def __init__(
@@ -84,10 +88,12 @@ class Processes:
         files: RunFiles,
         listen: Callable[[Heard | Left], None],
         command: Callable[[Path, str], list[str]] | None = None,
+        director: Director | None = None,
     ) -> None:
         self._files = files
         self._listen = listen
         self._command = command or role_command
+        self._director = director
         self._lives: dict[str, Life] = {}  # slot -> its present life
         self._ears: list[threading.Thread] = []
         self._born = 0
@@ -108,22 +114,29 @@ class Processes:
     def _become(self, peer: str) -> Life:
         life = self._lives[slot_of(peer)] = self._lives.pop(SPARE)
         life.peer, life.started_at = peer, time.monotonic()
+        if self._director is not None and life.seat is not None:
+            self._director.rename(life.seat, slot_of(peer), kind_of(peer))
         _write(life, Become(peer))
         return life
 
     def _spawn(self, slot: str, peer: str) -> Life:
         talks = kind_of(slot) != "plane"
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
+        seat = None if self._director is None else self._director.enrol(slot, kind_of(slot))
+        stage = [] if seat is None else [seat.fd]
         with self.log_path(slot).open("ab") as log:
             process = subprocess.Popen(
-                self._command(self._files.root, peer),
+                self._command(self._files.root, peer) + [str(fd) for fd in stage],
                 stdin=pipe,
                 stdout=pipe if talks else log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is the launcher's; it ends its children in order
                 env=self._environment(),
+                pass_fds=stage,
             )
-        return Life(peer, process, time.monotonic())
+        if seat is not None:
+            seat.given_to(process.pid)
+        return Life(peer, process, time.monotonic(), seat=seat)
 
     def _environment(self) -> dict[str, str]:
         cache = str(self._files.root / "torch")  # else importing torch leaves a folder in /tmp

@@ -1,4 +1,4 @@
-"""A role's process: ``python -m penstock.demo.role KIND RUN_DIR PEER PARENT_PID``.
+"""A role's process: ``python -m penstock.demo.role KIND RUN_DIR PEER PARENT_PID [STAGE_FD]``.
 
 Orders come in on stdin, answers go out on stdout, one JSON line each; anything else that prints goes to the log.
 Invariants: the process ends with its parent, however that ends; end of orders is the order to end.
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -26,6 +26,7 @@ from penstock.demo.spec import RunFiles
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.plane.contract import DataPlaneClient
 from penstock.testing.checker import EventLog
+from penstock.testing.injection import take_part
 
 if TYPE_CHECKING:
     from penstock.plane.local import LocalDataPlaneClient
@@ -97,12 +98,14 @@ def score(files: RunFiles, client: DataPlaneClient, _log: EventLog, channel: Cha
 ROLES = {"worker": work, "trainer": train, "scorer": score}
 
 
-def main(kind: str, root: Path, peer: str, parent: int) -> None:
-    """Be ``peer`` until the launcher ends it."""
+def main(kind: str, root: Path, peer: str, parent: int, stage: int | None = None) -> None:
+    """Be ``peer`` until the launcher ends it. ``stage``: where a director hears of its points; None = nobody does."""
     files = RunFiles(root)
     end_with(parent, signal.SIGTERM if kind == "plane" else signal.SIGKILL)
+    if stage is not None:
+        take_part(stage)
     if kind == "plane":
-        os.execv(sys.executable, [sys.executable, *plane_command(files)])  # noqa: S606 - our own words
+        serve(files)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     channel = Channel()
@@ -129,9 +132,13 @@ def stand_by(files: RunFiles, channel: Channel) -> str:
     return order.peer
 
 
-def plane_command(files: RunFiles) -> list[str]:
-    """Return the arguments of the interpreter that serve the run's plane."""
-    return ["-m", "penstock", "serve", "--data-dir", str(files.plane)]
+def serve(files: RunFiles) -> NoReturn:
+    """Be the run's plane: ``penstock serve``, in this process, so that its points are heard; exit as it does."""
+    from penstock.ops.cli import main as penstock
+
+    sys.argv[:] = ["penstock", "serve", "--data-dir", str(files.plane)]
+    penstock()
+    sys.exit(0)
 
 
 def connect(
@@ -165,4 +172,4 @@ def _one_thread() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *map(int, sys.argv[5:6]))
