@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneTimeout
-from penstock.testing import crew as crew_module
+from penstock.testing import director as director_module
 from penstock.testing.crew import Crew
 from penstock.testing.faults import kill, reached, stop, terminate
 
@@ -110,11 +110,12 @@ def deaf(life: int) -> None:
     """Ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     reached("ready")
+    time.sleep(1000)
 
 
 def test_signal_without_effect_is_not_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ignores SIGTERM was not terminated: the play fails, and nothing counts as fired."""
-    monkeypatch.setattr(crew_module, "_EFFECT_S", 0.2)
+    monkeypatch.setattr(director_module, "_EFFECT_S", 0.2)
     with Crew([terminate("worker", at="ready")], tmp_path, limit_s=30) as crew:
         crew.start("worker", deaf)
         with pytest.raises(DataPlaneError, match="shows no effect"):

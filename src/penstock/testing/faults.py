@@ -1,22 +1,27 @@
-"""Faults on real processes, as sentences: ``kill("trainer", at="after_claim")``.
+"""Faults on real processes, as sentences: ``kill("trainer", at="trainer.saved")``.
 
-A process that may be hit says where it is with ``reached(point)``. A ``crew.Crew`` starts the processes; when a point
-that a sentence names is reached it holds whoever reached it, sends the signal, sees it take effect, and lets go.
+A process that may be hit says where it is with ``reached(point)``. A ``director.Director`` hears it: when a point that
+a sentence names is reached it holds whoever reached it, does what the sentence says, sees it take effect, and lets go.
 
-Invariants: a sentence is plain data; outside a crew ``reached`` does nothing.
+Invariants: a sentence is plain data; a point whose name has a dot stands in ``penstock.points``, any other is a test's
+own; in a process that takes no part ``reached`` does nothing.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Literal
 
-from penstock.errors import BadArgument
+from penstock.errors import BadArgument, abbreviate
+from penstock.points import POINTS, reached
 
-__all__ = ["Fired", "Kind", "Sentence", "kill", "reached", "stop", "take_part", "terminate"]
+__all__ = ["Fired", "Kind", "Missed", "Sentence", "delay", "kill", "reached", "stop", "terminate"]
 
-Kind = Literal["kill", "stop", "terminate"]
+Kind = Literal["kill", "stop", "terminate", "delay"]
+
+_LASTING = ("stop", "delay")
+_POINTS = frozenset(point.name for point in POINTS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Sentence:
 
     Attributes:
         later_s: fire this long after the point was reached, the process running on: into the middle of what it does.
-        for_s: how long a stop lasts.
+        for_s: how long a stop or a delay lasts.
     """
 
     kind: Kind
@@ -37,7 +42,7 @@ class Sentence:
     for_s: float = 0.0
 
     def __str__(self) -> str:
-        lasting = f" for {self.for_s:g} s" if self.kind == "stop" else ""
+        lasting = f" for {self.for_s:g} s" if self.kind in _LASTING else ""
         later = f" + {self.later_s:g} s" if self.later_s else ""
         return f"{self.kind} {self.victim}{lasting} at {self.role}:{self.point} #{self.nth}{later}"
 
@@ -57,42 +62,40 @@ def stop(victim: str, *, at: str, for_s: float, nth: int = 1, later_s: float = 0
     return _sentence("stop", victim, at, nth, later_s, for_s)
 
 
+def delay(victim: str, *, at: str, for_s: float, nth: int = 1) -> Sentence:
+    """Hold the thread of ``victim`` that is at its point for ``for_s`` seconds; its other threads run on."""
+    sentence = _sentence("delay", victim, at, nth, 0.0, for_s)
+    if sentence.role != victim:
+        raise BadArgument(f"{sentence}: who is delayed is who reached the point; use stop for anybody else")
+    return sentence
+
+
 def _sentence(kind: Kind, victim: str, at: str, nth: int, later_s: float, for_s: float) -> Sentence:
     role, colon, point = at.partition(":")
     if nth < 1 or later_s < 0 or for_s < 0 or not (point if colon else role):
         raise BadArgument(f"{kind} {victim}: at={at!r}, nth={nth}, later_s={later_s}, for_s={for_s} makes no sense")
-    return Sentence(kind, victim, role if colon else victim, point if colon else role, nth, later_s, for_s)
+    named = point if colon else role
+    if "." in named and named not in _POINTS:
+        near = difflib.get_close_matches(named, _POINTS, n=3, cutoff=0.0)
+        raise BadArgument(f"{kind} {victim}: no point is called {named!r}; the nearest are {abbreviate(near)}")
+    return Sentence(kind, victim, role if colon else victim, named, nth, later_s, for_s)
 
 
 @dataclass(frozen=True)
 class Fired:
-    """A fault that took effect, on the process ``pid``."""
+    """A fault that took effect on the process ``pid``. ``at``: monotonic seconds, when that was seen."""
 
     sentence: Sentence
     pid: int
+    at: float
 
 
-# -- inside a process -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Missed:
+    """A fault whose moment came, and that took no effect."""
 
+    sentence: Sentence
+    why: str
 
-class _Part:
-    """What a process of a crew knows: which of its points matter, and whom to tell."""
-
-    points: frozenset[str] = frozenset()
-    stage: Connection | None = None
-
-
-def reached(point: str) -> None:
-    """Say that this process is at ``point``; returns when a fault that fires there has, if it leaves us alive.
-
-    Outside a crew it does nothing.
-    """
-    if _Part.stage is None or point not in _Part.points:
-        return
-    _Part.stage.send_bytes(point.encode())
-    _Part.stage.recv_bytes()
-
-
-def take_part(stage: Connection, points: frozenset[str]) -> None:
-    """Make this process one of a crew; the crew itself calls it, first thing in the process."""
-    _Part.points, _Part.stage = points, stage
+    def __str__(self) -> str:
+        return f"{self.sentence}: {self.why}"
