@@ -34,24 +34,22 @@ __all__ = [
     "Train",
 ]
 
-_record = dataclass(frozen=True, slots=True)
 
-
-@_record
+@dataclass(frozen=True, slots=True)
 class Save:
     """Make the record durable."""
 
     record: ControllerRecord
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Let listeners know."""
 
     event: RunEvent
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Dispatch:
     """Have a prompt answered: ``Generated``, ``GenerationFailed`` or ``NoSuchPrompt`` follows."""
 
@@ -60,19 +58,19 @@ class Dispatch:
     version: int
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Give an attempt up; nothing follows."""
 
     group_id: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class AskTrainer:
     """Ask where the trainer stands: ``TrainerStands`` or ``TrainerSilent`` follows."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Train:
     """Have a step made: ``StepMade``, ``StepFailed`` or ``StepUnreadable`` follows."""
 
@@ -80,24 +78,24 @@ class Train:
     meta: KVBatchMeta
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Publish:
     """Have weights spread: ``PublicationMade`` or ``PublicationFailed`` follows."""
 
     version: int
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class AwaitPlane:
     """Wait until the plane answers: ``PlaneBack`` or ``PlaneGone`` follows."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class AskWhy:
     """Ask the plane why the task waits: ``Explained`` follows."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The run is over, and nothing of the machine's is left to do. ``ok`` False: it could not go on."""
 
@@ -109,31 +107,31 @@ class Finish:
 # -- calls of the plane: answered as named, or by CallFailed, or by CallBroken -----------------------------------------
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Register:
     """Register the partition: ``Registered``."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class List:
     """List its groups: ``Listed``."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Claim:
     """Lease exactly these rows, without waiting: ``Leased``, or ``Refused``."""
 
     keys: tuple[str, ...]
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Release:
     """Give rows back: ``RowsGone``, or ``Refused``."""
 
     meta: KVBatchMeta
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Pop:
     """Remove trained rows under these tokens: ``RowsGone``, or ``Refused``."""
 
@@ -141,7 +139,7 @@ class Pop:
     lease: tuple[str, ...]
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Evict:
     """Remove rows for a reason: ``RowsGone``."""
 

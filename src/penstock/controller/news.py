@@ -45,34 +45,32 @@ __all__ = [
     "TrainerStands",
 ]
 
-_record = dataclass(frozen=True, slots=True)
 
-
-@_record
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The first news of a life."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """The user wants the run to end."""
 
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class GateClosed:
     """The user forbids dispatching."""
 
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class GateOpened:
     """The user permits dispatching again."""
 
@@ -80,45 +78,45 @@ class GateOpened:
 # -- the plane ---------------------------------------------------------------------------------------------------------
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class PlaneBack:
     """The plane answers."""
 
     capabilities: DataPlaneCapabilities
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class PlaneGone:
     """The plane did not come back in time."""
 
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Registered:
     """The partition is registered."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Listed:
     """The groups of the partition."""
 
     groups: Sequence[DataPlaneGroupMeta]
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Leased:
     """The answer to a claim: the rows, or an empty meta where one was not ready or leased."""
 
     meta: KVBatchMeta
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class RowsGone:
     """The rows of a pop, an evict or a release are gone or free, as asked."""
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The call was refused because of ``keys``: removed, unknown, or not held under the token. Nothing changed."""
 
@@ -126,21 +124,21 @@ class Refused:
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class CallFailed:
     """The plane did not answer; whether it happened is unknown."""
 
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class CallBroken:
     """The plane refused what it should not have: going on would be guessing."""
 
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Explained:
     """The plane's own answer to why nothing moves, a sentence each."""
 
@@ -150,14 +148,14 @@ class Explained:
 # -- those who generate, train and publish -----------------------------------------------------------------------------
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Generated:
     """An attempt returned: its group is committed."""
 
     group_id: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class GenerationFailed:
     """An attempt failed. ``rejected``: its prompt can never be answered."""
 
@@ -166,35 +164,35 @@ class GenerationFailed:
     rejected: bool = False
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class NoSuchPrompt:
     """The source has no prompt of this number, nor of any higher one."""
 
     group_id: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class TrainerStands:
     """The trainer's last durable step; None = it has made none."""
 
     record: StepRecord | None
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class TrainerSilent:
     """The trainer could not be asked."""
 
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class StepMade:
     """The step is durable."""
 
     result: TrainResult
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class StepFailed:
     """The step failed."""
 
@@ -202,7 +200,7 @@ class StepFailed:
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class StepUnreadable:
     """Rows of the step cannot be read."""
 
@@ -211,14 +209,14 @@ class StepUnreadable:
     why: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class PublicationMade:
     """Generators may use this version."""
 
     version: int
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class PublicationFailed:
     """They may not yet."""
 
@@ -229,7 +227,7 @@ class PublicationFailed:
 # -- replicas ----------------------------------------------------------------------------------------------------------
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class ReplicaJoined:
     """A replica registered. ``beats``: it will be heard from; False = somebody watches it and tells when it left."""
 
@@ -238,14 +236,14 @@ class ReplicaJoined:
     beats: bool = True
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Heard:
     """A replica's heartbeat."""
 
     replica: str
 
 
-@_record
+@dataclass(frozen=True, slots=True)
 class Left:
     """A replica is gone, and somebody knows it."""
 

@@ -1,15 +1,15 @@
 """The prompt ledger: where every prompt of a run is. Pure bookkeeping.
 
-Invariants: ``dispatched = trained + dropped + open``, always; prompts are opened in order and none is skipped; a prompt
-has one live attempt, each with a group id of its own, so that a late one settles nothing; what became of an attempt that
-is over is read from a listing that was asked for afterwards, never assumed.
+Invariants: ``dispatched = trained + dropped + open``, always; prompts are opened in order and none is skipped; a
+prompt has one live attempt, each with a group id of its own, so that a late one settles nothing; what became of an
+attempt that is over is read from a listing that was asked for afterwards, never assumed.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from penstock.controller.policies import Candidate
@@ -138,7 +138,7 @@ class PromptLedger:
 
     def listing_asked(self) -> None:
         """A listing is asked for: it will tell of everything that has landed by now."""
-        for prompt in self.at(Where.LANDED):
+        for prompt in self.at(Where.LANDED, Where.READY):
             prompt.unseen = False
 
     def arrive(self, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> bool:
@@ -192,11 +192,6 @@ class PromptLedger:
             f"{self.cursor} dispatched, {self.trained} trained, {dropped} dropped, {len(self.open)} open"
         )
         assert all(index < self.cursor and prompt.index == index for index, prompt in self.open.items())
-
-
-def groups_of(prompts: Iterable[Prompt]) -> list[DataPlaneGroupMeta]:
-    """Return the groups of prompts that have one."""
-    return [prompt.group for prompt in prompts if prompt.group is not None]
 
 
 def _is_number(text: str) -> bool:

@@ -1,7 +1,7 @@
 """The controller's small durable record: what a new life must know before it does anything.
 
-Invariants: it is saved before whatever it tells of is done, so a life that dies has done nothing that its successor does
-not know of; a file appears whole or not at all (written aside, fsync'd, renamed, folder fsync'd).
+Invariants: it is saved before whatever it tells of is done, so a life that dies has done nothing that its successor
+does not know of; a file appears whole or not at all (written aside, fsync'd, renamed, folder fsync'd).
 """
 
 from __future__ import annotations

@@ -1,0 +1,314 @@
+"""The train pump: chooses the groups of a step, leases them, has the step made, and settles it.
+
+Invariants: one step at a time; a step that is out is settled before the next is chosen; rows are popped only after the
+trainer said that the step is durable, under the tokens of its record; a step that failed goes again under the same
+lease; the version grows by one, after the pop; a trainer that stands anywhere else than at the run's last step, or one
+ahead of it, is refused.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penstock.controller import events as ev
+from penstock.controller.effects import AskTrainer, Claim, Pop, Publish, Release, Train
+from penstock.controller.policies import Candidate, Standing
+from penstock.controller.prompts import Where
+from penstock.controller.roles import StepRecord, TrainResult
+from penstock.controller.run import Run
+from penstock.records import KVBatchMeta
+
+__all__ = ["Training", "WrongStep"]
+
+
+class WrongStep(Exception):
+    """The trainer stands where it cannot: internal to the machine, which ends the run with it."""
+
+    def __init__(self, message: str, *, back: bool) -> None:
+        super().__init__(message)
+        self.back = back
+
+
+class Asking(enum.Enum):
+    """What is known of the trainer."""
+
+    UNKNOWN = "unknown"  # to be asked
+    ASKED = "asked"
+    KNOWN = "known"
+
+
+@dataclass
+class StepOut:
+    """A step whose rows are leased.
+
+    Attributes:
+        ordered_at: of the last order; None while none is out.
+        trouble: why the last order failed.
+    """
+
+    number: int
+    meta: KVBatchMeta
+    groups: list[str]
+    attempts: int = 0
+    ordered_at: float | None = None
+    trouble: str = ""
+
+
+@dataclass
+class Training:
+    """The pump's state.
+
+    Attributes:
+        recorded: a durable step whose rows are not popped yet.
+        lost: rows of it that the plane says are gone.
+        releasing: rows of a step that came to nothing.
+        not_before: when the trainer may be asked, or the weights be published, again.
+    """
+
+    run: Run
+    asking: Asking = Asking.UNKNOWN
+    out: StepOut | None = None
+    recorded: StepRecord | None = None
+    lost: list[str] = field(default_factory=list)
+    releasing: list[KVBatchMeta] = field(default_factory=list)
+    chosen: Sequence[Candidate] = ()
+    publishing: int | None = None
+    publishing_since: float = 0.0
+    publish_trouble: str = ""
+    failures: int = 0
+    not_before: float = 0.0
+
+    # -- what is to be done -------------------------------------------------------------------------------------------
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is known which prompts have been trained: before that no listing can be judged."""
+        return self.recorded is None and (self.asking is Asking.KNOWN or self.out is not None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no step is under way in any way."""
+        return self.out is None and self.recorded is None and not self.chosen
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the trainer owes the step that is out."""
+        return self.out is not None and self.out.ordered_at is not None
+
+    def pursue(self, now: float, *, retrying: bool) -> None:
+        """Ask the trainer where it stands if that is due, and publish what is not published."""
+        due = now >= self.not_before
+        if self.asking is Asking.UNKNOWN and due and (retrying or self.out is None):
+            self.asking = Asking.ASKED
+            self.run.do(AskTrainer())
+        settled = self.asking is Asking.KNOWN and self.recorded is None
+        if settled and due and self.publishing is None and self.run.published != self.run.step:
+            self.publishing, self.publishing_since = self.run.step, now
+            self.run.do(Publish(self.run.step))
+
+    def owed_call(self) -> Pop | Release | None:
+        """Return the call of the plane that settles what is over."""
+        if self.recorded is not None:
+            keys = tuple(key for key in self.recorded.keys if key not in self.lost)
+            return Pop(keys, self._tokens(self.recorded))
+        return Release(self.releasing[0]) if self.releasing else None
+
+    def _tokens(self, record: StepRecord) -> tuple[str, ...]:
+        if not self.run.capabilities.supports_leases:
+            return ()
+        ours = () if self.out is None else self.out.meta.lease or ()
+        return tuple(dict.fromkeys([*record.lease, *ours]))
+
+    @property
+    def may_choose(self) -> bool:
+        """Whether the next step could begin, if there are groups for it."""
+        run = self.run
+        over = run.config.max_steps is not None and run.step >= run.config.max_steps
+        return self.is_idle and self.asking is Asking.KNOWN and run.published == run.step and not over
+
+    def choose(self) -> Claim | None:
+        """Choose the groups of the next step; None = they are not there yet."""
+        self.chosen = tuple(self.run.config.policy.select(self.standing()))
+        keys = [key for one in self.chosen for key in self._keys(one)]
+        return Claim(tuple(keys)) if keys else None
+
+    def standing(self, batch: int | None = None) -> Standing:
+        """Return where the run stands, as policies see it."""
+        run, prompts = self.run, self.run.prompts
+        coming = prompts.at(Where.WAITING, Where.OUT, Where.LANDED)
+        return Standing(
+            version=run.step,
+            batch=batch or run.config.groups_per_step,
+            minimum=run.config.minimum,
+            training=prompts.count(Where.TRAINING),
+            ready=sorted((p.candidate(prompts.group_id(p)) for p in prompts.at(Where.READY)), key=lambda c: c.arrived),
+            coming=[(p.index, p.version) for p in coming],
+        )
+
+    def _keys(self, one: Candidate) -> list[str]:
+        prompt = self.run.prompts.live(one.group_id)
+        return [] if prompt is None or prompt.group is None else prompt.group.keys
+
+    # -- a step begins ------------------------------------------------------------------------------------------------
+
+    def leased(self, meta: KVBatchMeta, now: float) -> None:
+        """The claim was answered: order the step, or choose anew when the next listing is there."""
+        chosen, self.chosen = self.chosen, ()
+        if not meta.size:
+            return
+        run, number = self.run, self.run.step + 1
+        for one in chosen:
+            if (prompt := run.prompts.live(one.group_id)) is not None:
+                run.prompts.train(prompt, now)
+        groups = [one.group_id for one in chosen]
+        self.out = StepOut(number, meta, groups)
+        oldest = min(one.weight_version for one in chosen)
+        run.tell(
+            ev.Claimed(
+                step=number,
+                groups=groups,
+                keys=list(meta.sample_ids),
+                lease=list(meta.lease or ()),
+                staleness=run.step - oldest,
+            )
+        )
+        self._order(self.out, now)
+
+    def refused(self) -> None:
+        """The claim was refused: rows are gone; the next listing tells."""
+        self.chosen = ()
+
+    def _order(self, out: StepOut, now: float) -> None:
+        out.attempts += 1
+        out.ordered_at, out.trouble = now, ""
+        self.run.tell(ev.Ordered(step=out.number, attempt=out.attempts))
+        self.run.do(Train(out.number, out.meta))
+
+    # -- the trainer answers ------------------------------------------------------------------------------------------
+
+    def stands(self, record: StepRecord | None, now: float) -> None:
+        """The trainer told its last durable step: at the start of a life, or after an order failed."""
+        self.asking, self.failures = Asking.KNOWN, 0
+        stand, run = 0 if record is None else record.step, self.run
+        if run.step == 0 and run.prompts.cursor == 0 and stand > 0:
+            run.step = stand - 1  # a new run on a trainer that has made steps: it goes on from there
+        if record is not None and stand == run.step + 1:
+            self._made(TrainResult(record=record), now)
+        elif stand == run.step and self.out is not None:
+            self._order(self.out, now)
+        elif stand != run.step:
+            raise WrongStep(
+                f"the trainer stands at step {stand}, the run at step {run.step}: its checkpoint is not this run's",
+                back=stand < run.step,
+            )
+
+    def silent(self, why: str, now: float) -> None:
+        """The trainer could not be asked."""
+        self.asking = Asking.UNKNOWN
+        self._fail(why, now)
+
+    def made(self, result: TrainResult, now: float) -> None:
+        """A step is durable."""
+        if result.record.step != self.run.step + 1:
+            raise WrongStep(
+                f"the trainer made step {result.record.step}, the run is at step {self.run.step}",
+                back=result.record.step <= self.run.step,
+            )
+        self._made(result, now)
+
+    def _made(self, result: TrainResult, now: float) -> None:
+        ordered_at = None if self.out is None else self.out.ordered_at
+        self.recorded, self.lost = result.record, []
+        self.run.progress_at = now
+        self.run.tell(
+            ev.Trained(
+                step=result.record.step,
+                groups=list(result.record.groups),
+                rows=len(result.record.keys),
+                seconds=0.0 if ordered_at is None else now - ordered_at,
+                metrics=dict(result.metrics),
+            )
+        )
+
+    def failed(self, why: str, now: float) -> bool:
+        """An order failed; return whether it may go again."""
+        if self.out is None:
+            return True
+        self.out.ordered_at, self.out.trouble = None, why
+        self.asking = Asking.UNKNOWN
+        self._fail(why, now)
+        return self.out.attempts < self.run.config.max_attempts
+
+    def _fail(self, why: str, now: float) -> None:
+        if self.out is not None:
+            self.out.trouble = why
+        self.failures += 1
+        self.not_before = self.run.later(self.failures, now)
+
+    def unreadable(self, keys: Sequence[str], now: float) -> list[str]:
+        """Rows of the step cannot be read: undo it. Returns those that are to be evicted."""
+        out, self.out = self.out, None
+        if out is None:
+            return []
+        bad = set(keys)
+        if rest := out.meta.drop([i for i, key in enumerate(out.meta.sample_ids) if key in bad]):
+            self.releasing.append(rest)
+        for group_id in out.groups:
+            if (prompt := self.run.prompts.live(group_id)) is not None:
+                self.run.prompts.land(prompt, now)
+        return [key for key in out.meta.sample_ids if key in bad]
+
+    # -- a step ends --------------------------------------------------------------------------------------------------
+
+    def rows_lost(self, keys: Sequence[str]) -> None:
+        """Rows of the durable step were gone before they were popped: the rest is popped without them."""
+        self.lost += [key for key in keys if key not in self.lost]
+
+    def popped(self, now: float) -> None:
+        """The rows of the durable step are gone: it is settled, and its prompts are trained."""
+        run, record, out = self.run, self.recorded, self.out
+        assert record is not None
+        run.tell(ev.Popped(step=record.step, keys=list(record.keys), lost=self.lost))
+        for group_id in record.groups:  # whichever attempt is live by now: the prompt has been trained
+            named = run.prompts.parse(group_id)
+            if named is not None and (prompt := run.prompts.open.get(named[0])) is not None:
+                run.prompts.close(prompt, None)
+        if out is not None:  # the trainer may have recorded another batch, of the controller's life before
+            for prompt in list(run.prompts.at(Where.TRAINING)):
+                run.prompts.land(prompt, now)
+            if set(out.meta.sample_ids) != set(record.keys):
+                self.releasing.append(out.meta)
+        run.step, run.rows = record.step, run.rows + len(record.keys)
+        self.recorded, self.out, self.lost = None, None, []
+        self.failures, self.not_before, run.progress_at = 0, 0.0, now
+
+    def released(self) -> None:
+        """The rows of a step that came to nothing are free, or gone."""
+        self.releasing.pop(0)
+
+    def give_up(self, now: float) -> None:
+        """The run ends and will not wait for the step that is out; the next life asks the trainer what became of it."""
+        out, self.out, self.chosen = self.out, None, ()
+        for group_id in [] if out is None else out.groups:
+            if (prompt := self.run.prompts.live(group_id)) is not None:
+                self.run.prompts.land(prompt, now)
+
+    # -- publication --------------------------------------------------------------------------------------------------
+
+    def published(self, version: int, now: float) -> None:
+        """Generators may use ``version``."""
+        self.publishing, self.publish_trouble, self.failures = None, "", 0
+        self.run.published, self.run.progress_at = version, now
+        self.run.tell(ev.Published(version=version, seconds=now - self.publishing_since))
+
+    def not_published(self, why: str, now: float) -> None:
+        """They may not yet."""
+        self.publishing, self.publish_trouble = None, why
+        self._fail(why, now)
+
+    def next_timer(self) -> float | None:
+        """When something is due again."""
+        waits = self.asking is Asking.UNKNOWN or (self.publishing is None and self.run.published != self.run.step)
+        return self.not_before if waits else None

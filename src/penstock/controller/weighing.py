@@ -1,0 +1,106 @@
+"""Reads a listing: what is fit to be trained, what nobody will train, which prompts must go again.
+
+Invariants: an absence is believed only of a listing that was asked for after the attempt was over; a group is evicted
+only if it is the run's own and nobody will train it; a listing that is read twice decides the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.controller import events as ev
+from penstock.controller.prompts import Prompt, Where
+from penstock.controller.run import Run
+from penstock.records import DataPlaneGroupMeta, as_int, is_true
+
+__all__ = ["Eviction", "weigh"]
+
+Eviction = tuple[DataPlaneGroupMeta, str]  # a group, and why it goes
+
+END_VERSION = "weight_version_end"  # tag: the newest weights a row was generated with
+PARTIAL = "partial"  # tag: the plane's group policy gave up waiting for the rest of the group
+
+
+def weigh(run: Run, groups: Sequence[DataPlaneGroupMeta], now: float, *, came_empty: bool) -> list[Eviction]:
+    """Move the prompts to where ``groups`` shows them; return the groups that must go.
+
+    Args:
+        run: whose prompts they are.
+        groups: all groups of the partition.
+        now: seconds.
+        came_empty: the plane came back with nothing, in a new life.
+    """
+    evictions: list[Eviction] = []
+    seen: set[int] = set()
+    for group in groups:
+        if run.prompts.parse(group.group_id) is None:
+            continue  # not ours
+        prompt = run.prompts.live(group.group_id)
+        if prompt is None or prompt.where is Where.WAITING:
+            evictions.append((group, "superseded"))
+            continue
+        seen.add(prompt.index)
+        if prompt.where in (Where.LANDED, Where.READY) and (reason := _weigh_one(run, prompt, group, now)):
+            evictions.append((group, reason))
+    for prompt in [p for p in run.prompts.at(Where.LANDED, Where.READY) if p.index not in seen and not p.unseen]:
+        why = prompt.trouble or ("the plane came back empty" if came_empty else "its rows are gone")
+        run.again(prompt.index, now, why, failed=bool(prompt.trouble))
+    return evictions
+
+
+def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
+    """Move one prompt; return why its group must go."""
+    if not _is_whole(group):
+        run.prompts.withdraw(prompt, now)
+        return _orphaned(run, prompt, group, now)
+    if reason := _unfit(run, prompt, group):
+        if reason == "filtered" or (reason == "stale" and run.config.on_stale == "drop"):
+            run.drop(prompt.index, reason)
+        else:
+            run.again(prompt.index, now, reason, failed=reason != "stale")
+        return reason
+    if run.config.ready_tag is not None and run.config.ready_tag not in group.tags:
+        run.prompts.withdraw(prompt, now)
+        return None
+    if prompt.where is not Where.READY and run.accept is not None and not run.accept(group):
+        run.drop(prompt.index, "filtered")
+        return "filtered"
+    if run.prompts.arrive(prompt, group, now):
+        run.progress_at = now
+        run.tell(_committed(prompt, group))
+    return None
+
+
+def _is_whole(group: DataPlaneGroupMeta) -> bool:
+    return group.committed and (group.is_complete or is_true(group.tags.get(PARTIAL)))
+
+
+def _orphaned(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
+    """Say why an unfinished group will not be finished; None = it may be, or the plane's group policy decides."""
+    if group.committed:
+        return None
+    if not prompt.trouble and now - prompt.since < run.config.orphan_grace_s:
+        return None
+    run.again(prompt.index, now, prompt.trouble or "its group was never committed", failed=True)
+    return "abandoned"
+
+
+def _unfit(run: Run, prompt: Prompt, group: DataPlaneGroupMeta) -> str | None:
+    version = prompt.version or 0 if group.weight_version is None else group.weight_version
+    end = as_int(group.tags.get(END_VERSION))
+    if version > run.step or (end is not None and (end < version or end > run.step)):
+        return "version ahead of the trainer's, or backwards"
+    oldest = run.config.policy.oldest_version(run.step)
+    return "stale" if oldest is not None and version < oldest else None
+
+
+def _committed(prompt: Prompt, group: DataPlaneGroupMeta) -> ev.Committed:
+    return ev.Committed(
+        group_id=group.group_id,
+        prompt=prompt.index,
+        keys=list(group.keys),
+        version=prompt.weight_version,
+        end_version=as_int(group.tags.get(END_VERSION)) or prompt.weight_version,
+        size_bytes=group.size_bytes,
+        partial=not group.is_complete,
+    )
