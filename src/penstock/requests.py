@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from penstock.debts import AnyDebt
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, Tag
 
 WIRE_VERSION = 1
@@ -469,11 +470,18 @@ class AuditReport(Record, frozen=True):
 
 
 class WhyReport(Record, frozen=True):
-    """What is waited for: ``waits`` in sentences, each with how long; ``history``: the object's last events."""
+    """Why something waits.
+
+    Attributes:
+        waits: who waits for what, in sentences, each with how long.
+        history: the object's last events.
+        owed: what is missing and who owes it, the worst first.
+    """
 
     subject: str
     waits: list[str]
     history: list[str]
+    owed: list[AnyDebt] = []
 
 
 class StatusReport(Record, frozen=True):

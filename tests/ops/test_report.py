@@ -7,6 +7,7 @@ import json
 import pytest
 import typer
 
+from penstock.debts import Party, SilentSession
 from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable, JournalCorrupt
 from penstock.ops.report import ExitCode, plain, reporting
 from penstock.requests import AuditReport, PartitionAudit
@@ -56,6 +57,14 @@ def test_markup_in_a_message_is_text(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(typer.Exit), reporting(as_json=False):
         raise BadArgument("unknown partition '[red]x[/]'")
     assert "[red]x[/]" in capsys.readouterr().err
+
+
+def test_a_debt_says_which_kind_it_is() -> None:
+    """A program that reads ``why`` as JSON must tell them apart."""
+    party = Party(session_id=1, who="rollout-1")
+    told = plain(SilentSession(says="it is silent", party=party, dead_after_s=10.0, unfinished=2))
+    assert (told["type"], told["says"], told["party"]["who"]) == ("SilentSession", "it is silent", "rollout-1")
+    assert "type" not in told["party"]
 
 
 def answer_then_fail() -> None:

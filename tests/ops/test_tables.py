@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console, RenderableType
 
+from penstock.debts import Party, SilentSession
 from penstock.ops.metrics import exposition
 from penstock.ops.tables import audit_table, bytes_text, equation, groups_table, status_tables, why_tables
 from penstock.records import group_meta
@@ -95,6 +96,15 @@ def test_groups_table_tells_how_to_go_on() -> None:
 def test_why_without_waits_says_so() -> None:
     """Nothing to wait for is an answer."""
     assert "nothing is waited for" in shown(*why_tables(WhyReport("task train", [], [])))
+
+
+def test_what_is_owed_comes_first() -> None:
+    """The sentence of each debt, above who waits for what."""
+    debt = SilentSession(
+        says="rollout-1 is silent", party=Party(session_id=1, who="rollout-1"), dead_after_s=10.0, unfinished=0
+    )
+    text = shown(*why_tables(WhyReport("task train", ["it waits"], [], [debt])))
+    assert text.index("rollout-1 is silent") < text.index("it waits")
 
 
 def test_bytes_are_readable() -> None:

@@ -17,8 +17,9 @@ from penstock.ledger.apply_leases import consumed, leased, renewed, returned
 from penstock.ledger.apply_puts import moved, put
 from penstock.ledger.apply_removals import group_closed, partial_allowed, partition_cleared, removed
 from penstock.ledger.books import Books
+from penstock.ledger.limits import DEPARTED
 from penstock.ledger.readiness import open_queue
-from penstock.ledger.state import Session, Task
+from penstock.ledger.state import Departed, Session, Task
 
 
 def life_began(books: Books, fact: f.LifeBegan) -> None:
@@ -43,6 +44,10 @@ def session_ended(books: Books, fact: f.SessionEnded) -> None:
     session = books.state.sessions.pop(fact.session_id, None)
     if session is None:
         return
+    departed = books.state.departed
+    departed[session.id] = Departed(session.who(), session.pid, fact.why, books.clock)
+    if len(departed) > DEPARTED:
+        del departed[next(iter(departed))]
     for partition, gid in sorted(session.unfinished):
         group = books.partition(partition).groups.get(gid)
         if group is not None and not any(s in books.state.sessions for s in group.putters):

@@ -79,10 +79,10 @@ def ask(desk: Desk, waiter: Waiter) -> None:
     _refuse_impossible(desk.config, partition, charge, grant.nbytes)
     waiter.charge = charge
     ahead = next((w for w in desk.grants if w.charge.begins and w.limit in ("", partition.name)), None)
-    if (ahead is None or not charge.begins) and _fits(desk, partition, charge):
+    if (ahead is None or not charge.begins) and fits(desk, partition, charge):
         _admit(desk, waiter, partition, charge)
         return
-    waiter.limit = ahead.limit if ahead is not None else _limit(desk.config, partition, charge)
+    waiter.limit = ahead.limit if ahead is not None else limit_of(desk.config, partition, charge)
     desk.grants.append(waiter)
     desk.wait_until(waiter.deadline)
 
@@ -110,11 +110,11 @@ def serve_waiting(desk: Desk) -> None:
             left.append(waiter)
             continue
         charge = waiter.charge = charge_of(partition, grant)
-        if _fits(desk, partition, charge):
+        if fits(desk, partition, charge):
             _admit(desk, waiter, partition, charge)
             continue
         if charge.begins:
-            waiter.limit = _limit(desk.config, partition, charge)
+            waiter.limit = limit_of(desk.config, partition, charge)
             full.add(waiter.limit)
         left.append(waiter)
     desk.grants = left
@@ -126,25 +126,17 @@ def expire_waiting(desk: Desk) -> None:
     if late:
         desk.grants = [w for w in desk.grants if w.deadline > desk.now]
     for waiter in late:
+        desk.refused[waiter.body.partition] = waiter
         desk.refuse(waiter, _full(desk, waiter))
 
 
 def _full(desk: Desk, waiter: Waiter) -> DataPlaneFull:
     """Say which limit the grant waited for, what is taken of it and what the put was charged."""
-    grant, charge, config = waiter.body, waiter.charge, desk.config
+    grant, charge = waiter.body, waiter.charge
     assert isinstance(grant, Grant)
     waited = desk.now - waiter.since
-    max_bytes, max_rows, whose = config.max_bytes, config.max_rows, "the plane"
-    of = [desk.books.partition(waiter.limit)] if waiter.limit else list(desk.state.active.values())
-    if waiter.limit:
-        max_bytes, max_rows = config.partition_max_bytes or max_bytes, config.partition_max_rows or max_rows
-        whose = "the partition"
-    used = sum(p.live_bytes + p.promised_bytes + p.granted_bytes for p in of)
-    rows = sum(len(p.rows) + p.promised_rows + p.granted_rows for p in of)
-    missing = (
-        f"{used} of {max_bytes} bytes and {rows} of {max_rows} rows of {whose} are taken or promised, and "
-        f"the put is charged {charge.bytes} bytes and {charge.rows} rows (whole groups, at a trained row's mean)"
-    )
+    charged = f"{charge.bytes} bytes and {charge.rows} rows (whole groups, at a trained row's mean)"
+    missing = f"{usage(desk, waiter.limit)}, and the put is charged {charged}"
     return DataPlaneFull(
         f"no room for {len(grant.keys)} rows in partition {grant.partition!r} after {waited:.1f} s: "
         f"{missing}; consumers must pop, or raise the capacity",
@@ -153,6 +145,33 @@ def _full(desk: Desk, waiter: Waiter) -> DataPlaneFull:
         missing=[missing],
         elapsed_s=waited,
     )
+
+
+class Usage:
+    """What is taken or promised of a limit: the plane's, or a partition's own."""
+
+    __slots__ = ("bytes", "max_bytes", "max_rows", "partitions", "rows", "whose")
+
+    def __init__(self, partitions: list[Partition], max_bytes: int, max_rows: int, whose: str) -> None:
+        self.partitions = partitions
+        self.max_bytes, self.max_rows, self.whose = max_bytes, max_rows, whose
+        self.bytes = sum(p.live_bytes + p.promised_bytes + p.granted_bytes for p in partitions)
+        self.rows = sum(len(p.rows) + p.promised_rows + p.granted_rows for p in partitions)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bytes} of {self.max_bytes} bytes and {self.rows} of {self.max_rows} rows of {self.whose} are taken "
+            "or promised"
+        )
+
+
+def usage(desk: Desk, limit: str) -> Usage:
+    """How much is used of the own limit of the partition ``limit``, or of the plane's ("")."""
+    config = desk.config
+    if not limit:
+        return Usage(list(desk.state.active.values()), config.max_bytes, config.max_rows, "the plane")
+    max_bytes, max_rows = config.partition_max_bytes or config.max_bytes, config.partition_max_rows or config.max_rows
+    return Usage([desk.books.partition(limit)], max_bytes, max_rows, "the partition")
 
 
 def release(partition: Partition, grant: PendingGrant) -> None:
@@ -187,12 +206,12 @@ def _admit(desk: Desk, waiter: Waiter, partition: Partition, charge: Charge) -> 
     desk.out.append(Allot(waiter.session_id, waiter.call_id, pending.id, grant.nbytes, waiter.deadline))
 
 
-def _limit(config: PlaneConfig, partition: Partition, charge: Charge) -> str:
+def limit_of(config: PlaneConfig, partition: Partition, charge: Charge) -> str:
     """The partition whose own limit the charge exceeds; "" = it is the plane's."""
     return partition.name if _partition_full(config, partition, charge) else ""
 
 
-def _fits(desk: Desk, partition: Partition, charge: Charge) -> bool:
+def fits(desk: Desk, partition: Partition, charge: Charge) -> bool:
     config = desk.config
     state = desk.state
     if charge.begins:

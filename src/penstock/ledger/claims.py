@@ -14,7 +14,7 @@ from penstock.ledger.events import Asked
 from penstock.ledger.facts import AnyFact, Leased, QueueOpened
 from penstock.ledger.limits import MAX_QUEUES, check_fields
 from penstock.ledger.readiness import find_queue, open_queue, ready_rows, row_ready
-from penstock.ledger.state import Group, Partition, Queue, Row, Session, Task, Waiter
+from penstock.ledger.state import Group, Partition, Queue, Row, Session, Task, Waiter, Wanted
 from penstock.ledger.waits import missing_for_claim
 from penstock.requests import Claim, Claimed
 
@@ -25,9 +25,10 @@ def claim(desk: Desk, session: Session, asked: Asked) -> None:
     """Lease rows now, or wait, or answer that there is nothing."""
     body = asked.body
     assert isinstance(body, Claim)
-    _validate(desk, body)
+    task = _validate(desk, body)
     if asked.deadline < desk.now:
         raise DataPlaneTimeout("the claim reached the plane after its deadline", partition=body.partition)
+    task.wanted = Wanted(body.required, body.whole_groups or body.keys is not None)
     waiter = Waiter(asked.session_id, asked.call_id, asked.seq, body, asked.deadline, desk.now)
     if _try(desk, waiter):
         return
@@ -106,20 +107,22 @@ def _timeout(desk: Desk, waiter: Waiter) -> DataPlaneTimeout:
     )
 
 
-def _validate(desk: Desk, body: Claim) -> None:
+def _validate(desk: Desk, body: Claim) -> Task:
+    """Refuse what can never be served; return the task that claims."""
     partition = desk.registered(body.partition)
-    desk.task_of(partition, body.task)
+    task = desk.task_of(partition, body.task)
     check_fields(partition.field_bits, body.required, partition.name)
     if body.lease_s is not None and not body.lease_s > 0:
         raise BadArgument(f"lease_s must be positive, got {body.lease_s!r}", partition=body.partition)
     if body.keys is not None:
         if not unique(body.keys):
             raise BadArgument("a claim names a key twice", partition=body.partition, keys=body.keys)
-        return
+        return task
     if body.batch < 1:
         raise BadArgument(f"batch_size must be at least 1, got {body.batch}", partition=body.partition)
     if not 1 <= body.min_rows <= body.batch:
         raise BadArgument(f"min_rows must lie in 1..batch_size ({body.batch}), got {body.min_rows}")
+    return task
 
 
 def _try(desk: Desk, waiter: Waiter) -> bool:
@@ -187,7 +190,7 @@ def _whole_groups(partition: Partition, queue: Queue, body: Claim) -> list[Row]:
         if group is None or not group.queued & queue.bit or group.id in taken:
             heapq.heappop(queue.heap)
             continue
-        of_group = ready_rows(group, queue)
+        of_group = ready_rows(group, queue.task, queue.mask)
         if len(of_group) > body.batch:
             _put_back(queue, list(taken))
             raise BadArgument(

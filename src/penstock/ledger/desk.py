@@ -33,6 +33,7 @@ class Desk:
         self.out: list[AnyEffect] = []
         self.claims: dict[str, list[Waiter]] = {}  # waiting claims by partition, in order of arrival
         self.grants: list[Waiter] = []  # waiting grants, in order of arrival
+        self.refused: dict[str, Waiter] = {}  # by partition, the last put that found no room before its deadline
         self.counters: Counter[str] = Counter()
         self.deadlines: list[float] = []  # a heap: those of waiting calls; one that was served stays until it passes
         self._many_deadlines = MANY_DEADLINES

@@ -14,6 +14,8 @@ import msgspec
 from penstock.ledger.facts import Entry
 from penstock.requests import BlockPlace, OpenSession, ReplyBody, Request, RowIssue, Source
 
+GOODBYE = "goodbye"  # why a session ended that said so itself
+
 
 class Event(msgspec.Struct, frozen=True):
     """Base of what happens."""

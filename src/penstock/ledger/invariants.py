@@ -79,7 +79,7 @@ def _check_tasks(partition: Partition) -> None:
 def _check_queues(partition: Partition) -> None:
     for queue in partition.queues:
         if queue.whole:
-            ready = {g.id: len(ready_rows(g, queue)) for g in partition.groups.values()}
+            ready = {g.id: len(ready_rows(g, queue.task, queue.mask)) for g in partition.groups.values()}
             queued = {g.id for g in partition.groups.values() if g.queued & queue.bit}
             assert queued == {i for i, n in ready.items() if n}, f"queue of {queue.task.name}"
             assert queue.count == sum(ready.values()), f"queue of {queue.task.name}: count"

@@ -15,6 +15,7 @@ MAX_QUEUES = 256  # (task, required fields, whole groups) that a partition's cla
 MAX_REPLIES = 65_536  # replies of a session that its client has not said it has
 MAX_REASON = 256  # characters of an eviction's reason
 MAX_REASONS = 256  # reasons counted apart in a partition; what is evicted under more of them is counted as "other"
+DEPARTED = 1024  # sessions that have ended and are still known by name
 HISTORY_EVENTS = 4096  # last events kept for ``why``, over all partitions
 HISTORY_KEYS = 200_000  # keys named by them, in all: the oldest events go first
 

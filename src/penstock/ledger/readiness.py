@@ -16,9 +16,9 @@ def row_ready(row: Row, task: Task, mask: int) -> bool:
     return row.produced & mask == mask and not row.consumed & task.bit and row.id not in task.held
 
 
-def ready_rows(group: Group, queue: Queue) -> list[Row]:
+def ready_rows(group: Group, task: Task, mask: int) -> list[Row]:
     """The rows that a whole-group claim would get of this group now; [] = the group is not ready."""
-    rows = [row for row in group.rows.values() if row_ready(row, queue.task, queue.mask)]
+    rows = [row for row in group.rows.values() if row_ready(row, task, mask)]
     if group.done and len(rows) == len(group.rows):
         return rows
     return [row for row in rows if is_true(row.tag("committed"))] if group.partial else []
@@ -74,7 +74,7 @@ def requeue_group(partition: Partition, group: Group) -> None:
 
 
 def _refresh_in(queue: Queue, group: Group) -> None:
-    ready = len(ready_rows(group, queue))
+    ready = len(ready_rows(group, queue.task, queue.mask))
     queue.count += ready - queue.counted.pop(group.id, 0)
     if ready:
         queue.counted[group.id] = ready

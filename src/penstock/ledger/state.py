@@ -170,14 +170,26 @@ class Lease:
         self.claimant: int | None = None
 
 
+class Wanted:
+    """What a task's claims ask for: ``whole``: groups, be it by their keys; ``rows``: at least so many."""
+
+    __slots__ = ("fields", "rows", "whole")
+
+    def __init__(self, fields: list[str], whole: bool, rows: int = 1) -> None:
+        self.fields = fields
+        self.whole = whole
+        self.rows = rows
+
+
 class Task:
     """A consumer's cursor.
 
     ``held``: row id -> its lease. ``lapsed``: row id -> (token, released) of a lease that ended without a successor.
     ``ended``: row id -> token under which it was consumed (tasks that are not final). ``deliveries``: failed ones.
+    ``wanted``: by its last claim in this life.
     """
 
-    __slots__ = ("bit", "consumed", "deliveries", "ended", "held", "index", "lapsed", "name")
+    __slots__ = ("bit", "consumed", "deliveries", "ended", "held", "index", "lapsed", "name", "wanted")
 
     def __init__(self, name: str, index: int) -> None:
         self.name = name
@@ -188,6 +200,7 @@ class Task:
         self.lapsed: dict[int, tuple[str, bool]] = {}
         self.ended: dict[int, str] = {}
         self.deliveries: dict[int, int] = {}
+        self.wanted: Wanted | None = None
 
     def forget(self, row_id: int, consumed: bool) -> Lease | None:
         """The row is gone. Return the lease that held it."""
@@ -420,6 +433,18 @@ class Session:
         return f"{self.owner or self.role} (pid {self.pid} on {self.host})"
 
 
+class Departed:
+    """A session that has ended: ``at``: when, on the ledger's clock."""
+
+    __slots__ = ("at", "pid", "who", "why")
+
+    def __init__(self, who: str, pid: int, why: str, at: float) -> None:
+        self.who = who
+        self.pid = pid
+        self.why = why
+        self.at = at
+
+
 class PendingGrant:
     """A put between its grant and its commit. ``stamp``: the ledger's count of clears when it was granted."""
 
@@ -481,6 +506,7 @@ class State:
         "active",
         "checkpoints",
         "clears",
+        "departed",
         "grants",
         "history",
         "history_keys",
@@ -504,6 +530,7 @@ class State:
         self.partitions: dict[str, Partition] = {}
         self.active: dict[str, Partition] = {}  # all but those of which only the counters are left
         self.sessions: dict[int, Session] = {}
+        self.departed: dict[int, Departed] = {}  # the last to end, oldest first
         self.writes: dict[int, Write] = {}
         self.leases: dict[str, Lease] = {}
         self.grants: dict[int, PendingGrant] = {}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from itertools import islice
 
 from penstock.errors import BadArgument, UnknownName
+from penstock.ledger.debts import LOOKED_AT, SHOWN, debts, party, stuck_group, told
 from penstock.ledger.desk import Desk
 from penstock.ledger.leasing import Hold, hold_of
 from penstock.ledger.readiness import find_queue, row_ready
-from penstock.ledger.state import Group, Partition, Row, Task, Waiter
+from penstock.ledger.state import Partition, Row, Task, Waiter
 from penstock.requests import Claim, Why, WhyReport
 
-LOOKED_AT = 2000  # rows or groups inspected for one answer
-SHOWN = 8
 HISTORY_SHOWN = 20
 
 
@@ -80,27 +79,7 @@ def _fields_missing(partition: Partition, task: Task, required: list[str]) -> li
 
 def _groups_missing(desk: Desk, partition: Partition) -> list[str]:
     undone = [group for group in islice(partition.groups.values(), LOOKED_AT) if not group.done]
-    return [_group_state(desk, group) for group in undone[:SHOWN]]
-
-
-def _group_state(desk: Desk, group: Group) -> str:
-    size = len(group.rows)
-    age = max(0.0, desk.books.wall - group.wall)
-    by = "; ".join(_putter(desk, session_id) for session_id in sorted(group.putters))
-    lacks = []
-    if group.expected is not None and size != group.expected:
-        lacks.append(f"has {size} of {group.expected} rows")
-    if not group.done and (group.expected is None or size == group.expected):
-        lacks.append("is not committed")
-    state = " and ".join(lacks) or "is committed and complete"
-    return f"group {group.gid!r} {state}, {age:.1f} s old; put by {by or 'nobody'}"
-
-
-def _putter(desk: Desk, session_id: int) -> str:
-    session = desk.state.sessions.get(session_id)
-    if session is None:
-        return "a session that has ended"
-    return f"{session.who()}, heard of {desk.books.clock - session.heard:.1f} s ago"
+    return [stuck_group(desk, group).says for group in undone[:SHOWN]]
 
 
 def silent_sessions(desk: Desk) -> list[str]:
@@ -130,7 +109,8 @@ def why(desk: Desk, body: Why) -> WhyReport:
     if body.task is None:
         waits += _groups_missing(desk, partition)
     subject = f"task {body.task!r} of partition {partition.name!r}" if body.task else f"partition {partition.name!r}"
-    return WhyReport(subject, waits + silent_sessions(desk), _history(desk, partition.name))
+    waits += silent_sessions(desk)
+    return WhyReport(subject, waits, _history(desk, partition.name), debts(desk, partition, tasks))
 
 
 def _why_task(desk: Desk, partition: Partition, task: Task) -> list[str]:
@@ -146,7 +126,7 @@ def _why_task(desk: Desk, partition: Partition, task: Task) -> list[str]:
     holders: dict[str, int] = {}
     for lease in islice(desk.state.leases.values(), LOOKED_AT):
         if lease.partition == partition.name and lease.task == task.name:
-            who = _putter(desk, lease.session_id)
+            who = told(party(desk, lease.session_id))
             holders[who] = holders.get(who, 0) + len(lease.rows)
     return waits + [f"{count} rows of task {task.name!r} are leased to {who}" for who, count in holders.items()]
 
@@ -187,8 +167,9 @@ def _why_key(desk: Desk, partition: Partition, key: str) -> WhyReport:
         if row.id in t.deliveries
     ]
     if row.group is not None:
-        waits.append(_group_state(desk, row.group))
-    return WhyReport(subject, waits, history)
+        waits.append(stuck_group(desk, row.group).says)
+    owed = [stuck_group(desk, row.group)] if row.group is not None and not row.group.done else []
+    return WhyReport(subject, waits, history, list(owed))
 
 
 def _why_group(desk: Desk, partition: Partition, gid: str) -> WhyReport:
@@ -198,12 +179,13 @@ def _why_group(desk: Desk, partition: Partition, gid: str) -> WhyReport:
             return WhyReport(f"group {gid!r}", ["evicted unfinished; late puts to it are refused"], [])
         raise UnknownName(f"unknown group {gid!r} of partition {partition.name!r}", missing=[gid])
     mask = partition.mask_of(partition.fields)
-    waits = [_group_state(desk, group)]
+    state = stuck_group(desk, group)
+    waits = [state.says]
     for row in islice(group.rows.values(), SHOWN):
         states = [f"{t.name}: {_row_state(partition, row, t, mask)}" for t in partition.tasks.values()]
         waits.append(f"row {row.key!r}: " + "; ".join(states))
     history = [line for row in islice(group.rows.values(), SHOWN) for line in _history(desk, partition.name, row.key)]
-    return WhyReport(f"group {gid!r} of partition {partition.name!r}", waits, history)
+    return WhyReport(f"group {gid!r} of partition {partition.name!r}", waits, history, [] if group.done else [state])
 
 
 def _history(desk: Desk, partition: str, key: str | None = None) -> list[str]:

@@ -81,9 +81,14 @@ def reporting(as_json: bool) -> Iterator[Report]:
 
 
 def plain(value: object) -> Any:
-    """Return ``value`` as JSON's types; records become objects by field name, also those that travel as arrays."""
+    """Return ``value`` as JSON's types; records become objects by field name, also those that travel as arrays.
+
+    Records that travel as objects and say which kind they are do so here too (``type``).
+    """
     if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        how = value.__struct_config__
+        kind = {how.tag_field: how.tag} if how.tag_field is not None and not how.array_like else {}
+        return kind | {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

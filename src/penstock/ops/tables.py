@@ -177,10 +177,15 @@ def _reasons(audit: PartitionAudit) -> str:
 
 
 def why_tables(report: WhyReport) -> list[Table]:
-    """What is waited for, and what happened last."""
+    """What is missing and who owes it, who waits for what, and what happened last."""
+    owed = [(debt.says,) for debt in report.owed]
     waits = [(line,) for line in report.waits] or [("nothing is waited for",)]
     history = [(_dated(line),) for line in report.history]
-    return [table(report.subject, ("waits for",), waits), *([table("", ("last events",), history)] if history else [])]
+    return [
+        *([table(report.subject, ("is owed",), owed)] if owed else []),
+        table("" if owed else report.subject, ("waits for",), waits),
+        *([table("", ("last events",), history)] if history else []),
+    ]
 
 
 def _dated(line: str) -> str:

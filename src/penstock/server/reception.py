@@ -15,7 +15,16 @@ import secrets
 import socket
 
 from penstock.errors import DataPlaneError, code_of
-from penstock.ledger.events import Answer, Asked, Disconnected, Heard, SessionGone, SessionOpens, SessionResumes
+from penstock.ledger.events import (
+    GOODBYE,
+    Answer,
+    Asked,
+    Disconnected,
+    Heard,
+    SessionGone,
+    SessionOpens,
+    SessionResumes,
+)
 from penstock.points import reached
 from penstock.requests import (
     WIRE_VERSION,
@@ -163,7 +172,7 @@ class Reception:
             case Goodbye():
                 plane.then(lambda: plane.custody.leaves(holder))
                 plane.answer(number, Done())
-                plane.tell(SessionGone(connection.session_id, "goodbye"))
+                plane.tell(SessionGone(connection.session_id, GOODBYE))
             case Ping():
                 self._heard(connection, call)
                 self._ping(number)
