@@ -99,7 +99,7 @@ class Ending:
         if gives_up and (not training.is_ordered or waited >= run.config.step_stop_s):
             training.give_up(now)
         busy = run.prompts.count(Where.OUT) or not training.is_idle or training.releasing or self.lane.evictions
-        if (not busy and self.swept) or waited >= run.config.stop_s or self.lane.away is not None:
+        if (not busy and self.swept) or waited >= run.config.stop_s / 2 or self.lane.away is not None:
             run.turn("settled")
             self.over(now)
 
@@ -129,5 +129,7 @@ class Ending:
     def next_timer(self) -> float | None:
         """When the next wait of the end is over."""
         config = self.run.config
-        waits = (config.drain_s, config.step_stop_s, config.stop_s)
-        return None if self.reason is None else min(self.since + wait for wait in waits if wait > 0)
+        waits = (config.drain_s, config.step_stop_s, config.stop_s / 2)
+        return (
+            None if self.reason is None else min((self.since + wait for wait in waits if wait > 0), default=self.since)
+        )

@@ -170,7 +170,7 @@ class ControllerMachine:
             self._ending.wind_up(now)
 
     def next_timer(self) -> float:
-        """When the next ``Ticked`` is useful."""
+        """When the next ``Ticked`` is useful. What was due by the last news has been seen to, or waits for others."""
         due = [
             self._last_now + MAX_TICK_S,
             self._training.next_timer(),
@@ -179,7 +179,7 @@ class ControllerMachine:
             next_dispatch(self._run),
             self._run.replicas.next_timer(),
         ]
-        return max(self._last_now, min(when for when in due if when is not None))
+        return min(when for when in due if when is not None and when > self._last_now)
 
     # -- news: beginning ----------------------------------------------------------------------------------------------
 

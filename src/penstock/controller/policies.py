@@ -54,6 +54,7 @@ class Standing:
 
     Attributes:
         version: of the trainer's weights.
+        published: the version that is dispatched now; it lags while weights are spread.
         batch: groups that a step takes.
         minimum: the fewest groups that make a step.
         training: groups in the step that is out.
@@ -63,6 +64,7 @@ class Standing:
     """
 
     version: int
+    published: int
     batch: int
     minimum: int
     training: int
@@ -84,8 +86,12 @@ class StalenessPolicy(Protocol):
 
 
 def _gate(now: Standing, lookahead: int) -> int:
-    """What version-gated admission leaves: one batch for the step that comes, and one for each version ahead."""
-    return max(0, (lookahead + 1) * now.batch - (now.training + len(now.ready) + len(now.coming)))
+    """What version-gated admission leaves: one batch for the step that comes, and one for each version ahead.
+
+    A group that is dispatched with weights that lag is born that much older: it may lie ahead that much less.
+    """
+    ahead = lookahead - (now.version - now.published)
+    return max(0, (ahead + 1) * now.batch - (now.training + len(now.ready) + len(now.coming)))
 
 
 def _enough(now: Standing, chosen: Sequence[Candidate]) -> Sequence[Candidate]:

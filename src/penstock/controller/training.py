@@ -140,6 +140,7 @@ class Training:
         coming = prompts.at(Where.WAITING, Where.OUT, Where.LANDED)
         return Standing(
             version=run.step,
+            published=run.step if run.published is None else run.published,
             batch=batch or run.config.groups_per_step,
             minimum=run.config.minimum,
             training=prompts.count(Where.TRAINING),

@@ -1,0 +1,396 @@
+"""The controller's shell: feeds the machine with what happens and carries its effects out, on one event loop.
+
+Invariants: nothing here blocks the loop: the plane is called in threads, the record is written in one; effects are
+carried out in order, a record being durable before what follows it; every wait has a limit; when ``run`` has ended, in
+whatever way, no task, no thread and no session of it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.controller import effects as do
+from penstock.controller import news as nw
+from penstock.controller.calls import MetadataCalls
+from penstock.controller.config import ControllerConfig, Role
+from penstock.controller.events import RunEvent
+from penstock.controller.machine import ControllerMachine, ControllerStatistics
+from penstock.controller.record import RecordFile
+from penstock.controller.roles import Generator, PromptSource, Trainer, TrainResult, WeightSync
+from penstock.controller.run import Accept
+from penstock.controller.shutdown import Shutdown
+from penstock.errors import (
+    ControllerError,
+    DataPlaneError,
+    DataPlaneReadError,
+    FieldNotProduced,
+    PromptRejected,
+    UnknownName,
+    VersionWentBack,
+)
+from penstock.plane.aio import AsyncDataPlaneClient
+from penstock.plane.contract import DataPlaneClient
+from penstock.points import reached
+from penstock.records import KVBatchMeta
+from penstock.retry import Deadline, reconnect_delays
+
+__all__ = ["Listener", "RunResult", "SingleController"]
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[RunEvent], None]
+
+PING_S = 2.0  # one look at a plane that may be away
+CANCEL_S = 1.0  # for cancelled work to end
+CLOSE_S = 1.5  # for the plane to be told goodbye
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended. ``dispatched`` = ``trained`` + the sum of ``dropped`` + ``open``: prompts, all of them.
+
+    Attributes:
+        reason: why it ended.
+        step: the last settled step.
+        rows: that were trained.
+    """
+
+    reason: str
+    step: int
+    dispatched: int
+    trained: int
+    rows: int
+    dropped: dict[str, int]
+    open: int
+
+
+class SingleController:
+    """Drives one run. See the package for what it promises.
+
+    Args:
+        client: of the plane; it is closed at the end of the run. Only its metadata methods are used.
+        config: of the run.
+        prompts: where prompts come from.
+        generator: answers them.
+        trainer: makes steps.
+        weights: spreads them.
+        folder: where the run's record is kept; the same folder continues the run.
+        accept: the dynamic filter: whether a group, by its metadata, is worth training; None = all are.
+        listeners: are told each event, on the event loop; must not block.
+        rng: for back-off.
+    """
+
+    def __init__(
+        self,
+        client: DataPlaneClient,
+        config: ControllerConfig,
+        *,
+        prompts: PromptSource,
+        generator: Generator,
+        trainer: Trainer,
+        weights: WeightSync,
+        folder: Path,
+        accept: Accept | None = None,
+        listeners: Sequence[Listener] = (),
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config
+        self._prompts, self._generator, self._trainer, self._weights = prompts, generator, trainer, weights
+        self._accept, self._listeners = accept, list(listeners)
+        self._file = RecordFile(folder)
+        self._rng = rng or random.Random()
+        self._calls = MetadataCalls(AsyncDataPlaneClient(client), config)
+        self._writer = ThreadPoolExecutor(1, "penstock-record")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._inbox: asyncio.Queue[nw.News] = asyncio.Queue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._early: list[nw.News] = []  # said before the run began
+        self._machine: ControllerMachine | None = None
+        self._finish: do.Finish | None = None
+        self._life = 0
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> RunResult:
+        """Drive the run to its end, once.
+
+        Returns:
+            How it ended: its steps are made, its prompts used up, the last replica gone, or ``stop`` was called.
+
+        Raises:
+            ControllerError: it cannot go on: the plane stayed away, a step kept failing, the record cannot be written.
+            VersionWentBack: the trainer stands at an earlier step than the run.
+            BadArgument: the folder holds the record of another run.
+        """
+        if self._loop is not None:
+            raise ControllerError("a controller runs once; make another one for the next life")
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._steer()
+        finally:
+            await self._close()
+        return self._result()
+
+    async def _steer(self) -> None:
+        record = await self._in_thread(lambda: self._file.load(self.config.run))
+        now = time.monotonic()
+        self._machine = ControllerMachine(self.config, record, rng=self._rng, now=now, accept=self._accept)
+        self._life = self._machine.statistics().life
+        early, self._early = self._early, []
+        for news in [nw.Begun(), *early]:
+            await self._take(news)
+        while self._finish is None:
+            await self._take(await self._next_news())
+
+    async def _next_news(self) -> nw.News:
+        assert self._machine is not None
+        if not self._inbox.empty():
+            return self._inbox.get_nowait()
+        left = max(0.0, self._machine.next_timer() - time.monotonic())
+        tick = asyncio.get_running_loop().call_later(left, self._inbox.put_nowait, nw.Ticked())
+        try:
+            return await self._inbox.get()
+        finally:
+            tick.cancel()
+
+    async def _take(self, news: nw.News) -> None:
+        assert self._machine is not None
+        for effect in self._machine.handle(news, time.monotonic()):
+            await self._carry_out(effect)
+
+    async def _carry_out(self, effect: do.Effect) -> None:
+        match effect:
+            case do.Save(record):
+                await self._in_thread(lambda: self._file.save(record))
+                reached("controller.saved")
+            case do.Tell(event):
+                self._tell(event)
+            case do.Dispatch(group_id, prompt, version):
+                self._dispatch(group_id, prompt, version)
+            case do.Cancel(group_id):
+                if (task := self._attempts.pop(group_id, None)) is not None:
+                    task.cancel()
+            case do.AskTrainer():
+                self._start("ask trainer", self._ask_trainer())
+            case do.Train(step, meta):
+                self._start(f"step {step}", self._train(step, meta))
+            case do.Publish(version):
+                reached("controller.settled")
+                self._start(f"publish {version}", self._publish(version))
+            case do.AwaitPlane():
+                self._start("await plane", self._await_plane())
+            case do.AskWhy():
+                self._start("ask why", self._ask_why())
+            case do.Finish():
+                self._finish = effect
+            case _:
+                self._start(type(effect).__name__.lower(), self._calls.carry_out(effect))
+
+    def _tell(self, event: RunEvent) -> None:
+        stamped = msgspec.structs.replace(event, at=time.time(), life=self._life)
+        for listener in self._listeners:
+            listener(stamped)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, nw.News]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._report(work), name=f"penstock {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _report(self, work: Coroutine[Any, Any, nw.News]) -> None:
+        self._inbox.put_nowait(await work)
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+    # -- those who do the work ----------------------------------------------------------------------------------------
+
+    def _dispatch(self, group_id: str, index: int, version: int) -> None:
+        prompt = self._prompts.prompt(index)
+        if prompt is None:
+            self._inbox.put_nowait(nw.NoSuchPrompt(group_id))
+            return
+        task = self._start(f"generate {group_id}", self._generate(prompt, group_id, version))
+        self._attempts[group_id] = task
+        task.add_done_callback(lambda _: self._attempts.pop(group_id, None))
+
+    async def _generate(self, prompt: Any, group_id: str, version: int) -> nw.News:
+        try:
+            async with asyncio.timeout(self.config.generate_timeout_s):
+                work = asyncio.ensure_future(self._generator.generate(prompt, version, group_id))
+                await _underway(work)
+                reached("controller.dispatched")
+                await work
+        except PromptRejected as rejected:
+            return nw.GenerationFailed(group_id, str(rejected), rejected=True)
+        except Exception as error:  # noqa: BLE001  # top frame: of a user's generator; the prompt goes again
+            return nw.GenerationFailed(group_id, _said(error, self.config.generate_timeout_s))
+        except asyncio.CancelledError:
+            if _is_ours():
+                raise
+            return nw.GenerationFailed(group_id, "the generator was cancelled")
+        return nw.Generated(group_id)
+
+    async def _ask_trainer(self) -> nw.News:
+        try:
+            async with asyncio.timeout(self.config.train_timeout_s):
+                return nw.TrainerStands(await self._trainer.last_step())
+        except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; it is asked again
+            return nw.TrainerSilent(_said(error, self.config.train_timeout_s))
+        except asyncio.CancelledError:
+            if _is_ours():
+                raise
+            return nw.TrainerSilent("the trainer was cancelled")
+
+    async def _train(self, step: int, meta: KVBatchMeta) -> nw.News:
+        try:
+            async with asyncio.timeout(self.config.train_timeout_s):
+                work = asyncio.ensure_future(self._trainer.train(meta, step))
+                await _underway(work)
+                reached("controller.ordered")
+                result: TrainResult = await work
+        except (DataPlaneReadError, UnknownName, FieldNotProduced) as unreadable:
+            if set(unreadable.keys) & set(meta.sample_ids):
+                return nw.StepUnreadable(step, list(unreadable.keys), str(unreadable))
+            return nw.StepFailed(step, str(unreadable))
+        except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; the step goes again
+            return nw.StepFailed(step, _said(error, self.config.train_timeout_s))
+        except asyncio.CancelledError:
+            if _is_ours():
+                raise
+            return nw.StepFailed(step, "the trainer was cancelled")
+        reached("controller.recorded")
+        return nw.StepMade(result)
+
+    async def _publish(self, version: int) -> nw.News:
+        try:
+            async with asyncio.timeout(self.config.publish_timeout_s):
+                await self._weights.publish(version)
+        except Exception as error:  # noqa: BLE001  # top frame: of a user's weight sync; it is called again
+            return nw.PublicationFailed(version, _said(error, self.config.publish_timeout_s))
+        except asyncio.CancelledError:
+            if _is_ours():
+                raise
+            return nw.PublicationFailed(version, "the weight sync was cancelled")
+        return nw.PublicationMade(version)
+
+    async def _await_plane(self) -> nw.News:
+        deadline = Deadline(self.config.recover_deadline_s)
+        delays = reconnect_delays(deadline, self._rng)
+        while True:
+            try:
+                return nw.PlaneBack(await self._calls.look(min(PING_S, max(0.1, deadline.remaining()))))
+            except DataPlaneError as error:
+                last = error
+            delay = next(delays, None)
+            if delay is None:
+                return nw.PlaneGone(
+                    f"the plane did not come back within {self.config.recover_deadline_s:g} s ({last}); "
+                    "start it again and run this controller again: it goes on where it stood"
+                )
+            await asyncio.sleep(delay)
+
+    async def _ask_why(self) -> nw.News:
+        return nw.Explained(await self._calls.why())
+
+    # -- said from outside --------------------------------------------------------------------------------------------
+
+    def stop(self, why: str = "stopped") -> None:
+        """End the run in order; from any thread or signal handler. ``run`` returns within about ``stop_s``."""
+        self._say(nw.StopAsked(why))
+
+    def pause(self, why: str = "paused") -> None:
+        """Dispatch nothing until ``resume``; training goes on. From any thread."""
+        self._say(nw.GateClosed(why))
+
+    def resume(self) -> None:
+        """Dispatch again. From any thread."""
+        self._say(nw.GateOpened())
+
+    def register(self, replica: str, role: Role, *, beats: bool = True) -> None:
+        """A replica has begun to take part. From any thread.
+
+        Args:
+            replica: its name, unique.
+            role: what it does.
+            beats: it will be ``heard`` from, and is reaped when it is not; False = the caller tells when it ``left``.
+        """
+        self._say(nw.ReplicaJoined(replica, role, beats))
+
+    def heard(self, replica: str) -> None:
+        """A replica gave a sign of life. From any thread."""
+        self._say(nw.Heard(replica))
+
+    def left(self, replica: str) -> None:
+        """A replica is gone. From any thread."""
+        self._say(nw.Left(replica))
+
+    def _say(self, news: nw.News) -> None:
+        loop = self._loop
+        if loop is None:
+            self._early.append(news)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(self._inbox.put_nowait, news)
+
+    def statistics(self) -> ControllerStatistics | None:
+        """Return the run at this moment; None before it has begun."""
+        return None if self._machine is None else self._machine.statistics()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def _close(self) -> None:
+        """End in order: work, session, writer. A cancelled run ends so too."""
+        shutdown = Shutdown(self._file.path.parent, self.config.stop_s / 2)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await shutdown.step("work under way", asyncio.wait(list(self._tasks)), CANCEL_S)
+        await shutdown.step("the plane's session", self._calls.close(CLOSE_S), CLOSE_S + 0.25)
+        self._writer.shutdown(wait=False, cancel_futures=True)
+
+    def _result(self) -> RunResult:
+        assert self._machine is not None
+        assert self._finish is not None
+        if not self._finish.ok:
+            raise (VersionWentBack if self._finish.went_back else ControllerError)(self._finish.reason)
+        now = self._machine.statistics()
+        return RunResult(
+            reason=self._finish.reason,
+            step=now.step,
+            dispatched=now.dispatched,
+            trained=now.trained,
+            rows=now.rows,
+            dropped=now.dropped,
+            open=sum(now.places.values()),
+        )
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        where = "not begun" if now is None else f"{now.phase}, step {now.step}, {now.dispatched} dispatched"
+        return f"SingleController({self.config.run!r}, {where})"
+
+
+async def _underway(work: asyncio.Future[Any]) -> None:
+    """Let ``work`` begin; a failure of it is for whoever awaits it."""
+    await asyncio.wait([work], timeout=0)
+
+
+def _is_ours() -> bool:
+    """Whether the cancellation that came was meant for this task, and not raised by what it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _said(error: Exception, limit_s: float) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return f"no answer within {limit_s:g} s"
+    return f"{type(error).__name__}: {error}"
