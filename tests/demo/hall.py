@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from penstock.controller.events import RunEvent
 from penstock.demo.checkpoint import latest_step, read_record
 from penstock.demo.controller_loop import Controller
-from penstock.demo.messages import Heard, Left, Order, Ready, Rollout, Said
+from penstock.demo.messages import Answer, Heard, Here, Left, Order, Rollout
 from penstock.demo.processes import kind_of, slot_of
 from penstock.demo.scorer import Scorer
 from penstock.demo.spec import PARTITION, SCORE_TASK, TRAIN_FIELDS, TRAIN_TASK, RunFiles, RunSpec
@@ -59,6 +60,10 @@ def no_fate(call: str) -> None:
     """Nobody dies."""
 
 
+def no_listener(event: RunEvent) -> None:
+    """Nobody listens."""
+
+
 class Hall:
     """Everything there is. ``fates``: by role ("worker", "trainer", "scorer"), who dies when.
 
@@ -76,7 +81,7 @@ class Hall:
         self.orders: list[tuple[str, Order]] = []
         client: DataPlaneClient = Doomed(self.plane.peer(), self.fates.get("controller", no_fate))  # type: ignore[assignment]
         self.controller = Controller(
-            spec, client, lambda peer, order: self.orders.append((peer, order)), self._log("controller")
+            spec, client, lambda peer, order: self.orders.append((peer, order)), self._log("controller"), no_listener
         )
         self.roles: dict[str, Any] = {}
         self.sessions: dict[str, NoOpDataPlaneClient] = {}
@@ -102,14 +107,14 @@ class Hall:
     def _begin(self, peer: str, kind: str, client: DataPlaneClient, log: EventLog) -> None:
         if kind == "trainer":
             self.roles[peer] = trainer = Trainer(self.files, client, log)
-            self.say(peer, trainer.ready())
+            self.say(peer, Here(trainer.record))
         elif kind == "worker":
             self.roles[peer] = Worker(self.files, client, log)
-            self.say(peer, Ready())
+            self.say(peer, Here())
         else:
             self.roles[peer] = Scorer(self.files, client)
 
-    def say(self, peer: str, message: Said) -> None:
+    def say(self, peer: str, message: Answer) -> None:
         self.controller.inbox.put(Heard(peer, message))
 
     def bury(self, peer: str) -> None:

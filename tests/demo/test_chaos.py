@@ -57,22 +57,15 @@ def test_a_fault_counts_when_it_was_seen_to_fire() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "slot", "born_at", "recovers"),
-    [
-        ("worker", "worker-0", 2.0, True),
-        ("worker", "worker-1", 2.0, False),
-        ("worker", "worker-0", 0.5, False),
-        ("trainer", None, 2.0, False),
-    ],
+    ("slot", "born_at", "recovers"),
+    [("worker-0", 2.0, True), ("worker-1", 2.0, False), ("worker-0", 0.5, False), ("trainer-0", 2.0, False)],
 )
-def test_recovery_is_progress_of_that_kind_by_a_later_life(
-    kind: str, slot: str | None, born_at: float, recovers: bool
-) -> None:
+def test_recovery_is_progress_of_that_slot_by_a_later_life(slot: str, born_at: float, recovers: bool) -> None:
     """Neither another worker's progress, nor what the victim had under way, is a recovery."""
     ledger = FaultLedger()
     ledger.killed("worker-0", 11, 1.0)
     ledger.ended(Ended("worker-0.1", 11, -9))
-    ledger.progress(kind, slot, born_at, 4.0)
+    ledger.progress(slot, born_at, 4.0)
     assert ledger.unrecovered() == ([] if recovers else ["worker-0"])
 
 
@@ -83,8 +76,8 @@ def test_recovery_times_are_summed_up() -> None:
     for pid, at in ((1, 10.0), (2, 20.0), (3, 30.0)):
         ledger.killed("trainer-0", pid, at)
         ledger.ended(Ended("trainer-0.1", pid, -9))
-        ledger.progress("trainer", None, at + 0.5, at + pid)
-        ledger.progress("trainer", None, at + 0.5, at + 9)
+        ledger.progress("trainer-0", at + 0.5, at + pid)
+        ledger.progress("trainer-0", at + 0.5, at + 9)
     recovery = ledger.recovery()
     assert recovery is not None
     assert (recovery.p50, recovery.max) == (2.0, 3.0)

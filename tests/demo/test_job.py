@@ -5,19 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from penstock.controller.events import Trained
 from penstock.demo.interrupt import Interrupt
 from penstock.demo.job import MAX_DEATHS, STALL_S, Job, _findings
 from penstock.demo.launcher import run
 from penstock.demo.processes import Ended
 from penstock.demo.spec import DemoOptions, RunFiles
-from penstock.demo.standing import Standing
 from penstock.errors import DataPlaneUnavailable
 from penstock.requests import AuditReport, PartitionAudit
 from penstock.testing.checker import Report
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The slots that were started, none of which was."""
+    slots: list[str] = []
+    monkeypatch.setattr(Job, "_start", lambda _job, slot: slots.append(slot))
+    return slots
 
 
 class Clock:
@@ -34,13 +42,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 def job_at(root: Path, options: DemoOptions, rewards: list[float], faults: int = 0, recovered: bool = True) -> Job:
     """A job without processes that stands where it is said to stand."""
     job = Job(options, RunFiles(root), Interrupt())
-    job.controller = SimpleNamespace(now=Standing(rewards=rewards))  # type: ignore[assignment]
+    for reward in rewards:
+        make_step(job, reward)
     for pid in range(faults):
         job.faults.killed("plane-0", pid, 1.0)
         job.faults.ended(Ended("plane-0.1", pid, -9))
     if recovered:
-        job.faults.progress("plane", None, 2.0, 3.0)
+        job.faults.progress("plane-0", 2.0, 3.0)
     return job
+
+
+def make_step(job: Job, reward: float) -> None:
+    """One more, as the event stream tells it."""
+    step = job.progress.steps + 1
+    with job.files.events.open("ab") as file:
+        file.write(msgspec.json.encode(Trained(step=step, groups=[], rows=8, seconds=0.1, metrics={"reward": reward})))
+        file.write(b"\n")
+    job._look()
 
 
 GOOD, BAD = [0.9] * 10, [0.5] * 10
@@ -74,15 +92,12 @@ def test_a_run_without_steps_for_long_is_stuck(tmp_path: Path, clock: Clock) -> 
     """It is told, with the last words of each process; a step in time starts the clock again."""
     job = job_at(tmp_path, DemoOptions(), [0.1])
     (job.files.logs / "worker-0.log").write_text("Traceback\nValueError: no\n\n")
-    job._note_progress()
     clock.now += STALL_S
     assert job._trouble() == ""
     clock.now += 1
     assert "stuck" in job._trouble()
     assert "worker-0: ValueError: no" in job._trouble()
-    assert job.controller is not None
-    job.controller.now.rewards.append(0.2)
-    job._note_progress()
+    make_step(job, 0.2)
     assert job._trouble() == ""
 
 
@@ -93,37 +108,39 @@ def test_a_run_ends_at_its_time_limit(tmp_path: Path, clock: Clock) -> None:
     assert job._trouble() == "not done within 30 s (10 steps, reward 0.500, 4 of 10 faults)"
 
 
-def test_processes_that_keep_dying_by_themselves_end_the_run(tmp_path: Path) -> None:
+def test_processes_that_keep_dying_by_themselves_end_the_run(tmp_path: Path, started: list[str]) -> None:
     """Deaths by our hand are faults and do not count."""
     job = job_at(tmp_path, CHAOS, BAD, faults=20)
     for pid in range(1000, 1000 + MAX_DEATHS):
-        job._note_death(Ended("trainer-0.3", pid, 1))
+        job._replace(Ended("trainer-0.3", pid, 1))
     assert job._trouble() == ""
-    job._note_death(Ended("trainer-0.3", 2000, 1))
+    job._replace(Ended("trainer-0.3", 2000, 1))
     assert "trainer-0 ended with status 1" in job._trouble()
+    assert started == ["trainer-0"] * (MAX_DEATHS + 1)
 
 
-def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Path) -> None:
+def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Path, started: list[str]) -> None:
     """The checker reads of it in a log, as of everything else; a death by another hand is no fault."""
     job = job_at(tmp_path, CHAOS, BAD)
     job.faults.killed("worker-1", 7, 1.0)
-    job._note_death(Ended("worker-1.5", 7, -9))
-    job._note_death(Ended("worker-0.4", 8, -9))
+    job._replace(Ended("worker-1.5", 7, -9))
+    job._replace(Ended("worker-0.4", 8, -9))
     assert job.judge().faults == {"worker": 1}
     assert job.fault_steps == [(len(BAD), "worker")]
+    assert started == ["worker-1", "worker-0"]
 
 
-def test_a_crash_of_the_controller_ends_the_run(tmp_path: Path) -> None:
-    """Its error is the reason, its traceback is in the logs."""
-    job = job_at(tmp_path, DemoOptions(), [])
-
-    def crash(_stop: object) -> None:
-        raise ZeroDivisionError("oops")
-
-    job.controller.run = crash  # type: ignore[union-attr,method-assign]
-    job._steer()
-    assert "ZeroDivisionError('oops')" in job._trouble()
-    assert "oops" in (job.files.logs / "controller.log").read_text()
+def test_a_controller_that_ends_by_itself_ends_the_run(tmp_path: Path, started: list[str]) -> None:
+    """Its last words are the reason; a controller that was killed is followed by another."""
+    job = job_at(tmp_path, CHAOS, BAD)
+    job.faults.killed("controller-0", 7, 1.0)
+    job._replace(Ended("controller-0.2", 7, -9))
+    assert (started, job._trouble()) == (["controller-0"], "")
+    (job.files.logs / "controller-0.log").write_text("Traceback\nZeroDivisionError: oops\n")
+    job._replace(Ended("controller-0.3", 8, 1))
+    assert started == ["controller-0"]
+    assert "the controller ended with status 1" in job._trouble()
+    assert "ZeroDivisionError: oops" in job._trouble()
 
 
 @pytest.mark.parametrize(

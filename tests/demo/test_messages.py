@@ -6,20 +6,31 @@ import msgspec
 import pytest
 
 from penstock.demo.messages import (
+    Answer,
     Become,
+    Hello,
+    Here,
+    Joined,
+    Left,
+    Letter,
+    News,
+    Note,
     Order,
     PromptRef,
     Ready,
     RolledOut,
     Rollout,
-    Said,
     StepRecord,
     Train,
     Trained,
     Unreadable,
+    Worked,
     group_of,
+    group_of_key,
+    letter,
     prompt_of,
 )
+from penstock.demo.rows import group_keys
 from penstock.records import KVBatchMeta
 
 META = KVBatchMeta(
@@ -28,35 +39,53 @@ META = KVBatchMeta(
 RECORD = StepRecord(step=3, keys=["a"], xxh3=["ff"], weight_versions=[2], lease=["7:1"], reward=0.5)
 
 
-@pytest.mark.parametrize("order", [Rollout(3, [PromptRef(1, 0)]), Train(4, META), Become("worker-0.3")])
+def through_the_pipe(message: Order | Answer | Note | News, kind: object) -> object:
+    line = letter("trainer-0.3", "controller-0.1", message, 7)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    found = msgspec.json.decode(line, type=Letter)
+    assert (found.to, found.sender, found.number) == ("trainer-0.3", "controller-0.1", 7)
+    return msgspec.json.decode(found.body, type=kind)
+
+
+@pytest.mark.parametrize("order", [Hello(), Rollout(3, [PromptRef(1, 0)]), Train(4, META), Become("worker-0.3")])
 def test_orders_survive_the_pipe(order: Order) -> None:
     """A lease stays the tuple of tokens that it was."""
-    assert msgspec.json.decode(msgspec.json.encode(order), type=Order) == order
+    assert through_the_pipe(order, Order) == order
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        Ready(),
-        Ready(RECORD),
-        RolledOut([PromptRef(1, 2)], 0.5, 1.5),
-        Trained(RECORD, 2.5),
-        Unreadable(4, ["a"], "lost"),
-    ],
-)
-def test_answers_survive_the_pipe(said: Said) -> None:
+@pytest.mark.parametrize("answer", [Here(), Here(RECORD), RolledOut(), Trained(RECORD), Unreadable(4, ["a"], "lost")])
+def test_answers_survive_the_pipe(answer: Answer) -> None:
     """What a role says is what is heard."""
-    assert msgspec.json.decode(msgspec.json.encode(said), type=Said) == said
+    assert through_the_pipe(answer, Answer) == answer
 
 
-@pytest.mark.parametrize("line", [b"{}", b'{"type":"Nonsense"}', b'{"type":"Ready","more":1}', b"[]", b"\xff"])
+@pytest.mark.parametrize("note", [Ready(), Worked(1.5)])
+def test_notes_survive_the_pipe(note: Note) -> None:
+    """What a peer tells the launcher is what the launcher hears."""
+    assert through_the_pipe(note, Note) == note
+
+
+@pytest.mark.parametrize("news", [Joined("worker-0.3"), Left("worker-0.3")])
+def test_news_survive_the_pipe(news: News) -> None:
+    """Who came and who went is what the controller hears."""
+    assert through_the_pipe(news, News) == news
+
+
+@pytest.mark.parametrize("line", [b"{}", b'{"type":"Nonsense"}', b'{"type":"RolledOut","more":1}', b"[]", b"\xff"])
 def test_anything_else_is_refused(line: bytes) -> None:
     """The union is closed, unknown fields included."""
     with pytest.raises(msgspec.DecodeError):
-        msgspec.json.decode(line, type=Said)
+        msgspec.json.decode(line, type=Answer)
 
 
 @pytest.mark.parametrize("ref", [PromptRef(0, 0), PromptRef(123456789, 12)])
 def test_a_group_names_its_attempt(ref: PromptRef) -> None:
     """A group id and an attempt are two ways to say the same."""
     assert prompt_of(group_of(ref)) == ref
+
+
+def test_a_key_names_its_group() -> None:
+    """What was removed row by row is known group by group."""
+    ref = PromptRef(12, 3)
+    assert {group_of_key(key) for key in group_keys(ref, 8)} == {group_of(ref)}

@@ -50,7 +50,7 @@ def test_rows_begin_uncommitted_and_say_what_they_belong_to() -> None:
         tags
         == [
             {
-                "group_id": "p000001a2",
+                "group_id": "run.1.2",
                 "expected_num_keys": 3,
                 "weight_version": 7,
                 "created_at": 12.5,

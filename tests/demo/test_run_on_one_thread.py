@@ -11,7 +11,6 @@ import msgspec
 import pytest
 import torch
 
-from penstock.demo import controller_loop
 from penstock.demo.checkpoint import read_record
 from penstock.demo.messages import Left, Rollout
 from penstock.demo.rows import group_keys
@@ -161,7 +160,7 @@ def test_a_late_attempt_settles_nothing(tmp_path: Path) -> None:
     assert_accounted_for(hall)
     trained = {key for step in (1, 2, 3) for key in read_record(hall.files.checkpoints, step).keys}
     assert not trained & set(late)
-    assert trained & {key.replace("a0_g", "a1_g") for key in late}
+    assert trained & {key.replace(".0_g", ".1_g") for key in late}
 
 
 @pytest.mark.parametrize(("behind", "stale"), [(SMALL.max_staleness, False), (SMALL.max_staleness + 1, True)])
@@ -193,13 +192,8 @@ def test_no_step_beyond_the_last_is_made(tmp_path: Path) -> None:
 def test_the_controller_needs_no_torch() -> None:
     """It steers from metadata alone: in a fresh process neither it nor the launcher loads torch."""
     code = (
-        "import sys, penstock.demo.controller_loop, penstock.demo.launcher\n"
+        "import sys, penstock.demo.steering, penstock.demo.launcher, penstock.demo.role, penstock.plane.local\n"
         "assert not {'torch', 'tensordict'} & sys.modules.keys(), 'torch is loaded'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_controller_is_a_short_loop() -> None:
-    """Its whole file has at most 150 lines, or it is no longer what the example is to show."""
-    assert len(Path(controller_loop.__file__).read_text().splitlines()) <= 150

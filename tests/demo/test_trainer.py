@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from penstock.demo.checkpoint import latest_step
-from penstock.demo.messages import Heard, Ready, Train, Trained
+from penstock.demo.messages import Heard, Here, Train, Trained
 from penstock.demo.spec import RunSpec, TaskSpec
 from penstock.demo.trainer import Trainer
 from penstock.errors import BadArgument
@@ -57,7 +57,7 @@ def test_a_new_life_knows_the_step_of_the_one_before(tmp_path: Path) -> None:
     trainer.train(order)
     log = EventLog(hall.files.journals / "next-life.jsonl")
     life = Trainer(hall.files, hall.plane.peer(), log)
-    assert life.ready() == Ready(trainer.record)
+    assert life.record == trainer.record
     assert torch.equal(weights(life), weights(trainer))
     assert len(read_log(log.path)) == len(order.meta.sample_ids)
 
@@ -68,7 +68,7 @@ def test_the_controller_settles_a_step_from_the_record_of_a_new_life(tmp_path: P
     order, trainer = first_order(hall), trainer_of(hall)
     trainer.train(order)
     hall.orders.clear()
-    hall.controller.inbox.put(Heard("trainer.99", Ready(trainer.record)))
+    hall.controller.inbox.put(Heard("trainer.99", Here(trainer.record)))
     hall.controller.turn()
     assert len(hall.controller.now.rewards) == 1
     assert not any(isinstance(order, Train) and order.step == 1 for _, order in hall.orders)

@@ -1,7 +1,7 @@
 """Faults: whom to kill when, which kills were seen to fire, and how long each took to recover from.
 
 Invariants: a fault has fired when the victim's exit status says SIGKILL, not when the signal was sent; it has been
-recovered from at the next progress of the killed role's kind, made by a life that began after the kill.
+recovered from at the next progress of the slot that was killed, made by a life that began after the kill.
 """
 
 from __future__ import annotations
@@ -82,12 +82,11 @@ class FaultLedger:
             mine.fired = True
             return Fault(kind_of(news.peer), news.pid)
 
-    def progress(self, kind: str, slot: str | None, born_at: float, now: float) -> None:
-        """``kind`` (and ``slot`` of it, if the kind has several) got on, by a life that began at ``born_at``."""
+    def progress(self, slot: str, born_at: float, now: float) -> None:
+        """``slot`` got on, by a life that began at ``born_at``."""
         with self._lock:
             for kill in self._kills:
-                concerned = kind_of(kill.slot) == kind and slot in {None, kill.slot}
-                if kill.recovered_at is None and concerned and born_at > kill.at:
+                if kill.recovered_at is None and kill.slot == slot and born_at > kill.at:
                     kill.recovered_at = now
 
     def counts(self) -> dict[str, int]:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from threading import Event
 from typing import TypeAlias
 
+from penstock.controller import events
+from penstock.controller.events import RunEvent
 from penstock.demo import messages as m
 from penstock.demo.patience import await_plane, patiently
 from penstock.demo.prompts import Prompts
@@ -31,8 +33,10 @@ Send: TypeAlias = Callable[[str, m.Order], None]  # to a peer
 class Controller:
     """Steers workers and a trainer, its peers, who are told by ``send`` and heard through ``inbox``."""
 
-    def __init__(self, spec: RunSpec, client: DataPlaneClient, send: Send, log: EventLog) -> None:
-        self.spec, self.client, self.send, self.log = spec, client, send, log
+    def __init__(
+        self, spec: RunSpec, client: DataPlaneClient, send: Send, log: EventLog, tell: Callable[[RunEvent], None]
+    ) -> None:
+        self.spec, self.client, self.send, self.log, self.tell = spec, client, send, log, tell
         self.inbox: queue.SimpleQueue[m.Heard | m.Left] = queue.SimpleQueue()
         self.now, self.prompts = Standing(), Prompts(spec.prompts_open)
         self.idle: list[str] = []  # workers
@@ -75,10 +79,10 @@ class Controller:
                 self.prompts.put_down(peer)
                 self.idle = [worker for worker in self.idle if worker != peer]
                 self.trainer = None if self.trainer == peer else self.trainer
-            case m.Heard(peer, m.Ready(record=None) | m.RolledOut()):
+            case m.Heard(peer, m.Here(record=None) | m.RolledOut()):
                 self.prompts.put_down(peer)
                 self.idle.append(peer)
-            case m.Heard(peer, m.Ready(record=m.StepRecord() as record)):
+            case m.Heard(peer, m.Here(record=m.StepRecord() as record)):
                 self.trainer, self.now.version = peer, max(self.now.version, 0)
                 self._step_ended(record)
                 if self.ordered is not None and self.outcome is None:
@@ -94,7 +98,19 @@ class Controller:
         if self.ordered is None or self.outcome is None:
             return
         if isinstance(self.outcome, m.StepRecord):
+            record, now = self.outcome, time.time()
+            self.tell(
+                events.Trained(
+                    at=now,
+                    step=record.step,
+                    groups=[],
+                    rows=len(record.keys),
+                    seconds=0.0,
+                    metrics={"reward": record.reward},
+                )
+            )
             self.client.pop(self.outcome.keys, PARTITION, lease=self.outcome.lease)
+            self.tell(events.Popped(at=time.time(), step=record.step, keys=record.keys))
             self.now.version = self.outcome.step
             self.now.rewards.append(self.outcome.reward)
             self.now.rows_trained += len(self.outcome.keys)

@@ -1,4 +1,4 @@
-"""The job: a plane and the roles round it, started, restarted when they die, killed when chaos says so, and judged.
+"""The job: a plane, a controller and the roles, started, restarted when they die, killed when chaos says so, judged.
 
 Invariants: the main thread alone starts and reaps processes; a signal only raises a flag, which every wait of the main
 thread sees, so that nothing is ever half started; after ``close`` there is no process, no thread and no shared memory.
@@ -6,28 +6,25 @@ thread sees, so that nothing is ever half started; after ``close`` there is no p
 
 from __future__ import annotations
 
-import threading
 import time
-import traceback
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.controller.events import Claimed, Committed, Dispatched, Popped, Recovered, RunEvent, Trained
 from penstock.demo.chaos import Chaos, FaultLedger
 from penstock.demo.checkpoint import latest_step, read_record
-from penstock.demo.controller_loop import Controller
 from penstock.demo.interrupt import Interrupt
-from penstock.demo.messages import Heard, Left, RolledOut, Trained
+from penstock.demo.messages import Note, StepRecord, Worked
+from penstock.demo.patience import patiently
 from penstock.demo.processes import SPARE, Ended, Processes, kind_of, slot_of
+from penstock.demo.progress import EventTail, Progress
 from penstock.demo.role import connect
+from penstock.demo.settling import settle
 from penstock.demo.spec import (
-    PARTITION,
     REWARD_WINDOW,
-    SCORE_TASK,
-    TRAIN_FIELDS,
-    TRAIN_TASK,
     DemoOptions,
     DemoResult,
     RunFiles,
@@ -35,10 +32,11 @@ from penstock.demo.spec import (
     TaskSpec,
     window_mean,
 )
+from penstock.demo.switchboard import Switchboard
 from penstock.demo.view import LifeLine, Snapshot, View
 from penstock.errors import DataPlaneError, DataPlaneUnavailable
 from penstock.requests import AuditReport
-from penstock.testing.checker import EventLog, Report, check, read_log
+from penstock.testing.checker import Entry, EventLog, Report, check, read_log
 from penstock.wire.paths import arena_files, served_path
 
 if TYPE_CHECKING:
@@ -46,12 +44,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Outcome"]
 
-PLANE = "plane-0"
+PLANE, CONTROLLER = "plane-0", "controller-0"
 START_S = 20.0  # for a plane to serve
 TICK_S = 0.05
 GRACE_S = 5.0  # for a role to end by itself
+STOP_S = 6.0  # for the controller, which has 4.5 s of its own for it
 STALL_S = 45.0  # without a step: the run is stuck
 MAX_DEATHS = 5  # not by our hand
+PROOFS: dict[str, tuple[type[RunEvent], ...]] = {  # what only happens while a process of this slot is at work
+    PLANE: (Committed, Claimed, Popped, Recovered),
+    CONTROLLER: (Dispatched, Trained, Popped),
+}
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,17 @@ class Job:
         self.spec = RunSpec(task=TaskSpec(seed=options.seed), max_steps=None if options.chaos else options.steps)
         self.files.create(self.spec)
         self.started_at = time.monotonic()
-        self.processes = Processes(files, self._listen)
+        self.switchboard = Switchboard(self._tell, self._note)
+        self.processes = Processes(files, self.switchboard.heard, self.switchboard.left)
+        self.tail, self.progress = EventTail(files.events), Progress()
         self.faults = FaultLedger()
         self.fault_steps: list[tuple[int, str]] = []
         self.deaths: Counter[str] = Counter()  # not by our hand
         self.lives: Counter[str] = Counter()
         self.chaos: Chaos | None = None
         self.client: LocalDataPlaneClient | None = None
-        self.controller: Controller | None = None
         self.log = EventLog(files.journals / "launcher.jsonl")
-        self.stop = threading.Event()
-        self.crash: str | None = None  # of the controller
-        self.thread = threading.Thread(target=self._steer, name="controller")
+        self.over: str | None = None  # the controller has ended by itself: why
         self.last_step = (0, self.started_at)  # steps made, and since when it has been so many
 
     # -- the beginning ------------------------------------------------------------------------------------------------
@@ -91,14 +93,9 @@ class Job:
         """Start everything."""
         self._start(PLANE)
         self._await_plane()
-        self.client = connect(self.files, "controller", "demo", self.interrupt.sleep)
-        self.client.register_partition(
-            PARTITION, TRAIN_FIELDS, 0, [SCORE_TASK, TRAIN_TASK], grpo_group_size=self.spec.group_size
-        )
-        self.controller = Controller(self.spec, self.client, self.processes.tell, self.log)
-        for slot in ["trainer-0", "scorer-0", *(f"worker-{i}" for i in range(self.options.rollout_workers))]:
+        workers = [f"worker-{i}" for i in range(self.options.rollout_workers)]
+        for slot in [CONTROLLER, "trainer-0", "scorer-0", *workers]:
             self._start(slot)
-        self.thread.start()
 
     def _start(self, slot: str) -> None:
         self.processes.start(slot)
@@ -114,27 +111,14 @@ class Job:
             if time.monotonic() > deadline:
                 raise DataPlaneUnavailable(f"the plane did not serve within {START_S:g} s: {said}")
 
-    # -- the threads --------------------------------------------------------------------------------------------------
+    def _tell(self, peer: str, line: bytes) -> None:
+        self.processes.tell(peer, line)
 
-    def _steer(self) -> None:
-        assert self.controller is not None
-        try:
-            self.controller.run(self.stop)
-        except Exception as error:  # noqa: BLE001  # top frame: the main thread ends the run
-            self.crash = f"the controller failed: {error!r}"
-            (self.files.logs / "controller.log").write_text(traceback.format_exc())
-
-    def _listen(self, news: Heard | Left) -> None:
+    def _note(self, peer: str, note: Note) -> None:
         """Called by each peer's own thread."""
-        if self.controller is not None:
-            self.controller.inbox.put(news)
-        life = self.processes.life(slot_of(news.peer))
-        if isinstance(news, Left) or life is None or life.peer != news.peer:
-            return
-        if isinstance(news.message, RolledOut):
-            self.faults.progress("worker", slot_of(news.peer), life.started_at, news.message.at)
-        elif isinstance(news.message, Trained):
-            self.faults.progress("trainer", None, life.started_at, news.message.at)
+        life = self.processes.life(slot_of(peer))
+        if isinstance(note, Worked) and life is not None and life.peer == peer:
+            self.faults.progress(slot_of(peer), life.started_at, note.at)
 
     # -- the middle ---------------------------------------------------------------------------------------------------
 
@@ -142,9 +126,8 @@ class Job:
         """Keep the run going until it is done. Returns why it cannot succeed, "" if nothing stands against it."""
         while True:
             for ended in self.processes.reap():
-                self._note_death(ended)
-                self._start(slot_of(ended.peer))
-            self._note_progress()
+                self._replace(ended)
+            self._look()
             view.show(self.snapshot())
             why = self._trouble()
             if why or self._is_done():
@@ -152,25 +135,40 @@ class Job:
             self._disturb()
             self.interrupt.sleep(TICK_S)
 
-    def _note_death(self, ended: Ended) -> None:
-        fault = self.faults.ended(ended)
-        if fault is None:
-            self.deaths[f"{slot_of(ended.peer)} ended with status {ended.status}"] += 1
+    def _replace(self, ended: Ended) -> None:
+        """Note a death, and begin the slot's next life; a controller that ends by itself has the last word."""
+        slot, fault = slot_of(ended.peer), self.faults.ended(ended)
+        if fault is not None:
+            self.log.write([fault])
+            self.fault_steps.append((self.progress.steps, fault.kind))
+        elif slot == CONTROLLER:
+            self.over = f"the controller ended with status {ended.status}; {self._last_words()}"
             return
-        self.log.write([fault])
-        self.fault_steps.append((len(self.rewards), fault.kind))
+        else:
+            self.deaths[f"{slot} ended with status {ended.status}"] += 1
+        self._start(slot)
 
-    def _note_progress(self) -> None:
-        if len(self.rewards) > self.last_step[0]:
-            self.last_step = (len(self.rewards), time.monotonic())
-        plane = self.processes.life(PLANE)
-        if plane is not None and self.controller is not None and self.controller.now.answered_at > plane.started_at:
-            self.faults.progress("plane", None, plane.started_at, time.monotonic())
+    def _look(self) -> None:
+        """Read what the run has told since the last look."""
+        before = self.progress.steps
+        for event in self.tail.read():
+            self.progress.note(event)
+            self._credit(event)
+        if self.progress.steps > before:
+            self.last_step = (self.progress.steps, time.monotonic())
+
+    def _credit(self, event: RunEvent) -> None:
+        """``event`` proves that the plane, or the controller, is at work, if it happened in its present life."""
+        at = event.at - time.time() + time.monotonic()
+        for slot, proofs in PROOFS.items():
+            life = self.processes.life(slot)
+            if isinstance(event, proofs) and life is not None and at > life.started_at:
+                self.faults.progress(slot, life.started_at, at)
 
     def _trouble(self) -> str:
         now = time.monotonic()
-        if self.crash is not None:
-            return self.crash
+        if self.over is not None:
+            return self.over
         if sum(self.deaths.values()) > MAX_DEATHS:
             return f"processes keep dying: {dict(self.deaths)}; {self._last_words()}"
         if now - self.last_step[1] > STALL_S:
@@ -181,7 +179,7 @@ class Job:
 
     def _is_done(self) -> bool:
         options, rewards = self.options, self.rewards
-        if len(rewards) < (options.steps or REWARD_WINDOW):
+        if self.progress.steps < (options.steps or REWARD_WINDOW):
             return False
         if options.steps is not None and not options.chaos:
             return True
@@ -192,7 +190,7 @@ class Job:
 
     def _disturb(self) -> None:
         now = time.monotonic()
-        if not self.options.chaos or not self.rewards:
+        if not self.options.chaos or not self.progress.steps:
             return  # the first fault comes after the first step: before it there is nothing to disturb
         if self.chaos is None:
             self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
@@ -212,34 +210,32 @@ class Job:
     @property
     def rewards(self) -> list[float]:
         """Mean reward of each step so far."""
-        return self.controller.now.rewards if self.controller is not None else []
+        return self.progress.curve()
 
     def snapshot(self) -> Snapshot:
         """Return the run at this moment."""
-        controller = self.controller
-        assert controller is not None
         return Snapshot(
             seconds=time.monotonic() - self.started_at,
-            rewards=list(controller.now.rewards),
-            rows_trained=controller.now.rows_trained,
-            depth=controller.now.depth,
-            prompts=len(controller.prompts),
-            version=max(controller.now.version, 0),
+            rewards=self.rewards,
+            rows_trained=self.progress.rows_trained,
+            depth=len(self.progress.groups),
+            prompts=len(self.progress.prompts),
+            version=self.progress.steps,
             faults=self.faults.counts(),
-            notes=dict(controller.now.notes),
+            notes=dict(self.progress.notes),
             lives=[self._life_line(slot) for slot in sorted(self.processes.slots())],
         )
 
     def _life_line(self, slot: str) -> LifeLine:
         life = self.processes.life(slot)
         assert life is not None
-        silent = {"plane": "at work", "scorer": "at work", "spare": "standing by"}  # these say nothing
+        silent = {"plane": "at work", "spare": "standing by"}  # these say nothing
         state = "at work" if life.ready_at else silent.get(kind_of(slot), "starting")
         return LifeLine(slot, life.process.pid, self.lives[slot], state)
 
     def _standing(self) -> str:
         faults = f", {self.faults.fired()} of {self.options.min_faults} faults" if self.options.chaos else ""
-        return f"{len(self.rewards)} steps, reward {window_mean(self.rewards[-REWARD_WINDOW:]):.3f}{faults}"
+        return f"{self.progress.steps} steps, reward {window_mean(self.rewards[-REWARD_WINDOW:]):.3f}{faults}"
 
     def _last_words(self) -> str:
         words = {path.stem: _last_line(path) for path in sorted(self.files.logs.glob("*.log"))}
@@ -255,29 +251,43 @@ class Job:
             self._rest()
         except DataPlaneError as error:
             reasons.append(f"the run could not be brought to rest: {error}")
-        assert self.client is not None
-        audit = self.client.audit()
+        client = self._client()
+        audit = client.audit()
         self._end_plane()
         report = self.judge()
         return Outcome(self._result([*reasons, *_findings(audit, report)], seconds, audit, report), audit, report)
 
     def _rest(self) -> None:
-        """End the roles, then settle and evict what they left in the plane."""
-        self._stop_controller()
+        """End controller and roles, then settle what they left in the plane."""
+        self.processes.end([CONTROLLER], STOP_S, self.interrupt.hurry)
         self.processes.end([SPARE], 0.0)
         self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], GRACE_S, self.interrupt.hurry)
         self.interrupt.check()
+        self._look()
         if self.processes.reap():
             self._start(PLANE)
-        assert self.controller is not None
+        record, client = self._last_record(), self._client()
+        if record is not None and record.step:
+            self.progress.steps, self.progress.rewards[record.step] = record.step, record.reward
+        patiently(
+            lambda: settle(client, self.log, record, self._entries()), self.spec.plane_patience_s, self.interrupt.sleep
+        )
+
+    def _last_record(self) -> StepRecord | None:
         newest = latest_step(self.files.checkpoints)
-        last = None if newest is None else read_record(self.files.checkpoints, newest)
-        self.controller.finish(last, self.interrupt.sleep)
+        return None if newest is None else read_record(self.files.checkpoints, newest)
+
+    def _client(self) -> LocalDataPlaneClient:
+        if self.client is None:
+            self.client = connect(self.files, "launcher", "demo", self.interrupt.sleep)
+        return self.client
+
+    def _entries(self) -> list[Entry]:
+        return [entry for path in sorted(self.files.journals.iterdir()) for entry in read_log(path)]
 
     def judge(self) -> Report:
         """Let the checker read all logs."""
-        entries = [entry for path in sorted(self.files.journals.iterdir()) for entry in read_log(path)]
-        return check(entries, max_staleness=self.spec.max_staleness)
+        return check(self._entries(), max_staleness=self.spec.max_staleness)
 
     def _result(self, reasons: list[str], seconds: float, audit: AuditReport, report: Report) -> DemoResult:
         why = "; ".join(filter(None, reasons))
@@ -290,7 +300,7 @@ class Job:
             faults=self.faults.counts(),
             first_reward=round(window_mean(self.rewards[:REWARD_WINDOW]), 4),
             final_reward=round(window_mean(self.rewards[-REWARD_WINDOW:]), 4),
-            steps=len(self.rewards),
+            steps=self.progress.steps,
             seconds=round(seconds, 2),
             rows_trained=report.trained,
             recovery_s=self.faults.recovery(),
@@ -300,19 +310,12 @@ class Job:
 
     def close(self) -> None:
         """End and remove whatever is left, in whatever state it is. Idempotent."""
-        self.stop.set()
         self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], 0.0)
         self._end_plane()
-        self._stop_controller()
         self.processes.close()
         self.log.close()
         for path, _ in arena_files(self.files.plane):  # only if the plane could not end by itself
             path.unlink(missing_ok=True)
-
-    def _stop_controller(self) -> None:
-        self.stop.set()
-        if self.thread.ident is not None:
-            self.thread.join()
 
     def _end_plane(self) -> None:
         client, self.client = self.client, None

@@ -1,7 +1,8 @@
-"""What the launcher's controller and the roles say to each other: closed records, one JSON line each, over pipes.
+"""What launcher, controller and roles say to each other: closed records in addressed letters, over pipes, a line each.
 
 Metadata only: indices, keys, versions, counts and lease tokens; never a tensor. Invariants: importing this never
-imports torch; a line that is torn (its writer was killed) is no message.
+imports torch; a line that is torn (its writer was killed) is no letter; a peer's name is one life's, so what is
+addressed to the dead reaches nobody; an answer carries the number of its order.
 """
 
 from __future__ import annotations
@@ -14,22 +15,51 @@ import msgspec
 from penstock.records import KVBatchMeta
 
 __all__ = [
+    "LAUNCHER",
+    "RUN",
+    "Answer",
     "Become",
     "Heard",
+    "Hello",
+    "Here",
+    "Joined",
     "Left",
+    "Letter",
+    "News",
+    "Note",
     "Order",
     "PromptRef",
     "Ready",
     "RolledOut",
     "Rollout",
-    "Said",
     "StepRecord",
     "Train",
     "Trained",
     "Unreadable",
+    "Worked",
     "group_of",
+    "group_of_key",
+    "letter",
     "prompt_of",
 ]
+
+RUN = "run"  # every group id begins with it
+LAUNCHER = "launcher"  # the one address that is not a peer's
+
+
+class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What travels: a message between two peers, or a peer and the launcher.
+
+    Attributes:
+        to, sender: addresses.
+        body: the message, which nobody on the way reads.
+        number: of an order, its sender's choice; its answer repeats it.
+    """
+
+    to: str
+    sender: str
+    body: msgspec.Raw
+    number: int = 0
 
 
 class PromptRef(msgspec.Struct, frozen=True, array_like=True):
@@ -41,13 +71,18 @@ class PromptRef(msgspec.Struct, frozen=True, array_like=True):
 
 def group_of(ref: PromptRef) -> str:
     """Return the group id of an attempt; each attempt has its own, so a late one settles nothing."""
-    return f"p{ref.index:06d}a{ref.attempt}"
+    return f"{RUN}.{ref.index}.{ref.attempt}"
 
 
 def prompt_of(group_id: str) -> PromptRef:
     """Return the attempt that a group id names."""
-    index, attempt = group_id.removeprefix("p").split("a")
+    _run, index, attempt = group_id.split(".")
     return PromptRef(int(index), int(attempt))
+
+
+def group_of_key(key: str) -> str:
+    """Return the group that a row's key names."""
+    return key.rpartition("_g")[0]
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +106,10 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
 # -- orders, to a role ----------------------------------------------------------------------------------------------
 
 
+class Hello(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """To a worker or the trainer: say, as soon as you are free, where you stand."""
+
+
 class Rollout(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """To a worker: answer these prompts with the weights of this version."""
 
@@ -86,36 +125,31 @@ class Train(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Become(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """To a spare process: be this peer from now on."""
+    """The launcher's, to a spare process: be this peer from now on."""
 
     peer: str
 
 
-Order: TypeAlias = Rollout | Train | Become
+Order: TypeAlias = Hello | Rollout | Train | Become
 
 
-# -- answers, from a role -------------------------------------------------------------------------------------------
+# -- answers, of a role to whoever ordered --------------------------------------------------------------------------
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A role has started. ``record``: the trainer's last step, as its checkpoint tells."""
+class Here(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Free, with nothing under way. ``record``: the trainer's last step, as its checkpoint tells."""
 
     record: StepRecord | None = None
 
 
 class RolledOut(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A worker's groups are put and committed. ``at``: monotonic seconds, which all processes of a host share."""
-
-    prompts: list[PromptRef]
-    reward: float
-    at: float
+    """A worker's groups are put and committed."""
 
 
 class Trained(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """The step is durable, weights and record together."""
 
     record: StepRecord
-    at: float
 
 
 class Unreadable(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -126,22 +160,51 @@ class Unreadable(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tr
     why: str
 
 
-Said: TypeAlias = Ready | RolledOut | Trained | Unreadable
+Answer: TypeAlias = Here | RolledOut | Trained | Unreadable
 
 
-# -- news, to the controller ----------------------------------------------------------------------------------------
+# -- notes, of a peer to the launcher -------------------------------------------------------------------------------
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The first thing that a peer says: it has started."""
+
+
+class Worked(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A piece of work is done. ``at``: monotonic seconds, which all processes of a host share."""
+
+    at: float
+
+
+Note: TypeAlias = Ready | Worked
+
+
+# -- news, of the launcher to the controller ------------------------------------------------------------------------
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """``peer`` is there and takes orders. A peer is one life of a role ("worker-0.3"): its name is never used again."""
+
+    peer: str
+
+
+class Left(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """``peer`` will say nothing more: it has ended, and all it said has been passed on."""
+
+    peer: str
+
+
+News: TypeAlias = Joined | Left
 
 
 @dataclass(frozen=True)
 class Heard:
-    """``peer`` said something. A peer is one life of a role ("worker-0.3"): its name is never used again."""
+    """``peer`` answered."""
 
     peer: str
-    message: Said
+    message: Answer
 
 
-@dataclass(frozen=True)
-class Left:
-    """``peer`` will say nothing more: it has ended, and all it said has been heard."""
-
-    peer: str
+def letter(to: str, sender: str, message: Order | Answer | Note | News, number: int = 0) -> bytes:
+    """Return a letter as the line that travels."""
+    return msgspec.json.encode(Letter(to, sender, msgspec.Raw(msgspec.json.encode(message)), number)) + b"\n"

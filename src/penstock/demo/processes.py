@@ -1,9 +1,10 @@
 """The run's processes: started, heard, told, killed and ended from here.
 
 Invariants: a slot ("worker-0") has one process at a time, each life of it its own peer name ("worker-0.3"); what a life
-said is heard in order and before the news that it left; processes are started and reaped by the launcher's main thread
-alone (a child asks the kernel to end it with the thread that made it); closing leaves no process and no thread.
-A spare process, which has its imports behind it, becomes the next life of the first slot that needs one.
+said is heard in order, before the news that it left and before its slot's next life begins; processes are started and
+reaped by the launcher's main thread alone (a child asks the kernel to end it with the thread that made it); closing
+leaves no process and no thread. A spare process, which has its imports behind it, becomes the next life of the first
+slot that needs one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from penstock.demo.messages import Become, Heard, Left, Order, Said
+from penstock.demo.messages import LAUNCHER, Become, letter
 from penstock.demo.spec import RunFiles
 from penstock.testing.director import Director
 from penstock.testing.injection import Seat
@@ -28,7 +28,10 @@ from penstock.testing.injection import Seat
 __all__ = ["SPARE", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
 
 SPARE = "spare-0"
-FROM_SPARE = frozenset({"worker", "trainer"})  # what a spare process can become
+FROM_SPARE = frozenset({"worker", "trainer", "scorer"})  # what a spare process can become
+MUTE = frozenset({"plane"})  # hears and says nothing
+BY_SIGNAL = frozenset({"plane", "controller"})  # are asked to end by SIGTERM, the others by the end of their letters
+MOUTH_S = 1.0  # a process that has not read for so long is not waited for when it is to end
 _POLL_S = 0.02
 
 
@@ -78,7 +81,8 @@ class Processes:
 
     Args:
         files: the run's directory; stderr of a slot goes to its log there, life after life.
-        listen: called with what peers say, from one thread per peer; must not block.
+        heard: called with each line that a peer says, from one thread per peer.
+        left: called when a peer has said its last, from that thread.
         command: makes the command line of a peer, given the run's directory and the peer's name.
         director: hears of the points that the processes reach, each known by its slot and by its kind.
     """
@@ -86,12 +90,14 @@ class Processes:
     def __init__(
         self,
         files: RunFiles,
-        listen: Callable[[Heard | Left], None],
+        heard: Callable[[str, bytes], None],
+        left: Callable[[str], None],
         command: Callable[[Path, str], list[str]] | None = None,
         director: Director | None = None,
     ) -> None:
         self._files = files
-        self._listen = listen
+        self._heard = heard
+        self._left = left
         self._command = command or role_command
         self._director = director
         self._lives: dict[str, Life] = {}  # slot -> its present life
@@ -116,11 +122,11 @@ class Processes:
         life.peer, life.started_at = peer, time.monotonic()
         if self._director is not None and life.seat is not None:
             self._director.rename(life.seat, slot_of(peer), kind_of(peer))
-        _write(life, Become(peer))
+        _write(life, letter(peer, LAUNCHER, Become(peer)))
         return life
 
     def _spawn(self, slot: str, peer: str) -> Life:
-        talks = kind_of(slot) != "plane"
+        talks = kind_of(slot) not in MUTE
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
         seat = None if self._director is None else self._director.enrol(slot, kind_of(slot))
         stage = [] if seat is None else [seat.fd]
@@ -154,11 +160,11 @@ class Processes:
         """Return the slots that have a process."""
         return list(self._lives)
 
-    def tell(self, peer: str, order: Order) -> None:
-        """Send ``order`` to ``peer``; a peer that has died meanwhile is told nothing (its ``Left`` follows)."""
+    def tell(self, peer: str, line: bytes) -> None:
+        """Send ``line`` to ``peer``; a peer that has died meanwhile is told nothing."""
         life = self._lives.get(slot_of(peer))
         if life is not None and life.peer == peer:
-            _write(life, order)
+            _write(life, line)
 
     def kill(self, slot: str) -> int:
         """Kill -9 the present life of ``slot``; return its pid. That it died of it is for ``reap`` to see."""
@@ -167,8 +173,11 @@ class Processes:
         return process.pid
 
     def reap(self) -> list[Ended]:
-        """Return the lives that have ended since the last call; their slots are free."""
-        over = [(slot, life) for slot, life in self._lives.items() if life.process.poll() is not None]
+        """Return the lives that have ended since the last call, and that have been heard out; their slots are free."""
+        return self._reap(lambda life: life.ear is None or not life.ear.is_alive())
+
+    def _reap(self, also: Callable[[Life], bool] = lambda _life: True) -> list[Ended]:
+        over = [(slot, life) for slot, life in self._lives.items() if life.process.poll() is not None and also(life)]
         for slot, life in over:
             del self._lives[slot]
             _close_pipe(life)
@@ -176,10 +185,9 @@ class Processes:
 
     def end(self, slots: list[str], grace_s: float, hurry: Callable[[], bool] = lambda: False) -> list[Ended]:
         """End ``slots``: ask, wait ``grace_s`` (or until ``hurry()``), kill what is left. Returns how they ended."""
-        for life in [self._lives[slot] for slot in slots if slot in self._lives]:
-            _close_pipe(life)  # a role ends when its orders do
-            if life.ear is None:
-                life.process.send_signal(signal.SIGTERM)
+        for slot in slots:
+            if slot in self._lives:
+                _ask_to_end(slot, self._lives[slot])
         ended: list[Ended] = []
         deadline = time.monotonic() + grace_s
         while any(slot in self._lives for slot in slots):
@@ -187,7 +195,7 @@ class Processes:
                 for slot in slots:
                     if slot in self._lives:
                         self.kill(slot)
-            ended += self.reap()
+            ended += self._reap()
             time.sleep(_POLL_S)
         return ended
 
@@ -199,33 +207,43 @@ class Processes:
         self._ears.clear()
 
     def _hear(self, life: Life) -> None:
-        decoder = msgspec.json.Decoder(Said)
         assert life.process.stdout is not None
         try:
             with life.process.stdout as voice:
                 for line in voice:
                     if line.endswith(b"\n"):  # else its writer was killed in it
                         life.ready_at = life.ready_at or time.monotonic()
-                        self._listen(Heard(life.peer, decoder.decode(line)))
+                        self._heard(life.peer, line)
         finally:
-            self._listen(Left(life.peer))
+            self._left(life.peer)
 
 
-def _write(life: Life, order: Order) -> None:
+def _ask_to_end(slot: str, life: Life) -> None:
+    if kind_of(slot) in BY_SIGNAL:
+        life.process.send_signal(signal.SIGTERM)
+    else:
+        _close_pipe(life)
+
+
+def _write(life: Life, line: bytes) -> None:
     if life.process.stdin is None:
         return
     with life.mouth:
         try:
-            life.process.stdin.write(msgspec.json.encode(order) + b"\n")
+            life.process.stdin.write(line)
             life.process.stdin.flush()
         except (BrokenPipeError, ValueError):  # it died, or its pipe was closed: it is ending
             return
 
 
 def _close_pipe(life: Life) -> None:
-    if life.process.stdin is not None:
-        with life.mouth:
-            try:
-                life.process.stdin.close()
-            except BrokenPipeError:
-                return
+    if life.process.stdin is None:
+        return
+    if not life.mouth.acquire(timeout=MOUTH_S):  # somebody is stuck in telling it something
+        life.process.send_signal(signal.SIGKILL)
+        life.mouth.acquire()
+    try:
+        with suppress(BrokenPipeError):
+            life.process.stdin.close()
+    finally:
+        life.mouth.release()

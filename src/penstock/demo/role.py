@@ -1,7 +1,8 @@
 """A role's process: ``python -m penstock.demo.role KIND RUN_DIR PEER PARENT_PID [STAGE_FD]``.
 
-Orders come in on stdin, answers go out on stdout, one JSON line each; anything else that prints goes to the log.
-Invariants: the process ends with its parent, however that ends; end of orders is the order to end.
+Letters come in on stdin and go out on stdout, one JSON line each; anything else that prints goes to the log.
+Invariants: the process ends with its parent, however that ends; the end of letters is the order to end; orders are
+carried out one after another, whoever gave them, and answered to who did.
 """
 
 from __future__ import annotations
@@ -20,10 +21,24 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from penstock.config import ClientConfig
-from penstock.demo.messages import Become, Order, Ready, Rollout, Said, Train
+from penstock.demo.messages import (
+    LAUNCHER,
+    Answer,
+    Become,
+    Hello,
+    Here,
+    Letter,
+    Note,
+    Order,
+    Ready,
+    Rollout,
+    Train,
+    Worked,
+    letter,
+)
 from penstock.demo.processes import kind_of, slot_of
 from penstock.demo.spec import RunFiles
-from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.errors import BadArgument, DataPlaneUnavailable, UnknownName
 from penstock.plane.contract import DataPlaneClient
 from penstock.testing.checker import EventLog
 from penstock.testing.injection import take_part
@@ -37,26 +52,41 @@ PAUSE_S = 0.1
 
 
 class Channel:
-    """The two pipes to the launcher."""
+    """The two pipes to the launcher. ``me``: the peer that speaks and is spoken to."""
 
-    def __init__(self) -> None:
+    def __init__(self, me: str) -> None:
+        self.me = me
         self._out = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # a library that prints must not speak in our name
 
-    def say(self, message: Said) -> None:
-        self._out.write(msgspec.json.encode(message) + b"\n")
-        self._out.flush()
+    def note(self, note: Note) -> None:
+        """Tell the launcher."""
+        self.send(letter(LAUNCHER, self.me, note))
 
-    def orders(self) -> Iterator[Order]:
-        """Yield orders until the launcher closes the pipe."""
-        decoder = msgspec.json.Decoder(Order)
+    def serve(self, carry_out: Callable[[Order], Answer]) -> None:
+        """Carry out orders until the launcher closes the pipe."""
+        self.note(Ready())
+        for order, asked in self.orders():
+            self.send(letter(asked.sender, self.me, carry_out(order), asked.number))
+            if not isinstance(order, Hello):
+                self.note(Worked(time.monotonic()))
+
+    def orders(self) -> Iterator[tuple[Order, Letter]]:
+        """Yield orders, each with the letter it came in, until the launcher closes the pipe."""
+        letters, orders = msgspec.json.Decoder(Letter), msgspec.json.Decoder[Order](Order)
         for line in sys.stdin.buffer:
             if line.endswith(b"\n"):
-                yield decoder.decode(line)
+                found = letters.decode(line)
+                yield orders.decode(found.body), found
 
     def is_over(self) -> bool:
         """Whether the pipe is closed, for a role that takes no orders."""
         return bool(select.select([sys.stdin], [], [], 0)[0])
+
+    def send(self, line: bytes) -> None:
+        """Send a whole letter."""
+        self._out.write(line)
+        self._out.flush()
 
 
 def work(files: RunFiles, client: DataPlaneClient, log: EventLog, channel: Channel) -> None:
@@ -64,11 +94,16 @@ def work(files: RunFiles, client: DataPlaneClient, log: EventLog, channel: Chann
     from penstock.demo.worker import Worker
 
     worker = Worker(files, client, log)
-    channel.say(Ready())
-    for order in channel.orders():
-        if not isinstance(order, Rollout):
-            raise BadArgument(f"a worker was ordered to {type(order).__name__}")
-        channel.say(worker.roll_out(order))
+
+    def carry_out(order: Order) -> Answer:
+        match order:
+            case Hello():
+                return Here()
+            case Rollout():
+                return worker.roll_out(order)
+        raise BadArgument(f"a worker was ordered to {type(order).__name__}")
+
+    channel.serve(carry_out)
 
 
 def train(files: RunFiles, client: DataPlaneClient, log: EventLog, channel: Channel) -> None:
@@ -76,11 +111,16 @@ def train(files: RunFiles, client: DataPlaneClient, log: EventLog, channel: Chan
     from penstock.demo.trainer import Trainer
 
     trainer = Trainer(files, client, log)
-    channel.say(trainer.ready())
-    for order in channel.orders():
-        if not isinstance(order, Train):
-            raise BadArgument(f"the trainer was ordered to {type(order).__name__}")
-        channel.say(trainer.train(order))
+
+    def carry_out(order: Order) -> Answer:
+        match order:
+            case Hello():
+                return Here(trainer.record)
+            case Train():
+                return trainer.train(order)
+        raise BadArgument(f"the trainer was ordered to {type(order).__name__}")
+
+    channel.serve(carry_out)
 
 
 def score(files: RunFiles, client: DataPlaneClient, _log: EventLog, channel: Channel) -> None:
@@ -88,10 +128,12 @@ def score(files: RunFiles, client: DataPlaneClient, _log: EventLog, channel: Cha
     from penstock.demo.scorer import Scorer
 
     scorer = Scorer(files, client)
+    channel.note(Ready())
     while not channel.is_over():
         try:
-            scorer.score_next()
-        except DataPlaneUnavailable:
+            if scorer.score_next():
+                channel.note(Worked(time.monotonic()))
+        except (DataPlaneUnavailable, UnknownName):  # it is away; or the controller has not registered anything yet
             time.sleep(PAUSE_S)
 
 
@@ -108,20 +150,26 @@ def main(kind: str, root: Path, peer: str, parent: int, stage: int | None = None
         serve(files)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    channel = Channel()
+    channel = Channel(peer)
+    if kind == "controller":
+        from penstock.demo.steering import steer
+
+        steer(files, channel)
+        return
     _one_thread()
     if kind == "spare":
-        peer = stand_by(files, channel)
+        peer = channel.me = stand_by(files, channel)
     with connect(files, kind_of(peer), peer) as client, EventLog(files.journals / f"{peer}.jsonl") as log:
         ROLES[kind_of(peer)](files, client, log, channel)
 
 
 def stand_by(files: RunFiles, channel: Channel) -> str:
     """Import what takes seconds, then wait to be told which peer to be; the end of orders ends the process."""
+    import penstock.demo.scorer
     import penstock.demo.trainer
     import penstock.demo.worker  # noqa: F401
 
-    order = next(channel.orders(), None)
+    order, _ = next(channel.orders(), (None, None))
     if order is None:
         sys.exit(0)
     if not isinstance(order, Become):

@@ -109,6 +109,11 @@ class RunFiles(msgspec.Struct, frozen=True):
         return self.root / "journals"
 
     @property
+    def events(self) -> Path:
+        """The run's event stream, which the controller writes, life after life."""
+        return self.root / "events.jsonl"
+
+    @property
     def logs(self) -> Path:
         """What the processes said on stderr."""
         return self.root / "logs"

@@ -6,7 +6,6 @@ rows' hashes are computed from what was read, before the step; after a kill the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from penstock.demo.checkpoint import latest_step, load_training, save_training
 from penstock.demo.grpo import advantages, grpo_loss
-from penstock.demo.messages import Ready, StepRecord, Train, Trained, Unreadable
+from penstock.demo.messages import StepRecord, Train, Trained, Unreadable
 from penstock.demo.model import Policy, answer_logprobs
 from penstock.demo.patience import patiently
 from penstock.demo.rows import question_answer, row_hashes, trained_entries
@@ -31,7 +30,11 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class Trainer:
-    """Carries out ``Train`` orders; made anew, it stands where its last checkpoint says."""
+    """Carries out ``Train`` orders; made anew, it stands where its last checkpoint says.
+
+    Attributes:
+        record: the last step that is saved.
+    """
 
     def __init__(self, files: RunFiles, client: DataPlaneClient, log: EventLog) -> None:
         self.spec = files.spec()
@@ -43,14 +46,10 @@ class Trainer:
         self._adam = torch.optim.Adam(self._policy.parameters(), lr=self.spec.learning_rate, betas=(0.9, 0.95))
         self.record = self._resume()
 
-    def ready(self) -> Ready:
-        """What the controller needs to know first: the last step that is saved."""
-        return Ready(self.record)
-
     def train(self, order: Train) -> Trained | Unreadable:
         """Make the step of ``order``, unless it is saved already."""
         if order.step == self.record.step:
-            return Trained(self.record, time.monotonic())
+            return Trained(self.record)
         if order.step != self.record.step + 1:
             raise BadArgument(f"ordered to make step {order.step} after step {self.record.step}")
         try:
@@ -68,7 +67,7 @@ class Trainer:
         reached("trainer.saved")
         self._write("after", record)
         self.record = record
-        return Trained(record, time.monotonic())
+        return Trained(record)
 
     def _resume(self) -> StepRecord:
         newest = latest_step(self._checkpoints)

@@ -54,7 +54,7 @@ class Worker:
         reached("worker.generated")
         with suppress(RowRemoved, UnknownName):  # the controller gave this attempt up: it will not count it
             self._deliver(order.prompts, columns)
-        return RolledOut(order.prompts, columns["reward"].mean().item(), time.monotonic())
+        return RolledOut()
 
     def _generate(self, prompts: list[PromptRef]) -> dict[str, Tensor]:
         task = self.spec.task
