@@ -130,10 +130,11 @@ class _Part:
         self._watched: frozenset[str] = frozenset()
         self._lock = threading.Lock()  # on the stage
         self._told = 0
+        self._held = 0  # the thread that is, by its identity
         self.restore: Callable[[], None] = lambda: None
 
     def __call__(self, point: str) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or threading.get_ident() == self._held:  # a signal handler of who is held
             return
         if self._lock.acquire(blocking=False):  # else a thread is held, and hears what there is to hear
             try:
@@ -150,18 +151,21 @@ class _Part:
                 self._take(self._stage.recv(_MAX_WORD, socket.MSG_DONTWAIT))
         except BlockingIOError:
             return
-        except ConnectionError:
+        except OSError:
             self._hung_up()
 
     def _tell(self, point: str) -> None:
         """Say where we are, and wait to be let go."""
         self._told += 1
+        self._held = threading.get_ident()
         try:
             self._stage.send(f"{self._told} {point}".encode())
             while self._take(self._stage.recv(_MAX_WORD)) != self._told:
                 pass
-        except ConnectionError:
+        except OSError:
             self._hung_up()
+        finally:
+            self._held = 0
 
     def _take(self, message: bytes) -> int:
         """Read a message; return whom it lets go, 0 if nobody."""
