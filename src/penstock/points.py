@@ -102,7 +102,7 @@ POINTS = (
     # -- the controller -----------------------------------------------------------------------------------------------
     Point("controller.recovering", "controller", "The plane is back; nothing has been rebuilt from it."),
     Point("controller.saved", "controller", "The controller's record is durable; nothing of it has been done."),
-    Point("controller.dispatched", "controller", "A prompt is with a generator; nothing of its group has been put."),
+    Point("controller.dispatched", "controller", "A prompt is with a generator; nothing is known of its group yet."),
     Point("controller.listed", "controller", "The plane's groups have been listed; none is chosen or evicted."),
     Point("controller.evicted", "controller", "Stale groups are evicted; the controller's own books do not say so."),
     Point("controller.claimed", "controller", "A step's rows are leased; the trainer does not know of them."),

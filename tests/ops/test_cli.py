@@ -14,7 +14,8 @@ from penstock.ops.cli import app
 from penstock.ops.report import ExitCode
 
 LOOKING = (["status"], ["metrics"], ["ls"], ["audit"], ["why", "--partition", "p"])
-COMMANDS = ("serve", "status", "metrics", "ls", "audit", "why", "doctor", "demo", "sim", "explore", "bench", "version")
+TRYING = ("demo", "chaos", "sim", "explore", "bench")
+COMMANDS = ("serve", "status", "metrics", "ls", "audit", "why", "doctor", *TRYING, "version")
 
 runner = CliRunner()
 

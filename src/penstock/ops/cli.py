@@ -258,6 +258,23 @@ def demo(
 
 
 @app.command()
+def chaos(
+    listed: Annotated[
+        bool, typer.Option("--list", help="Show the points of the code at which a fault may strike.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where faults may strike: the moments at which the protocols hand something over.
+
+    Example: penstock chaos --list
+    """
+    from penstock.ops.chaos import run_chaos
+
+    with reporting(as_json) as report:
+        run_chaos(report, listed=listed)
+
+
+@app.command()
 def sim(
     seed: Annotated[int, typer.Option(help="The first world's seed; a failing seed replays exactly.")] = 0,
     worlds: Annotated[int, typer.Option(min=1, help="How many worlds to run.")] = 100,
