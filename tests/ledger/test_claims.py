@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.ledger import events as ev
 from penstock.records import GroupPolicy
 from penstock.requests import Claim, Clear
 from tests.ledger.office import Office, group_tags
@@ -261,3 +262,16 @@ def test_a_waiting_claim_that_was_abandoned_does_not_come_back(office: Office) -
     office.fails(1, body, "DataPlaneTimeout", seq=90)
     office.put_done(2, ["a"])
     assert office.claim(2).keys == ["a"]
+
+
+def test_a_claim_that_nobody_waits_for_is_not_counted_as_waiting(office: Office) -> None:
+    """Abandoned, or of a session that ended, it leaves the list at once; the others stay, in order."""
+    calls = [office.post(who, Claim("p", "train", ["x"], 1), seq=seq) for who, seq in ((1, 90), (2, 90), (1, 91))]
+    waiting = office.ledger.desk.claims["p"]
+    assert [waiter.call_id for waiter in waiting] == calls
+    office.event(ev.Heard(1, 0, [90]))
+    assert [waiter.call_id for waiter in office.ledger.desk.claims["p"]] == calls[1:]
+    office.event(ev.SessionGone(2, "goodbye"))
+    assert [waiter.call_id for waiter in office.ledger.desk.claims["p"]] == calls[2:]
+    office.event(ev.Heard(1, 0, [91]))
+    assert office.ledger.desk.claims == {}

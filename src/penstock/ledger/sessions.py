@@ -64,7 +64,7 @@ def settle(desk: Desk, session: Session, done_below: int, abandoned: list[int]) 
 
 
 def _abandon(desk: Desk, session: Session, seq: int) -> None:
-    session.waiting.pop(seq, None)
+    _stop_waiting(desk, session, seq)
     reply = session.replies.get(seq)
     if isinstance(reply, Lease) and reply.rows:
         rows = list(reply.rows.values())
@@ -77,13 +77,26 @@ def _abandon(desk: Desk, session: Session, seq: int) -> None:
         session.replies[seq] = Failed("DataPlaneTimeout", "the caller has abandoned this call")
 
 
+def _stop_waiting(desk: Desk, session: Session, seq: int) -> None:
+    """Take a claim that nobody waits for any more off the list, now: cancelled ones come faster than deadlines pass."""
+    waiter = session.waiting.pop(seq, None)
+    if waiter is None:
+        return
+    name = waiter.body.partition
+    left = [other for other in desk.claims.get(name, ()) if other is not waiter]
+    if left:
+        desk.claims[name] = left
+    else:
+        desk.claims.pop(name, None)
+
+
 def end(desk: Desk, session: Session, why: str) -> None:
     """End a session: its leases go back, counted as failed deliveries."""
     facts: list[AnyFact] = []
     for lease in list(session.leases.values()):
         facts += give_back(desk, lease, f"session of {session.who()} ended: {why}")
     for seq in list(session.waiting):
-        del session.waiting[seq]
+        _stop_waiting(desk, session, seq)
     desk.grants = [waiter for waiter in desk.grants if waiter.session_id != session.id]
     facts.append(SessionEnded(session.id, why))
     desk.record(facts)
