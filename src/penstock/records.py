@@ -151,6 +151,8 @@ class DataPlaneGroupMeta(msgspec.Struct, frozen=True):
         expected_num_keys: how many rows make the group complete; None = however many there are.
         size_bytes: payload bytes, measured by the plane.
         tags: those of the first key in sorted order.
+        partial_keys: the committed rows that the partition's ``GroupPolicy`` lets go without their siblings; sorted;
+            none = it has not released the group as partial. Said by the plane, not by tags.
     """
 
     partition_id: str
@@ -162,11 +164,17 @@ class DataPlaneGroupMeta(msgspec.Struct, frozen=True):
     expected_num_keys: int | None = None
     size_bytes: int = 0
     tags: dict[str, Tag] = {}
+    partial_keys: list[str] = []
 
     @property
     def is_complete(self) -> bool:
         """All declared keys are there."""
         return self.expected_num_keys is None or len(self.keys) == self.expected_num_keys
+
+    @property
+    def usable_keys(self) -> list[str]:
+        """The keys that may be trained on: all of a committed and complete group, those of a partial one, else none."""
+        return self.keys if self.committed and self.is_complete else self.partial_keys
 
 
 class DataPlaneCapabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,12 +207,13 @@ class GroupPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         min_ready: with ``partial``, the least rows of a group that may be handed out.
         deadline_s: seconds after the group's first row; None = never.
-        on_deadline: ``wait`` for ever, hand out what is there as ``partial`` (its rows carry the tag
-            ``partial`` = True), or ``drop`` the group (evicted, reason ``incomplete``). A ``partial`` group with fewer
-            than ``min_ready`` rows at its deadline is dropped too. ``wait`` is for rows that may still come: what is
-            left of a group that lost a row for good, and that only whole-group claims could take, is evicted as
-            ``incomplete`` after the plane's ``abandon_grace_s``. No policy ends a lease: a group is dropped once nobody
-            holds a row of it.
+        on_deadline: what happens then to a group that is not committed and complete.
+            ``wait``: nothing. But what is left of a group that lost a row for good, and that only whole-group claims
+            could take, is evicted as ``incomplete`` after the plane's ``abandon_grace_s``.
+            ``partial``: its committed rows may be taken as they are, late ones too. ``partial_keys`` of its
+            ``DataPlaneGroupMeta`` names them; whole-group claims tag them ``partial`` = True. With fewer than
+            ``min_ready`` of them at the deadline it is dropped.
+            ``drop``: it is evicted, reason ``incomplete``, once nobody holds a row of it; late rows are ``RowRemoved``.
     """
 
     min_ready: int = 1
@@ -270,10 +279,11 @@ def group_meta(
     size_bytes: int = 0,
     created_at: float | None = None,
     default_expected: int | None = None,
+    partial_keys: Iterable[str] = (),
 ) -> DataPlaneGroupMeta:
     """Derive a group's meta from its rows' ``(key, tags)``.
 
-    ``created_at`` is the plane's own stamp, used where the producer gave none.
+    ``created_at`` is the plane's own stamp, used where the producer gave none; ``partial_keys`` are its policy's word.
     """
     ordered = sorted(rows, key=lambda row: row[0])
     tags = [t for _, t in ordered]
@@ -290,4 +300,5 @@ def group_meta(
         expected_num_keys=max(expected) if expected else None,
         size_bytes=size_bytes,
         tags=dict(tags[0]) if tags else {},
+        partial_keys=sorted(partial_keys),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from penstock.ledger import books
-from penstock.ledger.events import SessionGone
-from penstock.records import GroupPolicy
-from penstock.requests import TagColumn
+from penstock.ledger.events import Heard, SessionGone
+from penstock.records import DataPlaneGroupMeta, GroupPolicy
+from penstock.requests import Depth, Groups, ListMetadata, Number, TagColumn
 from tests.ledger.office import Office, group_tags
 
 PARTIAL = GroupPolicy(min_ready=1, deadline_s=2.0, on_deadline="partial")
@@ -154,3 +156,69 @@ def test_a_row_is_in_a_group_by_its_own_tags_alone() -> None:
     assert office.ledger.desk.state.partitions["p"].rows["b"].group is None
     office.crash()
     office.crash(list(office.ledger.checkpoint()))
+
+
+def listed(office: Office, **filters: Any) -> dict[str, DataPlaneGroupMeta]:
+    reply = office.ask(1, ListMetadata("p", **filters))
+    assert isinstance(reply, Groups)
+    return {group.group_id: group for group in reply.groups}
+
+
+def test_a_listing_says_what_a_policy_has_released_as_partial() -> None:
+    """Which rows may go: the committed ones. Such a group passes the filter for committed ones; a whole one is none."""
+    office = made(PARTIAL)
+    office.put_done(1, ["g0", "g1"], tags=group_tags("g", 4))
+    office.put_done(1, ["g2"], tags=group_tags("g", 4, committed=False))
+    office.put_done(1, ["h0"], tags=group_tags("h", 1))
+    before = listed(office)
+    assert (before["g"].partial_keys, before["g"].usable_keys) == ([], [])
+    assert (before["h"].partial_keys, before["h"].usable_keys) == ([], ["h0"])
+    assert set(listed(office, committed=True)) == {"h"}
+    office.later(2.5)
+    after = listed(office)
+    assert (after["g"].partial_keys, after["g"].usable_keys, after["g"].committed) == (
+        ["g0", "g1"],
+        ["g0", "g1"],
+        False,
+    )
+    assert after["h"] == before["h"]
+    assert set(listed(office, committed=True)) == {"g", "h"}
+    assert listed(office, committed=False) == {}
+    assert office.ask(1, Depth("p")) == Number(1)
+    office.tag(1, ["g2"], committed=True)
+    assert listed(office)["g"].partial_keys == ["g0", "g1", "g2"]
+    office.put_done(1, ["g3"], tags=group_tags("g", 4))
+    assert (listed(office)["g"].partial_keys, listed(office)["g"].usable_keys) == ([], ["g0", "g1", "g2", "g3"])
+    office.crash()
+    office.resume(1)
+    office.evict(1, ["g3"])
+    assert listed(office)["g"].partial_keys == ["g0", "g1", "g2"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_of_a_partial_group_chosen_by_key_have_the_mask_tag_if_groups_were_asked_for(whole: bool) -> None:
+    """That is how a controller takes them; whoever names rows as rows asked for no group."""
+    office = made(PARTIAL)
+    office.put_done(1, ["g0", "g1"], tags=group_tags("g", 3))
+    office.put_done(1, ["h0"], tags=group_tags("h", 1))
+    office.later(2.5)
+    got = office.claim(1, keys=["g0", "g1", "h0"], whole_groups=whole)
+    assert [tag.get("partial") for tag in got.tags] == ([True, True, None] if whole else [None] * 3)
+
+
+def test_a_controller_that_claims_groups_by_their_keys_takes_whole_groups() -> None:
+    """What is left of a group that lost a row is given up for it, too; its keyed claims leave no row queue behind."""
+    office = made(abandon_grace_s=3.0)
+    office.put_done(1, ["h0"], tags=group_tags("h", 1))
+    for task in ("logp", "train"):
+        got = office.claim(1, keys=["h0"], task=task, whole_groups=True)
+        office.ack(1, got.keys, got.token, task=task)
+    office.put_done(1, ["g0", "g1"], tags=group_tags("g", 2))
+    office.evict(2, ["g0"])
+    office.crash()
+    office.resume(1)
+    office.resume(2)
+    for _ in range(4):
+        office.later(1.0)
+        office.event(Heard(1))
+    assert office.audit().evicted == {"stale": 1, "incomplete": 1}

@@ -133,18 +133,11 @@ def _try(desk: Desk, waiter: Waiter) -> bool:
     task = desk.task_of(partition, body.task)
     facts: list[AnyFact] = []
     if body.keys is not None:
+        if body.whole_groups:  # no rows come from the queue: it says how the task takes groups
+            _queue_of(partition, task, body, facts)
         rows = _by_key(partition, task, body, waiter)
     else:
-        known = len(partition.queues)
-        if known >= MAX_QUEUES and find_queue(partition, task, body.required, body.whole_groups) is None:
-            raise BadArgument(
-                f"claims of partition {partition.name!r} have named {known} different sets of required fields, "
-                "more are not kept apart",
-                partition=partition.name,
-            )
-        queue = waiter.queue = open_queue(partition, task, body.required, body.whole_groups)
-        if len(partition.queues) > known:
-            facts.append(QueueOpened(partition.name, task.name, body.required, body.whole_groups))
+        queue = waiter.queue = _queue_of(partition, task, body, facts)
         rows = _whole_groups(partition, queue, body) if body.whole_groups else _oldest(partition, queue, body)
     if not rows:
         if facts:
@@ -162,6 +155,21 @@ def _try(desk: Desk, waiter: Waiter) -> bool:
     desk.answer(waiter, claimed(desk.state, desk.state.leases[token]))
     desk.counters["rows.leased"] += len(rows)
     return True
+
+
+def _queue_of(partition: Partition, task: Task, body: Claim, facts: list[AnyFact]) -> Queue:
+    """The queue of claims like this one; its opening is a fact."""
+    known = len(partition.queues)
+    if known >= MAX_QUEUES and find_queue(partition, task, body.required, body.whole_groups) is None:
+        raise BadArgument(
+            f"claims of partition {partition.name!r} have named {known} different sets of required fields, "
+            "more are not kept apart",
+            partition=partition.name,
+        )
+    queue = open_queue(partition, task, body.required, body.whole_groups)
+    if len(partition.queues) > known:
+        facts.append(QueueOpened(partition.name, task.name, body.required, body.whole_groups))
+    return queue
 
 
 def _oldest(partition: Partition, queue: Queue, body: Claim) -> list[Row]:

@@ -150,7 +150,7 @@ def list_metadata(desk: Desk, session: Session, asked: Asked) -> None:
         unit = _unit(partition, names[at])
         at += 1
         rows = [] if unit is None else [unit] if isinstance(unit, Row) else list(unit.rows.values())
-        if unit is not None and _may_match(partition, body, rows):
+        if unit is not None and _may_match(partition, body, unit, rows):
             meta = _meta(partition, unit, rows)
             if _matches(desk, body, meta):
                 page.append(meta)
@@ -193,13 +193,23 @@ def _meta(partition: Partition, unit: Unit, rows: list[Row]) -> DataPlaneGroupMe
         size_bytes=sum(row.bytes() for row in rows),
         created_at=min(row.wall for row in rows),
         default_expected=partition.request.group_size,
+        partial_keys=_partial_keys(unit),
     )
 
 
-def _may_match(partition: Partition, body: ListMetadata, rows: list[Row]) -> bool:
+def _partial_keys(unit: Unit) -> list[str]:
+    """The rows that its policy lets go without their siblings; none of a group that is whole or not released."""
+    if isinstance(unit, Row) or unit.done or not unit.partial:
+        return []
+    return [row.key for row in unit.rows.values() if is_true(row.tag("committed"))]
+
+
+def _may_match(partition: Partition, body: ListMetadata, unit: Unit, rows: list[Row]) -> bool:
     """The filters that need no meta: most of what a filtered listing passes over is not worth building one."""
-    if body.committed is not None and all(is_true(row.tag("committed")) for row in rows) != body.committed:
-        return False
+    if body.committed is not None:
+        committed = all(is_true(row.tag("committed")) for row in rows) or bool(_partial_keys(unit))
+        if committed != body.committed:
+            return False
     task = partition.tasks[body.ready_for] if body.ready_for is not None else None
     return task is None or all(row_ready(row, task, 0) for row in rows)
 

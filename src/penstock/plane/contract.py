@@ -112,7 +112,10 @@ class DataPlaneClient(ABC):
             min_rows: with ``blocking``, how many rows to wait for, 1..``batch_size``.
             keys: lease exactly these rows, all or none. Rows that are leased or not ready are waited for (or an empty
                 meta, when not blocking); unknown, removed or consumed rows are an error at once.
-            whole_groups: hand out whole groups only, each committed and complete.
+            whole_groups: hand out whole groups only, each committed and complete, or as the partition's ``GroupPolicy``
+                lets go of them; their rows then carry the tag ``partial`` = True. With ``keys``: these are the groups
+                that the caller chose from ``list_metadata`` (their ``usable_keys``); rows of partial ones are tagged
+                alike, and what is left of a group that lost a row is given up as for any whole-group consumer.
             lease_s: the lease ends after this many seconds; None = with the session.
 
         Returns:
@@ -333,9 +336,13 @@ class DataPlaneClient(ABC):
     ) -> list[DataPlaneGroupMeta]:
         """Describe the partition's groups, uncommitted and leased ones included, by ``group_id``; consumes nothing.
 
+        What may be trained on of a group is its ``usable_keys``: all keys once it is committed and complete, its
+        ``partial_keys`` once the partition's ``GroupPolicy`` has released it as partial, otherwise none.
+
         Args:
             partition_id: an unknown one gives ``[]``.
-            committed: only groups that are, or are not.
+            committed: only groups that are, or are not; one that the ``GroupPolicy`` has released as partial counts as
+                committed, whatever its other rows say.
             min_weight_version: inclusive; a group without a version does not pass.
             max_weight_version: likewise.
             older_than_s: only groups created more than this many seconds ago.
@@ -349,7 +356,7 @@ class DataPlaneClient(ABC):
         """
 
     def depth(self, partition_id: str, *, timeout_s: float | None = None) -> int:
-        """Count the groups that are committed and complete; an unknown partition has none."""
+        """Count the groups that are committed and complete (no partial ones); an unknown partition has none."""
         return sum(g.is_complete for g in self.list_metadata(partition_id, committed=True, timeout_s=timeout_s))
 
     def pop(

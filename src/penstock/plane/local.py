@@ -412,7 +412,10 @@ class LocalDataPlaneClient(DataPlaneClient):
         group: str | None = None,
         timeout_s: float | None = None,
     ) -> WhyReport:
-        """Return what a task, a row or a group of the partition is waiting for, since when, and its last events."""
+        """Return what is missing and who owes it (``owed``), who waits for what since when, and the last events.
+
+        Of the partition, or of one task, row or group of it. Cheap enough for a watchdog that asks while nothing moves.
+        """
         deadline = self._deadline(timeout_s)
         given = {"task": task, "key": key, "group": group}
         named = {what: None if value is None else checks.name(value, what) for what, value in given.items()}

@@ -263,7 +263,7 @@ class MemoryPlane:
         ends_at = None if want.lease_s is None else now + want.lease_s
         for row in rows:
             row.holds[want.task] = Hold(token, session, ends_at, want.whole_groups)
-        partial = {row.group for row in rows if want.whole_groups and not self._complete(part, row.group)}
+        partial = {row.group for row in rows if want.whole_groups and self._is_partial(part, row.group, now)}
         return Grant(token, rows, frozenset(partial))
 
     def _choose(self, part: Partition, want: Want, now: float, at_least: int) -> list[Row] | None:
@@ -284,8 +284,8 @@ class MemoryPlane:
             )
         return _fitting(groups, want.batch) if sum(map(len, groups)) >= at_least else None
 
-    def _complete(self, part: Partition, group: str) -> bool:
-        return part.describe(group, part.groups()[group]).is_complete
+    def _is_partial(self, part: Partition, group: str, now: float) -> bool:
+        return bool(part.partial_keys(group, part.groups()[group], now))
 
     def missing(self, name: str, want: Want) -> list[str]:
         """Say what a claim still waits for."""
@@ -420,14 +420,14 @@ class MemoryPlane:
         known = [part.known_task(task) for task in tasks]
         return all(not row.free(task) for row in part.rows.values() for task in known)
 
-    def groups(self, name: str, ready_for: str | None) -> list[DataPlaneGroupMeta]:
+    def groups(self, name: str, ready_for: str | None, now: float) -> list[DataPlaneGroupMeta]:
         part = self.partitions.get(name)
         if part is None:
             return []
         if ready_for is not None:
             part.known_task(ready_for)
         return [
-            part.describe(group, rows)
+            part.describe(group, rows, part.partial_keys(group, rows, now))
             for group, rows in part.groups().items()
             if ready_for is None or all(row.free(ready_for) for row in rows)
         ]

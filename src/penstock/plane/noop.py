@@ -348,10 +348,10 @@ class NoOpDataPlaneClient(DataPlaneClient):
         oldest, newest = checks.version(min_weight_version), checks.version(max_weight_version)
         ready_for = None if ready_for is None else checks.name(ready_for, "ready_for")
         after = None if after is None else checks.name(after, "after")
-        with self._turn(timeout_s):
-            found = self._shared.plane.groups(checks.name(partition_id, "partition_id"), ready_for)
+        with self._turn(timeout_s) as now:
+            found = self._shared.plane.groups(checks.name(partition_id, "partition_id"), ready_for, now)
         if committed is not None:
-            found = [g for g in found if g.committed is bool(committed)]
+            found = [g for g in found if (g.committed or bool(g.partial_keys)) is bool(committed)]
         if oldest is not None:
             found = [g for g in found if g.weight_version is not None and g.weight_version >= oldest]
         if newest is not None:

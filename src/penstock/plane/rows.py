@@ -143,7 +143,7 @@ class Partition:
             found.setdefault(row.group, []).append(row)
         return found
 
-    def describe(self, group: str, rows: Sequence[Row]) -> DataPlaneGroupMeta:
+    def describe(self, group: str, rows: Sequence[Row], partial_keys: Sequence[str] = ()) -> DataPlaneGroupMeta:
         return group_meta(
             self.name,
             group,
@@ -151,6 +151,7 @@ class Partition:
             size_bytes=sum(sum(row.nbytes.values()) for row in rows),
             created_at=min(row.created_at for row in rows),
             default_expected=self.group_size,
+            partial_keys=partial_keys,
         )
 
     def ready_rows(self, task: str, required: Sequence[str]) -> list[Row]:
@@ -176,6 +177,11 @@ class Partition:
         """Whether the policy lets an unfinished group go as it is."""
         enough = sum(row.committed for row in rows) >= self.policy.min_ready
         return self.policy.on_deadline == "partial" and self.overdue(rows, now) and enough
+
+    def partial_keys(self, group: str, rows: Sequence[Row], now: float) -> list[str]:
+        """The rows that may go without their siblings."""
+        released = not self.done(group, rows) and self.partial(rows, now)
+        return [row.key for row in rows if row.committed] if released else []
 
     def overdue(self, rows: Sequence[Row], now: float) -> bool:
         """Whether the deadline of a group that says it is one has passed."""

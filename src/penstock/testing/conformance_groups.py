@@ -235,6 +235,25 @@ def an_overdue_group_goes_as_partial(w: World) -> None:
     )
 
 
+def a_partial_group_is_chosen_by_its_usable_keys(w: World) -> None:
+    """A listing says which rows of an overdue group may go, and a claim of groups by key tags them partial."""
+    flow = w.flow(group_policy=GroupPolicy(on_deadline="partial", deadline_s=_BRIEF_S))
+    flow.put_group("loose", 2, 4, committed=False)
+    keys = flow.put_group("most", 1, 4)
+    flow.put(["most_g1"], [{"group_id": "most", "expected_num_keys": 4, "committed": False}], x=ints(1))
+    full = flow.put_group("full", 2, 2)
+    usable: dict[str, list[str]] = {}
+    deadline = time.monotonic() + SOON_S
+    while not usable.get("most") and time.monotonic() < deadline:
+        usable = {g.group_id: g.usable_keys for g in flow.client.list_metadata(flow.name, committed=True)}
+    same(usable, {"most": keys, "full": full}, "usable keys")
+    partial = {g.group_id: g.partial_keys for g in flow.client.list_metadata(flow.name)}
+    same((partial["most"], partial["full"]), (keys, []), "partial keys")
+    same(flow.client.depth(flow.name), 1, "depth")
+    meta = flow.claim(keys=[*keys, *full], whole_groups=True)
+    same([tag.get("partial", False) for tag in meta.tags or []], [True, False, False], "partial marks")
+
+
 def an_overdue_group_is_dropped(w: World) -> None:
     """With the policy "drop", or "partial" and too few rows, an incomplete group is evicted after its deadline."""
     for policy in (
