@@ -62,7 +62,11 @@ def _partition(p: Partition) -> dict[str, object]:
 
 
 def _row(p: Partition, row: Row) -> object:
-    group = None if row.group is None else (row.group.gid, row.group.done, row.group.partial, row.group.expected)
+    group = (
+        None
+        if row.group is None
+        else (row.group.gid, row.group.done, row.group.partial, row.group.expected, row.group.gone)
+    )
     writes = [(write.id, index) for write, index in row.pairs()]
     tasks = [_task(row, task) for task in p.tasks.values()]
     return (row.id, row.wall, writes, row.tags(), sorted(p.names_of(row.produced)), group, tasks)

@@ -220,7 +220,7 @@ def _group(client: SimClient, script: Script, gid: str) -> _Sub:
 
 def _claim(client: SimClient, script: Script, task: str, keys: list[str] | None = None) -> _Sub:
     scenario, rng = script.scenario, client.world.rng
-    whole = scenario.whole_groups and task == "train" and keys is None
+    whole = scenario.whole_groups and task == "train"
     required = ["ids"] if task == "logp" else scenario.fields
     batch = 0 if keys else scenario.group_size * rng.randint(1, 2) if whole else rng.randint(1, 6)
     claim = Claim(
@@ -348,16 +348,16 @@ def _commit(client: SimClient, script: Script, notebook: Notebook) -> _Sub:
 
 
 def controller(client: SimClient, script: Script, notebook: Notebook) -> Program:
-    """Choose complete groups from metadata, lease them by key; train most, evict some."""
+    """Choose complete and partial groups from metadata, lease them by key; train most, evict some."""
     yield from _register(client, script)
     yield from _commit(client, script, notebook)
     while not script.over:
         listed = yield Ask(ListMetadata(PARTITION, committed=True, ready_for="train"))
-        groups = [g for g in listed.groups if g.is_complete] if isinstance(listed, Groups) else []
+        groups = [g for g in listed.groups if g.usable_keys] if isinstance(listed, Groups) else []
         claimed = None
         if groups:
             chosen = client.world.rng.choice(groups)
-            claimed = yield from _claim(client, script, "train", list(chosen.keys))
+            claimed = yield from _claim(client, script, "train", list(chosen.usable_keys))
         if claimed is None:
             yield Pause(0.3)
         elif client.world.chance(0.2):
