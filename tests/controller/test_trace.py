@@ -137,6 +137,14 @@ def test_arrows_lead_from_each_group_into_its_step() -> None:
     assert list(flows.values()) == [["slot 1", "place 1", "steps"], ["slot 2", "place 2", "steps"]]
 
 
+def test_no_arrow_leads_from_a_claim_into_another_step() -> None:
+    """Where the claim of a step was not told nothing is known of its groups."""
+    events = told(STARTED, dispatched(0), committed(0), claimed(1, 0), ev.Ordered(step=2, attempt=1))
+    trace = chrome_trace(events)
+    assert of_phase(trace, "s", "t", "f") == []
+    assert [event["args"].get("groups") for event in of_phase(trace, "X") if event["cat"] == "step"] == [None]
+
+
 def test_slots_are_used_again() -> None:
     """As many lanes as ran at one time, the lowest free one each: a lane is an in-flight slot."""
     events = told(STARTED, dispatched(0), dispatched(1), committed(0), dispatched(2), committed(2), committed(1))
