@@ -95,7 +95,7 @@ class _Stage:
         self.world = world
         self.violations: list[str] = []
         self.scenario = _draw_scenario(world)
-        self.script = Script(self.scenario, [], [])
+        self.script = Script(scenario=self.scenario, log=[])
         self.plane = SimPlane(world, _config(self.scenario), make_ledger=make_ledger, checked=checked)
         self.plane.on_recovery = self._recovered
         self.clients: dict[str, SimClient] = {}
