@@ -41,8 +41,8 @@ test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: $(STAMP) ## lint, format, types, import arrows, house style
-	@echo "check: ruff";   $(BIN)/ruff check src tests
-	@echo "check: format"; $(BIN)/ruff format --check src tests
+	@echo "check: ruff";   $(BIN)/ruff check src tests examples
+	@echo "check: format"; $(BIN)/ruff format --check src tests examples
 	@echo "check: mypy";   $(BIN)/mypy
 	@echo "check: arrows and style"; $(BIN)/python -m pytest -q tests/test_arrows.py tests/test_style.py
 
