@@ -32,6 +32,7 @@ MAX_PUTS = 64
 MAX_CALLS = 32
 MAX_AFTERCARE = 4
 CLOSE_S = 30.0
+LEAST_S = 0.1  # a call with no time at all still gets a thread that has just answered the one before
 
 T = TypeVar("T")
 
@@ -98,15 +99,16 @@ class Crossing:
             DataPlaneTimeout: no thread was free in time.
         """
         deadline = Deadline(checks.seconds(timeout_s, "timeout_s", default_s))
+        begin_by = Deadline(max(deadline.timeout_s, LEAST_S))
 
         def body(queued: bool) -> T:
-            if queued and deadline.expired():
+            if queued and begin_by.expired():
                 raise lane.full(method, deadline)
             return call(deadline.remaining() if queued else timeout_s)
 
         job = Job(method, body, self._undoing(give_back))
         self._begin(lane, job, returnable=give_back is not None)
-        expiry = job.loop.call_later(deadline.remaining(), _expire, lane, job, deadline) if job.queued else None
+        expiry = job.loop.call_later(begin_by.remaining(), _expire, lane, job, deadline) if job.queued else None
         try:
             return await job.future
         except BaseException:

@@ -204,14 +204,11 @@ class Job(Generic[T]):
     # -- in the lane's thread -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        try:
-            value = self._context.run(self._covered)
-        except BaseException as error:  # noqa: BLE001  # top frame of the call: its awaiter raises it again
-            self._deliver(None, error)
-        else:
-            self._came.append(value)  # first, for one who leaves now
-            if not self._deliver(value, None):
-                self.dispose()
+        self._came, error = self._context.run(_outcome, self._body, self.queued, self.recall)
+        value = self._came[0] if error is None else None
+        if not self._deliver(value, error):
+            self.dispose()
+        del self, error  # an error leads to its frames, and those to this one
 
     def dispose(self) -> None:
         """Hand a result that nobody received to ``unclaimed``."""
@@ -222,10 +219,6 @@ class Job(Generic[T]):
                 self._unclaimed(value)
             except Exception:  # top frame: nobody waits for it; the thread goes on with the next
                 log.exception("the result of a call that was left could not be given back")
-
-    def _covered(self) -> T:
-        self.recall.cover()
-        return self._body(self.queued)
 
     def _deliver(self, value: T | None, error: BaseException | None) -> bool:
         with self._lock:
@@ -270,3 +263,12 @@ class Job(Generic[T]):
         with self._lock:
             self._left = True
         self._post(None, error)
+
+
+def _outcome(body: Callable[[bool], T], queued: bool, recall: Recall) -> tuple[list[T], BaseException | None]:
+    """Call ``body``. Not a method of the job, which leads to the error, and an error to its frames."""
+    recall.cover()
+    try:
+        return [body(queued)], None
+    except BaseException as error:  # noqa: BLE001  # top frame of the call: its awaiter raises it again
+        return [], error
