@@ -84,7 +84,7 @@ class SingleController:
         weights: spreads them.
         folder: where the run's record is kept; the same folder continues the run.
         accept: the dynamic filter: whether a group, by its metadata, is worth training; None = all are.
-        listeners: are told each event, on the event loop; must not block.
+        listeners: are told each event, on the event loop; must not block. One that raises is told nothing more.
         rng: for back-off.
     """
 
@@ -197,8 +197,12 @@ class SingleController:
 
     def _tell(self, event: RunEvent) -> None:
         stamped = msgspec.structs.replace(event, at=time.time(), life=self._life)
-        for listener in self._listeners:
-            listener(stamped)
+        for listener in list(self._listeners):
+            try:
+                listener(stamped)
+            except Exception:  # top frame: of a user's listener; a run does not end because nobody can watch it
+                log.exception("the listener %r failed and is told nothing more", listener)
+                self._listeners.remove(listener)
 
     def _start(self, name: str, work: Coroutine[Any, Any, nw.News]) -> asyncio.Task[None]:
         task = asyncio.create_task(self._report(work), name=f"penstock {name}")
@@ -226,10 +230,7 @@ class SingleController:
     async def _generate(self, prompt: Any, group_id: str, version: int) -> nw.News:
         try:
             async with asyncio.timeout(self.config.generate_timeout_s):
-                work = asyncio.ensure_future(self._generator.generate(prompt, version, group_id))
-                await _underway(work)
-                reached("controller.dispatched")
-                await work
+                await _begun(self._generator.generate(prompt, version, group_id), "controller.dispatched")
         except PromptRejected as rejected:
             return nw.GenerationFailed(group_id, str(rejected), rejected=True)
         except Exception as error:  # noqa: BLE001  # top frame: of a user's generator; the prompt goes again
@@ -254,10 +255,7 @@ class SingleController:
     async def _train(self, step: int, meta: KVBatchMeta) -> nw.News:
         try:
             async with asyncio.timeout(self.config.train_timeout_s):
-                work = asyncio.ensure_future(self._trainer.train(meta, step))
-                await _underway(work)
-                reached("controller.ordered")
-                result: TrainResult = await work
+                result: TrainResult = await _begun(self._trainer.train(meta, step), "controller.ordered")
         except (DataPlaneReadError, UnknownName, FieldNotProduced) as unreadable:
             if set(unreadable.keys) & set(meta.sample_ids):
                 return nw.StepUnreadable(step, list(unreadable.keys), str(unreadable))
@@ -379,9 +377,15 @@ class SingleController:
         return f"SingleController({self.config.run!r}, {where})"
 
 
-async def _underway(work: asyncio.Future[Any]) -> None:
-    """Let ``work`` begin; a failure of it is for whoever awaits it."""
-    await asyncio.wait([work], timeout=0)
+async def _begun(work: Coroutine[Any, Any, Any], point: str) -> Any:
+    """Let ``work`` begin, say so, and return what it returns; it ends with its awaiter."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=0)
+        reached(point)
+        return await task
+    finally:
+        task.cancel()
 
 
 def _is_ours() -> bool:
