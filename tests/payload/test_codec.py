@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import importlib.machinery
 import subprocess
 import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from tensordict import LazyStackedTensorDict, NonTensorData, NonTensorStack, Ten
 
 from penstock.errors import BadArgument, RefusedType
 from penstock.payload import codec
+from penstock.plane import checks
 from penstock.requests import FieldSpec
 from tests.payload.room import Room
 from tests.payload.values import DTYPES, plain, random_tensor, same_bits, same_rows
@@ -392,3 +395,16 @@ def test_a_block_goes_only_into_a_place_of_its_size() -> None:
     for size in (batch.nbytes - 1, batch.nbytes + 64):
         with pytest.raises(BadArgument):
             batch.write_into(bytearray(size), 1)
+
+
+@pytest.mark.parametrize("name", ["torch", "tensordict"])
+def test_a_module_that_another_thread_is_importing_is_not_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first puts of several threads meet while one of them imports torch: its half knows no Tensor yet."""
+    half = types.ModuleType(name)
+    half.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    half.__spec__._initializing = True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, half)
+    assert codec.loaded(name) is None
+    batch = codec.encode({"x": ["a", "b"]}, 2, strict_tensors=False)
+    assert [column.name for column in batch.columns] == ["x"]
+    assert checks._scalar(3) == 3

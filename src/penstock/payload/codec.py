@@ -334,9 +334,17 @@ def _refused(name: str, kind: str, strict: bool) -> RefusedType:
     return RefusedType(f"field {name!r}: a column of type {kind} is not carried (non-tensor)")
 
 
+def loaded(name: str) -> Any:
+    """Return a module that has been imported to its end; None = no value can be one of its.
+
+    Another thread may just be importing it (the first put of each of several threads): its half is of no use.
+    """
+    module = sys.modules.get(name)
+    return None if module is None or getattr(module.__spec__, "_initializing", False) else module
+
+
 def _tensordict() -> Any:
-    """Return tensordict if anyone has loaded it; otherwise no value can be one of its."""
-    return sys.modules.get("tensordict")
+    return loaded("tensordict")
 
 
 def _is_tensor(value: object) -> bool:
@@ -344,8 +352,8 @@ def _is_tensor(value: object) -> bool:
 
 
 def _is_tensor_type(kind: type) -> bool:
-    loaded = sys.modules.get("torch")
-    return loaded is not None and issubclass(kind, loaded.Tensor)
+    torch = loaded("torch")
+    return torch is not None and issubclass(kind, torch.Tensor)
 
 
 def _dtype_name(name: str, dtype: torch.dtype) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import operator
 import reprlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from penstock.errors import BadArgument, RefusedType, abbreviate
+from penstock.payload import codec
 from penstock.records import GroupPolicy, KVBatchMeta, Tag
 from penstock.requests import RegisterPartition, TagColumn
 
@@ -264,7 +264,7 @@ def _same(one: Tag, other: Tag) -> bool:
 def _scalar(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
-    torch = sys.modules.get("torch")  # a tensor can only come from a process that has imported torch
+    torch = codec.loaded("torch")  # a tensor can only come from a process that has imported torch
     if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0 and value.device.type != "meta":
         return value.item()
     return value
