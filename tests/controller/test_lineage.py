@@ -126,6 +126,22 @@ def test_another_attempt_is_told_and_is_not_its_own() -> None:
     assert lineage(events[:4], "run.0.0").now == "given up: stale; its prompt went again, as attempt 1"
 
 
+def test_the_steps_of_another_attempt_are_told_and_are_not_its_own() -> None:
+    """Who asks for the first attempt sees the second one being trained."""
+    events = told(STARTED, dispatched(0, 1), ev.Again(prompt=0, attempt=2, why="x"), dispatched(0), committed(0), *STEP)
+    story = lineage([*events, *told(popped(1, 0))], "run.0.1")
+    assert kinds(story)[-4:] == ["Claimed", "Ordered", "Trained", "Popped"]
+    assert not any(line.own for line in story.lines[-4:])
+
+
+def test_what_was_trained_stays_trained() -> None:
+    """The trainer had recorded the old attempt when the prompt went again: the new one changes nothing."""
+    again = (ev.Again(prompt=0, attempt=1, why="lost"), dispatched(0, 1))
+    events = told(STARTED, dispatched(0), committed(0), *STEP[:2], *again, STEP[2], popped(1, 0), committed(0, 1))
+    assert lineage(events, "0").now == "was trained in step 1 and removed"
+    assert lineage(events, "run.0.0").now == "was trained in step 1 and removed; its prompt went again, as attempt 1"
+
+
 def test_what_happened_to_all_stands_between() -> None:
     """A pause and a new life are told as long as the story goes on, marked as not its own; not before, not after."""
     first = told(STARTED, ev.Paused(why="early"), RECOVERED, dispatched(0), ev.Paused(why="away"), RECOVERED)
