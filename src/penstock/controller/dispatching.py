@@ -19,17 +19,25 @@ __all__ = ["dispatch", "next_timer", "room"]
 
 def dispatch(run: Run, training: Training, now: float) -> None:
     """Send out what may go."""
-    if run.gate is not None or run.published is None:
-        return
+    oldest = run.config.policy.oldest_version(run.step)
+    if run.gate is not None or run.published is None or (oldest is not None and run.published < oldest):
+        return  # with weights that lag so far a group would be born stale
+    waiting = sorted(run.prompts.at(Where.WAITING), key=lambda prompt: prompt.index)
+    for prompt in [prompt for prompt in waiting if prompt.not_before <= now][: _free(run)]:
+        _send(run, prompt, now)
+    for _ in range(min(_free(run, run.prompts.count(Where.WAITING)), room(run, training))):
+        _send(run, run.prompts.begin(now), now)
+
+
+def _free(run: Run, kept: int = 0) -> int:
+    """Return how many groups may go out; of the plane's room, ``kept`` places are for prompts that wait to go again.
+
+    Else new prompts could fill the plane, and a policy that goes by order wait for ever for one that has no place.
+    """
     free = run.config.max_in_flight - run.prompts.count(Where.OUT)
     if run.config.max_groups is not None:
-        free = min(free, run.config.max_groups - run.in_plane)
-    waiting = sorted(run.prompts.at(Where.WAITING), key=lambda prompt: prompt.index)
-    for prompt in [prompt for prompt in waiting if prompt.not_before <= now][: max(0, free)]:
-        _send(run, prompt, now)
-        free -= 1
-    for _ in range(min(free, room(run, training))):
-        _send(run, run.prompts.begin(now), now)
+        free = min(free, run.config.max_groups - run.in_plane - kept)
+    return max(0, free)
 
 
 def room(run: Run, training: Training) -> int:

@@ -60,7 +60,7 @@ class Ending:
         run, training = self.run, self.training
         if (reason := self._missing("trainer", now)) is not None:
             self.begin(reason, now)
-        if self.reason is not None or not training.is_idle or run.published != run.step or self.lane.evictions:
+        if run.phase is not Phase.RUNNING or not training.is_idle or run.published != run.step or self.lane.evictions:
             return
         if run.config.max_steps is not None and run.step >= run.config.max_steps:
             self.begin(f"{run.step} steps are made", now)
@@ -112,12 +112,14 @@ class Ending:
     def sweep(self, groups: Sequence[DataPlaneGroupMeta]) -> None:
         """The run goes on in no other life: of what is listed, what nobody trained goes."""
         run = self.run
-        if self.reason is None or self.swept or run.prompts.count(Where.OUT) or not self.training.is_idle:
+        unsettled = run.prompts.count(Where.OUT) or any(prompt.unseen for prompt in run.prompts.open.values())
+        if self.reason is None or self.swept or unsettled or not self.training.is_idle:
             return
         self.swept = True
-        ours = [group for group in groups if run.prompts.parse(group.group_id) is not None]
+        kept = set(self.training.given_up)
+        ours = [g for g in groups if run.prompts.parse(g.group_id) is not None and g.group_id not in kept]
         self.lane.evict([(group, "run over") for group in ours])
-        for prompt in list(run.prompts.open.values()):
+        for prompt in [p for p in run.prompts.open.values() if run.prompts.group_id(p) not in kept]:
             run.drop(prompt.index, "run over")
 
     def over(self, now: float) -> None:
@@ -126,10 +128,8 @@ class Ending:
         self.run.tell(ev.Finished(reason=self.reason or "", ok=True, step=self.run.step))
         self.run.do(Finish(self.reason or "", ok=True))
 
-    def next_timer(self) -> float | None:
-        """When the next wait of the end is over."""
+    def timers(self) -> list[float]:
+        """When each wait of the end is over."""
         config = self.run.config
         waits = (config.drain_s, config.step_stop_s, config.stop_s / 2)
-        return (
-            None if self.reason is None else min((self.since + wait for wait in waits if wait > 0), default=self.since)
-        )
+        return [] if self.reason is None else [self.since + wait for wait in waits]

@@ -34,7 +34,8 @@ class Lane:
         back_at: when it answered again; None = the run has recovered since.
         registered: the partition, since the plane came back.
         fresh: the last listing has not been used to choose a step yet.
-        incarnation, is_new_life: of the plane; whether it is another one than before.
+        incarnation, is_new_life: of the plane; whether it is another one than when the run last went on.
+        failures, not_before: calls that failed since the plane answered again; when the next may be made.
         evictions: groups that are to go, and why.
     """
 
@@ -51,16 +52,23 @@ class Lane:
     incarnation: int = 0
     is_new_life: bool = False
     recoveries: int = 0
+    failures: int = 0
+    not_before: float = 0.0
     evictions: list[Eviction] = field(default_factory=list)
 
     # -- the plane goes and comes -------------------------------------------------------------------------------------
 
     def failed(self, why: str, now: float) -> None:
         """The call that is out was not answered."""
+        if self.call is None:
+            raise IllegalTransition("controller: a failure of no call", history=list(self.run.history))
         if isinstance(self.call, Claim):
             self.training.refused()
         if self.back_at is None:
             self.paused_at = now
+        else:  # it answers and does not serve: no reason to hurry
+            self.failures += 1
+            self.not_before = self.run.later(self.failures, now)
         self.call, self.away, self.fresh, self.evictions = None, why, False, []
         self.run.tell(ev.Paused(why=why))
         self.run.turn("plane away")
@@ -69,7 +77,7 @@ class Lane:
 
     def back(self, capabilities: DataPlaneCapabilities, now: float) -> None:
         """The plane answers: everything about it is to be learned anew."""
-        self.is_new_life = self.incarnation not in (0, capabilities.incarnation)
+        self.is_new_life = self.is_new_life or self.incarnation not in (0, capabilities.incarnation)
         self.incarnation, self.back_at, self.away = capabilities.incarnation, now, None
         self.registered, self.fresh, self.wants_list = False, False, True
         self.run.capabilities = capabilities
@@ -90,6 +98,7 @@ class Lane:
             )
         )
         self.back_at, self.run.progress_at = None, now
+        self.is_new_life, self.failures = False, 0
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -102,7 +111,7 @@ class Lane:
 
     def proceed(self, now: float) -> None:
         """Make the next call, if there is one to make."""
-        if self.call is None and self.away is None:
+        if self.call is None and self.away is None and now >= self.not_before:
             self.call = self._next_call(now)
             if self.call is not None:
                 self.run.do(self.call)
@@ -143,5 +152,6 @@ class Lane:
         self.run.tell(ev.Evicted(group_id=group.group_id, keys=list(call.keys), reason=reason))
 
     def next_timer(self) -> float | None:
-        """When the next listing is due."""
-        return self.listed_at + self.run.config.list_every_s if self.call is None and self.away is None else None
+        """When the next call is due."""
+        due = max(self.not_before, self.listed_at + self.run.config.list_every_s)
+        return due if self.call is None and self.away is None else None

@@ -162,7 +162,7 @@ class ControllerMachine:
         self._training.pursue(now, retrying=run.phase is Phase.RUNNING)
         self._watch(now)
         self._lane.proceed(now)
-        if run.phase is Phase.RUNNING:
+        if run.phase is not Phase.FINISHING:
             self._ending.look(now)
         if run.phase is Phase.RUNNING and not self._ending.nobody_generates(now):
             dispatch(run, self._training, now)
@@ -175,7 +175,7 @@ class ControllerMachine:
             self._last_now + MAX_TICK_S,
             self._training.next_timer(),
             self._lane.next_timer(),
-            self._ending.next_timer(),
+            *self._ending.timers(),
             next_dispatch(self._run),
             self._run.replicas.next_timer(),
         ]
@@ -205,9 +205,12 @@ class ControllerMachine:
         self._lane.registered = True
 
     def _call_failed(self, news: nw.CallFailed, now: float) -> None:
-        self._lane.failed(news.why, now)
+        lane, limit = self._lane, self._run.config.recover_deadline_s
+        lane.failed(news.why, now)
         if self._run.phase is Phase.OVER:
             self._ending.over(now)
+        elif now - lane.paused_at > limit:
+            self._ending.break_off(f"the plane answers, and its calls have failed for {limit:g} s: {news.why}")
 
     def _listed(self, news: nw.Listed, now: float) -> None:
         came_empty = self._lane.listed(now) and not news.groups
@@ -220,7 +223,10 @@ class ControllerMachine:
 
     def _leased(self, news: nw.Leased, now: float) -> None:
         self._lane.answered(Claim)
-        self._training.leased(news.meta, now)
+        if self._run.phase is Phase.FINISHING:
+            self._training.returned(news.meta)
+        else:
+            self._training.leased(news.meta, now)
 
     def _refused(self, news: nw.Refused, _now: float) -> None:
         call = self._lane.answered(Claim, Pop, Release)
@@ -229,10 +235,8 @@ class ControllerMachine:
             self._training.refused()
         elif isinstance(call, Release):
             self._training.released()
-        elif news.keys:
-            self._training.rows_lost(news.keys)
-        else:
-            self._ending.break_off(f"a pop was refused and no row named: {news.why}")
+        elif not self._training.rows_lost(news.keys):
+            self._ending.break_off(f"a pop was refused, and no row of it named: {news.why}")
 
     def _rows_gone(self, _news: nw.RowsGone, now: float) -> None:
         call = self._lane.answered(Pop, Release, Evict)
@@ -263,16 +267,22 @@ class ControllerMachine:
         self._lane.wants_list = True
 
     def _no_such_prompt(self, news: nw.NoSuchPrompt, _now: float) -> None:
-        prompt = self._run.prompts.live(news.group_id)
-        if prompt is not None:
-            self._run.prompts.unbegin(prompt)
+        prompts = self._run.prompts
+        prompt = prompts.live(news.group_id)
+        if prompt is None:
+            return
+        prompts.exhausted = True
+        if prompts.is_news(prompt):
+            prompts.unbegin(prompt)
+        else:  # it was there once, or a later one is: a source that does not keep its word
+            self._run.drop(prompt.index, "no such prompt")
 
     def _step_failed(self, news: nw.StepFailed, now: float) -> None:
         if not self._training.failed(news.why, now):
             self._ending.break_off(f"step {news.step} failed {self._run.config.max_attempts} times: {news.why}")
 
     def _step_unreadable(self, news: nw.StepUnreadable, now: float) -> None:
-        if bad := self._training.unreadable(news.keys, now):
+        if bad := self._training.unreadable(news.keys, news.why, now):
             group = DataPlaneGroupMeta(self._run.config.partition, f"rows of step {news.step}", bad)
             self._lane.evict([(group, "unreadable")])
 

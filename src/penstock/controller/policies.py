@@ -148,10 +148,22 @@ class Windowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def select(self, now: Standing) -> Sequence[Candidate]:
         oldest = now.version - self.max_staleness_versions
         sign = -1 if self.sample_freshest_first else 1
-        fit = [group for group in now.ready if group.weight_version >= oldest]
-        if self.wait_for_stragglers and any(version == oldest for _, version in now.coming):
+        fit = sorted(
+            (group for group in now.ready if group.weight_version >= oldest),
+            key=lambda group: (sign * group.weight_version, group.arrived),
+        )
+        if not self.wait_for_stragglers:
+            return _enough(now, fit)
+        if any(version == oldest for _, version in now.coming):
             return ()  # it is of use at this version, and stale at the next
-        return _enough(now, sorted(fit, key=lambda group: (sign * group.weight_version, group.arrived)))
+        return _enough(now, fit) if len(fit) >= min(now.batch, self._due(now, fit)) else ()
+
+    def _due(self, now: Standing, fit: Sequence[Candidate]) -> int:
+        """How many groups this step must take, so that the next ones can take the others before they are stale."""
+        oldest = now.version - self.max_staleness_versions
+        coming = [version for _, version in now.coming if version is not None and version >= oldest]
+        versions = sorted([*(group.weight_version for group in fit), *coming])
+        return max((at - (version - oldest) * now.batch for at, version in enumerate(versions, 1)), default=0)
 
 
 class ReadyFirst(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,6 +18,8 @@ from penstock.records import DataPlaneGroupMeta
 
 __all__ = ["Prompt", "PromptLedger", "Where"]
 
+_DIGITS = 18  # of a prompt's or an attempt's number; more are not ours
+
 
 class Where(enum.Enum):
     """Where a prompt's live attempt is."""
@@ -120,9 +122,13 @@ class PromptLedger:
         self.cursor += 1
         return prompt
 
+    def is_news(self, prompt: Prompt) -> bool:
+        """Whether it, and any opened after it, are on their first way out: nothing has become of one of them yet."""
+        later = [self.open.get(index) for index in range(prompt.index, self.cursor)]
+        return all(p is not None and p.where is Where.OUT and p.attempt == 0 for p in later)
+
     def unbegin(self, prompt: Prompt) -> None:
         """The source has no such prompt: it, and any opened after it, never were."""
-        self.exhausted = True
         self.cursor = prompt.index
         self.open = {index: one for index, one in self.open.items() if index < prompt.index}
 
@@ -133,8 +139,8 @@ class PromptLedger:
 
     def land(self, prompt: Prompt, now: float, trouble: str = "") -> None:
         """Its attempt is over, or its step came to nothing: the next listing tells what is there."""
-        prompt.unseen, prompt.trouble = True, trouble
         self._move(prompt, Where.LANDED, now)
+        prompt.unseen, prompt.trouble = True, trouble
 
     def listing_asked(self) -> None:
         """A listing is asked for: it will tell of everything that has landed by now."""
@@ -147,7 +153,7 @@ class PromptLedger:
         if prompt.where is Where.READY:
             return False
         self._arrivals += 1
-        prompt.arrived = self._arrivals
+        prompt.arrived, prompt.trouble = self._arrivals, ""
         self._move(prompt, Where.READY, now)
         return True
 
@@ -177,7 +183,7 @@ class PromptLedger:
             self.dropped[reason] += 1
 
     def _move(self, prompt: Prompt, where: Where, now: float) -> None:
-        prompt.where, prompt.since = where, now
+        prompt.where, prompt.since, prompt.unseen = where, now, False
 
     # -- lasting ------------------------------------------------------------------------------------------------------
 
@@ -196,4 +202,4 @@ class PromptLedger:
 
 def _is_number(text: str) -> bool:
     """Whether ``text`` is a number as we write them: no sign, no leading zero, ASCII digits."""
-    return text.isascii() and text.isdecimal() and str(int(text)) == text
+    return len(text) <= _DIGITS and text.isascii() and text.isdecimal() and str(int(text)) == text

@@ -52,6 +52,12 @@ class ControllerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     format: int = FORMAT
 
 
+class _Format(msgspec.Struct):
+    """What is read first: a later format may have fields that this release does not know."""
+
+    format: int
+
+
 class RecordFile:
     """``controller.json`` in the run's folder."""
 
@@ -66,13 +72,15 @@ class RecordFile:
             BadArgument: it is the record of another run.
         """
         try:
-            found = msgspec.json.decode(self.path.read_bytes(), type=ControllerRecord)
+            text = self.path.read_bytes()
+            written = msgspec.json.decode(text, type=_Format).format
+            if written != FORMAT:
+                raise ControllerError(f"{self.path} is of format {written}; this release reads {FORMAT}")
+            found = msgspec.json.decode(text, type=ControllerRecord)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as bad:
             raise ControllerError(f"cannot read the run's record {self.path}: {bad}") from bad
-        if found.format != FORMAT:
-            raise ControllerError(f"{self.path} is of format {found.format}; this release reads {FORMAT}")
         if found.run != run:
             raise BadArgument(f"{self.path} belongs to the run {found.run!r}, not {run!r}: name another folder")
         return found

@@ -44,7 +44,6 @@ PHASES: dict[tuple[Phase, str], Phase] = {
     (Phase.RUNNING, "plane away"): Phase.RECOVERING,
     (Phase.RUNNING, "finish"): Phase.FINISHING,
     (Phase.RUNNING, "broken"): Phase.OVER,
-    (Phase.FINISHING, "finish"): Phase.FINISHING,
     (Phase.FINISHING, "plane away"): Phase.OVER,
     (Phase.FINISHING, "settled"): Phase.OVER,
     (Phase.FINISHING, "broken"): Phase.OVER,

@@ -29,17 +29,22 @@ def owed(run: Run, training: Training, away: str | None, now: float) -> list[str
 def _of_training(run: Run, training: Training, now: float) -> Iterator[str]:
     out = training.out
     if training.asking is Asking.ASKED:
-        yield "the trainer owes an answer to where it stands"
+        yield f"the trainer owes an answer to where it stands{_lately(training.ask_trouble)}"
+    elif training.ask_trouble:
+        yield f"the trainer could not be asked where it stands{_lately(training.ask_trouble)}"
     elif out is not None and out.ordered_at is not None:
         yield f"the trainer owes step {out.number}: ordered {now - out.ordered_at:.1f} s ago, attempt {out.attempts}"
     elif out is not None:
-        yield f"step {out.number} failed {out.attempts} times, lately because of: {out.trouble}"
+        yield f"step {out.number} failed {out.attempts} times{_lately(out.trouble)}"
     if run.published != run.step:
-        trouble = f", lately because of: {training.publish_trouble}" if training.publish_trouble else ""
-        yield f"the weights of version {run.step} are not published{trouble}"
+        yield f"the weights of version {run.step} are not published{_lately(training.publish_trouble)}"
     ready = run.prompts.count(Where.READY)
     if out is None and ready < run.config.minimum:
         yield f"{ready} of {run.config.minimum} groups that a step needs are ready"
+
+
+def _lately(trouble: str) -> str:
+    return f", lately because of: {trouble}" if trouble else ""
 
 
 def _of_prompts(run: Run, now: float) -> Iterator[str]:

@@ -64,6 +64,7 @@ class Training:
         recorded: a durable step whose rows are not popped yet.
         lost: rows of it that the plane says are gone.
         releasing: rows of a step that came to nothing.
+        given_up: groups of a step that the end of the run did not wait for: it may yet become durable.
         not_before: when the trainer may be asked, or the weights be published, again.
     """
 
@@ -73,10 +74,12 @@ class Training:
     recorded: StepRecord | None = None
     lost: list[str] = field(default_factory=list)
     releasing: list[KVBatchMeta] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
     chosen: Sequence[Candidate] = ()
     publishing: int | None = None
     publishing_since: float = 0.0
     publish_trouble: str = ""
+    ask_trouble: str = ""
     failures: int = 0
     not_before: float = 0.0
 
@@ -132,7 +135,10 @@ class Training:
         """Choose the groups of the next step; None = they are not there yet."""
         self.chosen = tuple(self.run.config.policy.select(self.standing()))
         keys = [key for one in self.chosen for key in self._keys(one)]
-        return Claim(tuple(keys)) if keys else None
+        if not keys:  # nothing, or nothing that is there any more: a policy may be the user's own
+            self.chosen = ()
+            return None
+        return Claim(tuple(keys))
 
     def standing(self, batch: int | None = None) -> Standing:
         """Return where the run stands, as policies see it."""
@@ -150,7 +156,7 @@ class Training:
 
     def _keys(self, one: Candidate) -> list[str]:
         prompt = self.run.prompts.live(one.group_id)
-        return [] if prompt is None or prompt.group is None else prompt.group.keys
+        return [] if prompt is None or prompt.group is None else prompt.group.usable_keys
 
     # -- a step begins ------------------------------------------------------------------------------------------------
 
@@ -177,6 +183,12 @@ class Training:
         )
         self._order(self.out, now)
 
+    def returned(self, meta: KVBatchMeta) -> None:
+        """The claim was answered when no step is to begin any more: give its rows back."""
+        self.chosen = ()
+        if meta.size:
+            self.releasing.append(meta)
+
     def refused(self) -> None:
         """The claim was refused: rows are gone; the next listing tells."""
         self.chosen = ()
@@ -191,7 +203,7 @@ class Training:
 
     def stands(self, record: StepRecord | None, now: float) -> None:
         """The trainer told its last durable step: at the start of a life, or after an order failed."""
-        self.asking, self.failures = Asking.KNOWN, 0
+        self.asking, self.failures, self.ask_trouble = Asking.KNOWN, 0, ""
         stand, run = 0 if record is None else record.step, self.run
         if run.step == 0 and run.prompts.cursor == 0 and stand > 0:
             run.step = stand - 1  # a new run on a trainer that has made steps: it goes on from there
@@ -207,7 +219,7 @@ class Training:
 
     def silent(self, why: str, now: float) -> None:
         """The trainer could not be asked."""
-        self.asking = Asking.UNKNOWN
+        self.asking, self.ask_trouble = Asking.UNKNOWN, why
         self._fail(why, now)
 
     def made(self, result: TrainResult, now: float) -> None:
@@ -238,7 +250,7 @@ class Training:
         if self.out is None:
             return True
         self.out.ordered_at, self.out.trouble = None, why
-        self.asking = Asking.UNKNOWN
+        self.asking, self.failures = Asking.UNKNOWN, self.out.attempts - 1  # a trainer that answers has not made it yet
         self._fail(why, now)
         return self.out.attempts < self.run.config.max_attempts
 
@@ -248,7 +260,7 @@ class Training:
         self.failures += 1
         self.not_before = self.run.later(self.failures, now)
 
-    def unreadable(self, keys: Sequence[str], now: float) -> list[str]:
+    def unreadable(self, keys: Sequence[str], why: str, now: float) -> list[str]:
         """Rows of the step cannot be read: undo it. Returns those that are to be evicted."""
         out, self.out = self.out, None
         if out is None:
@@ -258,14 +270,21 @@ class Training:
             self.releasing.append(rest)
         for group_id in out.groups:
             if (prompt := self.run.prompts.live(group_id)) is not None:
-                self.run.prompts.land(prompt, now)
+                torn = prompt.group is not None and not bad.isdisjoint(prompt.group.keys)
+                self.run.prompts.land(prompt, now, why if torn else "")
         return [key for key in out.meta.sample_ids if key in bad]
 
     # -- a step ends --------------------------------------------------------------------------------------------------
 
-    def rows_lost(self, keys: Sequence[str]) -> None:
-        """Rows of the durable step were gone before they were popped: the rest is popped without them."""
-        self.lost += [key for key in keys if key not in self.lost]
+    def rows_lost(self, keys: Sequence[str]) -> bool:
+        """Rows of the durable step were gone before they were popped: the rest is popped without them.
+
+        Returns whether any of ``keys`` was to be popped: else the same pop would be refused for ever.
+        """
+        assert self.recorded is not None
+        gone = [key for key in self.recorded.keys if key in set(keys) and key not in self.lost]
+        self.lost += gone
+        return bool(gone)
 
     def popped(self, now: float) -> None:
         """The rows of the durable step are gone: it is settled, and its prompts are trained."""
@@ -292,6 +311,7 @@ class Training:
     def give_up(self, now: float) -> None:
         """The run ends and will not wait for the step that is out; the next life asks the trainer what became of it."""
         out, self.out, self.chosen = self.out, None, ()
+        self.given_up = [] if out is None else out.groups
         for group_id in [] if out is None else out.groups:
             if (prompt := self.run.prompts.live(group_id)) is not None:
                 self.run.prompts.land(prompt, now)

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from penstock.controller import events as ev
 from penstock.controller.prompts import Prompt, Where
 from penstock.controller.run import Run
-from penstock.records import DataPlaneGroupMeta, as_int, is_true
+from penstock.records import DataPlaneGroupMeta, as_int
 
 __all__ = ["Eviction", "weigh"]
 
 Eviction = tuple[DataPlaneGroupMeta, str]  # a group, and why it goes
 
 END_VERSION = "weight_version_end"  # tag: the newest weights a row was generated with
-PARTIAL = "partial"  # tag: the plane's group policy gave up waiting for the rest of the group
 
 
 def weigh(run: Run, groups: Sequence[DataPlaneGroupMeta], now: float, *, came_empty: bool) -> list[Eviction]:
@@ -43,14 +42,15 @@ def weigh(run: Run, groups: Sequence[DataPlaneGroupMeta], now: float, *, came_em
         if prompt.where in (Where.LANDED, Where.READY) and (reason := _weigh_one(run, prompt, group, now)):
             evictions.append((group, reason))
     for prompt in [p for p in run.prompts.at(Where.LANDED, Where.READY) if p.index not in seen and not p.unseen]:
+        never_came = prompt.version is not None and prompt.group is None and not came_empty
         why = prompt.trouble or ("the plane came back empty" if came_empty else "its rows are gone")
-        run.again(prompt.index, now, why, failed=bool(prompt.trouble))
+        run.again(prompt.index, now, why, failed=bool(prompt.trouble) or never_came)
     return evictions
 
 
 def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
     """Move one prompt; return why its group must go."""
-    if not _is_whole(group):
+    if not group.usable_keys:
         run.prompts.withdraw(prompt, now)
         return _orphaned(run, prompt, group, now)
     if reason := _unfit(run, prompt, group):
@@ -71,17 +71,15 @@ def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) 
     return None
 
 
-def _is_whole(group: DataPlaneGroupMeta) -> bool:
-    return group.committed and (group.is_complete or is_true(group.tags.get(PARTIAL)))
-
-
 def _orphaned(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
     """Say why an unfinished group will not be finished; None = it may be, or the plane's group policy decides."""
-    if group.committed:
-        return None
+    policy = run.config.group_policy
+    if group.committed and policy is not None and policy.on_deadline != "wait":
+        return None  # rows of it are missing: the plane lets the others go, or all of them
     if not prompt.trouble and now - prompt.since < run.config.orphan_grace_s:
         return None
-    run.again(prompt.index, now, prompt.trouble or "its group was never committed", failed=True)
+    short = f"{len(group.keys)} of its {group.expected_num_keys} rows are there" if group.committed else ""
+    run.again(prompt.index, now, prompt.trouble or short or "its group was never committed", failed=True)
     return "abandoned"
 
 
@@ -98,7 +96,7 @@ def _committed(prompt: Prompt, group: DataPlaneGroupMeta) -> ev.Committed:
     return ev.Committed(
         group_id=group.group_id,
         prompt=prompt.index,
-        keys=list(group.keys),
+        keys=list(group.usable_keys),
         version=prompt.weight_version,
         end_version=as_int(group.tags.get(END_VERSION)) or prompt.weight_version,
         size_bytes=group.size_bytes,
