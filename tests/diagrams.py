@@ -1,4 +1,7 @@
-"""Draws the machines of the documents from their tables. ``python -m tests.diagrams`` rewrites what is out of date."""
+"""Draws the machines of the documents, and writes their table of points, from the code's own tables.
+
+``python -m tests.diagrams`` rewrites what is out of date.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from penstock.ledger.leasing import TRANSITIONS as LEASING
 from penstock.payload.slots import TRANSITIONS as SLOTS
+from penstock.points import POINTS
 from penstock.retry.machine import TRANSITIONS as RETRY
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,10 +47,18 @@ def leasing() -> str:
 
 DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots, "leasing": leasing}
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
+_POINTS_PLACE = re.compile(r"(<!-- points -->\n)(?:\n(?:\|.*\n)+)?")
+
+
+def points() -> str:
+    """The points at which a fault may strike, as a table."""
+    rows = [f"| `{point.name}` | {point.says} |" for point in POINTS]
+    return "\n".join(["| point | what is done, what is not |", "|---|---|", *rows])
 
 
 def redrawn(text: str) -> str:
-    """Return ``text`` with each diagram as its machine's table has it now."""
+    """Return ``text`` with each diagram as its machine's table has it now, and the points as they are."""
+    text = _POINTS_PLACE.sub(lambda place: f"{place[1]}\n{points()}\n", text)
     return _PLACE.sub(lambda place: f"{place[1]}\n```mermaid\n{DRAWN[place[2]]()}\n```\n", text)
 
 

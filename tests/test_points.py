@@ -13,6 +13,7 @@ import pytest
 from penstock import points
 from penstock.errors import BadArgument
 from penstock.points import POINTS, Point, install, reached
+from tests.diagrams import redrawn
 
 SRC = Path(__file__).parents[1] / "src" / "penstock"
 TABLE = {point.name: point for point in POINTS}
@@ -133,3 +134,12 @@ def test_a_point_costs_no_more_than_a_call() -> None:
         for name in ("reached", "empty")
     )
     assert cost < 5 * least
+
+
+def test_the_documents_hold_the_table() -> None:
+    """It is where people look for it, and what is out of date there is rewritten."""
+    shown = (Path(__file__).parents[1] / "docs" / "failure-modes.md").read_text()
+    assert [p.name for p in POINTS if f"| `{p.name}` | {p.says} |" not in shown] == []
+    assert redrawn("<!-- points -->\n\n| old |\n\nmore\n").count("client.put`") == 1
+    assert "old" not in redrawn("<!-- points -->\n\n| old |\n\nmore\n")
+    assert redrawn("<!-- points -->\nmore\n").endswith("|\nmore\n")
