@@ -23,7 +23,7 @@ from penstock.errors import (
 )
 from penstock.plane.aio import AsyncDataPlaneClient
 from penstock.points import reached
-from penstock.records import DataPlaneCapabilities
+from penstock.records import DataPlaneCapabilities, KVBatchMeta
 
 __all__ = ["MetadataCalls"]
 
@@ -78,9 +78,7 @@ class MetadataCalls:
             case List():
                 return await self._list()
             case Claim(keys):
-                meta = await plane.claim_meta(
-                    config.partition, config.task, config.fields, 1, None, False, timeout_s, keys=keys
-                )
+                meta = await self._claim(keys)
                 reached("controller.claimed")
                 return nw.Leased(meta)
             case Pop(keys, lease):
@@ -106,6 +104,19 @@ class MetadataCalls:
         )
         return nw.Registered()
 
+    async def _claim(self, keys: tuple[str, ...]) -> KVBatchMeta:
+        config = self._config
+        return await self._plane.claim_meta(
+            config.partition,
+            config.task,
+            config.fields,
+            batch_size=1,  # ignored with ``keys``
+            blocking=False,
+            timeout_s=config.call_timeout_s,
+            keys=keys,
+            whole_groups=True,  # rows of groups that the plane let go as partial are tagged so
+        )
+
     async def _list(self) -> nw.News:
         partition, timeout_s = self._config.partition, self._config.call_timeout_s
         groups = page = await self._plane.list_metadata(partition, limit=MAX_GROUPS_LISTED, timeout_s=timeout_s)
@@ -120,15 +131,16 @@ class MetadataCalls:
         return nw.Listed(groups)
 
     async def why(self) -> list[str]:
-        """Return the plane's own account of what the task waits for; nothing where it gives none."""
+        """Return what the plane says is missing and who owes it, a sentence each; nothing where it cannot say."""
         config = self._config
+        task = config.task if len(config.consumers) == 1 else None  # an earlier stage may be what everybody waits for
         try:
-            report = await self._plane.why(config.partition, task=config.task, timeout_s=config.call_timeout_s)
+            report = await self._plane.why(config.partition, task=task, timeout_s=config.call_timeout_s)
         except DataPlaneBadRequest:
             return []  # an adapter that cannot say
         except DataPlaneError as error:
             return [f"the plane could not be asked why: {error}"]
-        return [*report.waits, *(str(debt) for debt in report.owed)]
+        return list(dict.fromkeys(debt.says for debt in report.owed)) or report.waits  # the debts tell the waits anew
 
     async def close(self, timeout_s: float) -> None:
         """End the session: its leases are given back, whoever waits is told."""

@@ -1,22 +1,29 @@
 """An ordered end: one step after the other, each with a limit.
 
 Invariants: a step that exceeds its limit is left behind, with the stacks of all threads and tasks written down, and the
-rest goes on; a step that fails is told and the rest goes on.
+rest goes on; a step that fails is told and the rest goes on; a disk that hangs holds up nothing of this.
 """
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
-import io
 import logging
 import time
-from collections.abc import Awaitable
+import traceback
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-__all__ = ["Shutdown"]
+from penstock.controller.underway import in_thread
+
+__all__ = ["Shutdown", "stack_of"]
 
 log = logging.getLogger(__name__)
+
+DUMP_S = 0.2  # for the stacks to be written; a disk that takes longer writes them when it can
+_DEEPEST = 100  # frames of one task
 
 
 class Shutdown:
@@ -32,32 +39,68 @@ class Shutdown:
         self._end = time.monotonic() + limit_s
         self.overdue: list[str] = []
 
+    async def all_of(self, name: str, tasks: set[asyncio.Task[Any]], limit_s: float) -> None:
+        """Cancel ``tasks``, and wait for them to end, as ``step`` does."""
+        left = set(tasks)
+        for task in left:
+            task.cancel()
+        if left and not await self._in_time(asyncio.wait(left), limit_s):
+            names = sorted(task.get_name() for task in left if not task.done())
+            await self._too_late(f"{name} ({', '.join(names)})", limit_s)
+
     async def step(self, name: str, work: Awaitable[object], limit_s: float) -> None:
         """Do one step, for at most ``limit_s`` and what is left of the whole.
 
         ``work`` goes on where it can after its limit; nobody waits for it.
         """
-        limit = max(0.0, min(limit_s, self._end - time.monotonic()))
-        task = asyncio.ensure_future(work)
         began = time.monotonic()
-        done, _ = await asyncio.wait([task], timeout=limit)
-        took = time.monotonic() - began
-        if not done:
-            self.overdue.append(name)
+        task = asyncio.ensure_future(work)
+        if not await self._in_time(task, limit_s):
+            await self._too_late(name, time.monotonic() - began)
             task.cancel()
-            log.error("shutdown: %s is not done after %.1f s; stacks: %s", name, took, self._dump(name))
         elif task.cancelled() or task.exception() is not None:
-            why = "cancelled" if task.cancelled() else task.exception()
-            log.warning("shutdown: %s failed after %.1f s: %s", name, took, why)
+            why = "it was cancelled" if task.cancelled() else task.exception()
+            log.warning("shutdown: %s failed after %.1f s: %s", name, time.monotonic() - began, why)
         else:
-            log.info("shutdown: %s done in %.2f s", name, took)
+            log.info("shutdown: %s done in %.2f s", name, time.monotonic() - began)
 
-    def _dump(self, name: str) -> Path:
-        tasks = io.StringIO()
-        for task in asyncio.all_tasks():
-            task.print_stack(file=tasks)
+    async def _in_time(self, work: Awaitable[object], limit_s: float) -> bool:
+        task = asyncio.ensure_future(work)
+        await asyncio.wait([task], timeout=max(0.0, min(limit_s, self._end - time.monotonic())))
+        return task.done()
+
+    async def _too_late(self, name: str, took: float) -> None:
+        self.overdue.append(name)
+        log.error("shutdown: %s: not done after %.1f s, left behind; stacks: %s", name, took, self.stacks)
+        text = "".join(_told(task) for task in asyncio.all_tasks())
+        dumping = in_thread("stacks", lambda: self._dump(f"== left behind: {name}\n{text}\n"))
+        await asyncio.wait([dumping], timeout=DUMP_S)
+        if not dumping.done():
+            log.error("shutdown: the stacks cannot be written either, the disk hangs; tasks:\n%s", text)
+        elif (error := dumping.exception()) is not None:
+            log.error("shutdown: the stacks cannot be written: %s; tasks:\n%s", error, text)
+
+    def _dump(self, head: str) -> None:
         with self.stacks.open("a") as file:
-            file.write(f"== {name} hangs\n{tasks.getvalue()}\n")
+            file.write(head)
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
-        return self.stacks
+
+
+def _told(task: asyncio.Task[Any]) -> str:
+    frames = [(frame, frame.f_lineno) for frame in stack_of(task)]
+    return f"-- {task.get_name()}\n" + "".join(traceback.StackSummary.extract(iter(frames)).format())
+
+
+def stack_of(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Return where a task stands, down to what it waits in; ``Task.get_stack`` tells its outermost frame alone."""
+    return list(_frames(task.get_coro()))
+
+
+def _frames(work: Any) -> Iterator[FrameType]:
+    for _ in range(_DEEPEST):
+        frame = next((f for name in ("cr_frame", "gi_frame", "ag_frame") if (f := getattr(work, name, None))), None)
+        if frame is None:
+            return
+        yield frame
+        work = next((w for name in ("cr_await", "gi_yieldfrom", "ag_await") if (w := getattr(work, name, None))), None)

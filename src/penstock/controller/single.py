@@ -2,7 +2,7 @@
 
 Invariants: nothing here blocks the loop: the plane is called in threads, the record is written in one; effects are
 carried out in order, a record being durable before what follows it; every wait has a limit; when ``run`` has ended, in
-whatever way, no task, no thread and no session of it is left.
+whatever way, nothing of it is left but work of others that hangs, which ``stacks.txt`` names.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from penstock.controller import effects as do
+from penstock.controller import events as ev
 from penstock.controller import news as nw
 from penstock.controller.calls import MetadataCalls
 from penstock.controller.config import ControllerConfig, Role
 from penstock.controller.events import RunEvent
 from penstock.controller.machine import ControllerMachine, ControllerStatistics
 from penstock.controller.record import RecordFile
-from penstock.controller.roles import Generator, PromptSource, Trainer, TrainResult, WeightSync
+from penstock.controller.roles import Generator, PromptSource, Trainer, WeightSync
 from penstock.controller.run import Accept
 from penstock.controller.shutdown import Shutdown
+from penstock.controller.underway import Underway, in_thread
 from penstock.errors import (
     ControllerError,
     DataPlaneError,
@@ -47,6 +50,7 @@ __all__ = ["Listener", "RunResult", "SingleController"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Listener = Callable[[RunEvent], None]
 
 PING_S = 2.0  # one look at a plane that may be away
@@ -108,11 +112,12 @@ class SingleController:
         self._file = RecordFile(folder)
         self._rng = rng or random.Random()
         self._calls = MetadataCalls(AsyncDataPlaneClient(client), config)
-        self._writer = ThreadPoolExecutor(1, "penstock-record")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._underway = Underway()
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._inbox: asyncio.Queue[nw.News] = asyncio.Queue()
+        self._lock = threading.RLock()  # a signal handler may speak while it is held
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._hurry: asyncio.Future[None]  # done when a stop has taken too long
         self._early: list[nw.News] = []  # said before the run began
         self._machine: ControllerMachine | None = None
         self._finish: do.Finish | None = None
@@ -131,23 +136,25 @@ class SingleController:
             VersionWentBack: the trainer stands at an earlier step than the run.
             BadArgument: the folder holds the record of another run.
         """
-        if self._loop is not None:
-            raise ControllerError("a controller runs once; make another one for the next life")
-        self._loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._loop is not None:
+                raise ControllerError("a controller runs once; make another one for the next life")
+            self._loop = asyncio.get_running_loop()
+        self._hurry = self._loop.create_future()
         try:
+            for news in self._early:
+                self._hear(news)
             await self._steer()
         finally:
             await self._close()
         return self._result()
 
     async def _steer(self) -> None:
-        record = await self._in_thread(lambda: self._file.load(self.config.run))
+        record = await self._on_disk("loading", lambda: self._file.load(self.config.run))
         now = time.monotonic()
         self._machine = ControllerMachine(self.config, record, rng=self._rng, now=now, accept=self._accept)
         self._life = self._machine.statistics().life
-        early, self._early = self._early, []
-        for news in [nw.Begun(), *early]:
-            await self._take(news)
+        await self._take(nw.Begun())
         while self._finish is None:
             await self._take(await self._next_news())
 
@@ -170,7 +177,7 @@ class SingleController:
     async def _carry_out(self, effect: do.Effect) -> None:
         match effect:
             case do.Save(record):
-                await self._in_thread(lambda: self._file.save(record))
+                await self._on_disk("saving", lambda: self._file.save(record))
                 reached("controller.saved")
             case do.Tell(event):
                 self._tell(event)
@@ -205,21 +212,34 @@ class SingleController:
                 self._listeners.remove(listener)
 
     def _start(self, name: str, work: Coroutine[Any, Any, nw.News]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._report(work), name=f"penstock {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._underway.start(f"await {name}", self._report(work))
 
     async def _report(self, work: Coroutine[Any, Any, nw.News]) -> None:
         self._inbox.put_nowait(await work)
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+    async def _on_disk(self, what: str, work: Callable[[], T]) -> T:
+        """Read or write the record. Nothing else goes on meanwhile, so a disk that hangs is told like any stall."""
+        done, began, limit_s = in_thread(what, work), time.monotonic(), self.config.stall_timeout_s
+        either: list[asyncio.Future[Any]] = [done, self._hurry]
+        while not done.done():
+            await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if done.done():
+                break
+            seconds = time.monotonic() - began
+            owed = f"the disk owes the run's record {self._file.path}: {what} has taken {seconds:.1f} s so far"
+            if self._hurry.done() or self.config.on_stall == "abort":
+                raise ControllerError(f"{owed}; nothing that it tells of was done")
+            self._tell(ev.Stalled(seconds=seconds, owed=[owed]))
+        return done.result()
 
     # -- those who do the work ----------------------------------------------------------------------------------------
 
     def _dispatch(self, group_id: str, index: int, version: int) -> None:
-        prompt = self._prompts.prompt(index)
+        try:
+            prompt = self._prompts.prompt(index)
+        except Exception as error:  # noqa: BLE001  # top frame: of a user's source; the prompt goes again
+            self._inbox.put_nowait(nw.GenerationFailed(group_id, f"the prompt source: {_said(error)}"))
+            return
         if prompt is None:
             self._inbox.put_nowait(nw.NoSuchPrompt(group_id))
             return
@@ -228,57 +248,42 @@ class SingleController:
         task.add_done_callback(lambda _: self._attempts.pop(group_id, None))
 
     async def _generate(self, prompt: Any, group_id: str, version: int) -> nw.News:
+        name, limit_s = f"generate {group_id}", self.config.generate_timeout_s
         try:
-            async with asyncio.timeout(self.config.generate_timeout_s):
-                await _begun(self._generator.generate(prompt, version, group_id), "controller.dispatched")
+            work = self._generator.generate(prompt, version, group_id)
+            await self._underway.bounded(name, work, limit_s, "controller.dispatched")
         except PromptRejected as rejected:
             return nw.GenerationFailed(group_id, str(rejected), rejected=True)
         except Exception as error:  # noqa: BLE001  # top frame: of a user's generator; the prompt goes again
-            return nw.GenerationFailed(group_id, _said(error, self.config.generate_timeout_s))
-        except asyncio.CancelledError:
-            if _is_ours():
-                raise
-            return nw.GenerationFailed(group_id, "the generator was cancelled")
+            return nw.GenerationFailed(group_id, _said(error))
         return nw.Generated(group_id)
 
     async def _ask_trainer(self) -> nw.News:
         try:
-            async with asyncio.timeout(self.config.train_timeout_s):
-                return nw.TrainerStands(await self._trainer.last_step())
+            work = self._trainer.last_step()
+            return nw.TrainerStands(await self._underway.bounded("last step", work, self.config.train_timeout_s))
         except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; it is asked again
-            return nw.TrainerSilent(_said(error, self.config.train_timeout_s))
-        except asyncio.CancelledError:
-            if _is_ours():
-                raise
-            return nw.TrainerSilent("the trainer was cancelled")
+            return nw.TrainerSilent(_said(error))
 
     async def _train(self, step: int, meta: KVBatchMeta) -> nw.News:
+        name, limit_s = f"train step {step}", self.config.train_timeout_s
         try:
-            async with asyncio.timeout(self.config.train_timeout_s):
-                result: TrainResult = await _begun(self._trainer.train(meta, step), "controller.ordered")
+            result = await self._underway.bounded(name, self._trainer.train(meta, step), limit_s, "controller.ordered")
         except (DataPlaneReadError, UnknownName, FieldNotProduced) as unreadable:
             if set(unreadable.keys) & set(meta.sample_ids):
                 return nw.StepUnreadable(step, list(unreadable.keys), str(unreadable))
             return nw.StepFailed(step, str(unreadable))
         except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; the step goes again
-            return nw.StepFailed(step, _said(error, self.config.train_timeout_s))
-        except asyncio.CancelledError:
-            if _is_ours():
-                raise
-            return nw.StepFailed(step, "the trainer was cancelled")
+            return nw.StepFailed(step, _said(error))
         reached("controller.recorded")
         return nw.StepMade(result)
 
     async def _publish(self, version: int) -> nw.News:
+        name, limit_s = f"publish {version}", self.config.publish_timeout_s
         try:
-            async with asyncio.timeout(self.config.publish_timeout_s):
-                await self._weights.publish(version)
+            await self._underway.bounded(name, self._weights.publish(version), limit_s)
         except Exception as error:  # noqa: BLE001  # top frame: of a user's weight sync; it is called again
-            return nw.PublicationFailed(version, _said(error, self.config.publish_timeout_s))
-        except asyncio.CancelledError:
-            if _is_ours():
-                raise
-            return nw.PublicationFailed(version, "the weight sync was cancelled")
+            return nw.PublicationFailed(version, _said(error))
         return nw.PublicationMade(version)
 
     async def _await_plane(self) -> nw.News:
@@ -333,11 +338,22 @@ class SingleController:
         self._say(nw.Left(replica))
 
     def _say(self, news: nw.News) -> None:
-        loop = self._loop
-        if loop is None:
-            self._early.append(news)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(self._inbox.put_nowait, news)
+        with self._lock:
+            if self._loop is None:
+                self._early.append(news)
+                return
+        with suppress(RuntimeError):  # the loop is closed: the run is over
+            self._loop.call_soon_threadsafe(self._hear, news)
+
+    def _hear(self, news: nw.News) -> None:
+        self._inbox.put_nowait(news)
+        if isinstance(news, nw.StopAsked):
+            asyncio.get_running_loop().call_later(self.config.stop_s / 2, self._be_quick)
+
+    def _be_quick(self) -> None:
+        """The time for an end in order is up: what cannot be interrupted is not waited for."""
+        if not self._hurry.done():
+            self._hurry.set_result(None)
 
     def statistics(self) -> ControllerStatistics | None:
         """Return the run at this moment; None before it has begun."""
@@ -346,14 +362,10 @@ class SingleController:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def _close(self) -> None:
-        """End in order: work, session, writer. A cancelled run ends so too."""
+        """End in order: what is under way, then the session. A cancelled run ends so too."""
         shutdown = Shutdown(self._file.path.parent, self.config.stop_s / 2)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await shutdown.step("work under way", asyncio.wait(list(self._tasks)), CANCEL_S)
+        await shutdown.all_of("work under way", self._underway.tasks, CANCEL_S)
         await shutdown.step("the plane's session", self._calls.close(CLOSE_S), CLOSE_S + 0.25)
-        self._writer.shutdown(wait=False, cancel_futures=True)
 
     def _result(self) -> RunResult:
         assert self._machine is not None
@@ -377,24 +389,5 @@ class SingleController:
         return f"SingleController({self.config.run!r}, {where})"
 
 
-async def _begun(work: Coroutine[Any, Any, Any], point: str) -> Any:
-    """Let ``work`` begin, say so, and return what it returns; it ends with its awaiter."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([task], timeout=0)
-        reached(point)
-        return await task
-    finally:
-        task.cancel()
-
-
-def _is_ours() -> bool:
-    """Whether the cancellation that came was meant for this task, and not raised by what it awaited."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _said(error: Exception, limit_s: float) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return f"no answer within {limit_s:g} s"
-    return f"{type(error).__name__}: {error}"
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
