@@ -152,18 +152,25 @@ class Windowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (group for group in now.ready if group.weight_version >= oldest),
             key=lambda group: (sign * group.weight_version, group.arrived),
         )
-        if not self.wait_for_stragglers:
-            return _enough(now, fit)
-        if any(version == oldest for _, version in now.coming):
-            return ()  # it is of use at this version, and stale at the next
-        return _enough(now, fit) if len(fit) >= min(now.batch, self._due(now, fit)) else ()
+        return () if self.wait_for_stragglers and self._must_wait(now, fit) else _enough(now, fit)
 
-    def _due(self, now: Standing, fit: Sequence[Candidate]) -> int:
-        """How many groups this step must take, so that the next ones can take the others before they are stale."""
+    def _must_wait(self, now: Standing, fit: Sequence[Candidate]) -> bool:
+        """Whether a step now would make groups stale that are still coming.
+
+        A version's last step is the one at which it is the oldest in the window. Of the groups that are not newer than
+        a version, the steps after this one, up to its last, can take a batch each: no more of them may be still coming,
+        unless this step is full of such groups anyhow.
+        """
         oldest = now.version - self.max_staleness_versions
         coming = [version for _, version in now.coming if version is not None and version >= oldest]
-        versions = sorted([*(group.weight_version for group in fit), *coming])
-        return max((at - (version - oldest) * now.batch for at, version in enumerate(versions, 1)), default=0)
+        if oldest in coming:
+            return True
+        for version in set(coming):
+            late = sum(one <= version for one in coming)
+            taken = sum(group.weight_version <= version for group in fit)
+            if late > (version - oldest) * now.batch and taken < now.batch:
+                return True
+        return False
 
 
 class ReadyFirst(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
