@@ -317,12 +317,16 @@ class ControllerMachine:
         seconds = now - run.progress_at
         if seconds < run.config.stall_timeout_s:
             return  # it moved meanwhile
-        sentences = [*owed(run, self._training, self._lane.away, now), *by_plane]
+        sentences = [*self.owed(now), *by_plane]
         run.tell(ev.Stalled(seconds=seconds, owed=sentences))
         if run.config.on_stall == "abort":
             self._ending.break_off(f"nothing moved for {seconds:.0f} s: {'; '.join(sentences)}")
 
     # -- looking ------------------------------------------------------------------------------------------------------
+
+    def owed(self, now: float) -> list[str]:
+        """Return what the run waits for, and who owes it, in sentences."""
+        return owed(self._run, self._training, self._lane.away, now)
 
     def statistics(self) -> ControllerStatistics:
         """Return the run at this moment."""
