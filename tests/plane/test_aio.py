@@ -104,17 +104,34 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
         await task
 
 
-@pytest.fixture(params=["noop", "local"])
-def inner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DataPlaneClient]:
-    made = NoOpDataPlaneClient() if request.param == "noop" else LocalDataPlaneClient(tmp_path, plane=QUICK)
-    with made:
+@pytest.fixture(scope="module")
+def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDataPlaneClient]:
+    """One plane for the tests of this module; its first client keeps it from ending in between."""
+    with LocalDataPlaneClient(tmp_path_factory.mktemp("plane"), plane=QUICK) as made:
         yield made
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalDataPlaneClient]:
-    with LocalDataPlaneClient(tmp_path, plane=QUICK) as made:
+def local(keeper: LocalDataPlaneClient) -> Iterator[LocalDataPlaneClient]:
+    with LocalDataPlaneClient(keeper.data_dir, plane=QUICK) as made:
         yield made
+    keeper.clear_samples(None, "p")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[LocalDataPlaneClient]:
+    """The only client of its plane, which soon ends the session of one that went without a word."""
+    with LocalDataPlaneClient(tmp_path, plane=PlaneConfig(linger_s=0.2, heartbeat_s=0.2, dead_after_s=1.0)) as made:
+        yield made
+
+
+@pytest.fixture(params=["noop", "local"])
+def inner(request: pytest.FixtureRequest) -> Iterator[DataPlaneClient]:
+    if request.param == "local":
+        yield request.getfixturevalue("local")
+    else:
+        with NoOpDataPlaneClient() as made:
+            yield made
 
 
 @contextmanager
@@ -448,13 +465,13 @@ async def test_async_with_closes_when_it_is_cancelled(inner: DataPlaneClient) ->
         inner.ping()
 
 
-def test_a_client_that_is_dropped_ends_its_threads_and_its_session(local: LocalDataPlaneClient) -> None:
+def test_a_client_that_is_dropped_ends_its_threads_and_its_session(own: LocalDataPlaneClient) -> None:
     """Not closed but collected, it leaves neither."""
 
     async def use() -> list[threading.Thread]:
-        plane = AsyncDataPlaneClient(LocalDataPlaneClient(local.data_dir, plane=QUICK))
+        plane = AsyncDataPlaneClient(LocalDataPlaneClient(own.data_dir, plane=QUICK))
         await plane.ping()
-        assert len(local.status().sessions) == 2
+        assert len(own.status().sessions) == 2
         return [thread for lane in plane._crossing._lanes for thread in lane._threads]
 
     threads = asyncio.run(use())
@@ -463,7 +480,7 @@ def test_a_client_that_is_dropped_ends_its_threads_and_its_session(local: LocalD
         thread.join(SOON_S)
         assert not thread.is_alive()
     end = time.monotonic() + SOON_S
-    while len(local.status().sessions) > 1:
+    while len(own.status().sessions) > 1:
         assert time.monotonic() < end
 
 
@@ -518,17 +535,17 @@ async def test_a_cancelled_connect_leaves_no_client(monkeypatch: pytest.MonkeyPa
 
 
 @on_loop
-async def test_a_cancelled_connect_to_a_plane_that_does_not_answer_ends_at_once(local: LocalDataPlaneClient) -> None:
+async def test_a_cancelled_connect_to_a_plane_that_does_not_answer_ends_at_once(own: LocalDataPlaneClient) -> None:
     """Its wait for the plane is recalled: thread and connection are gone long before its deadline."""
     name = "penstock-aio-calls-1"
     before = [thread for thread in threading.enumerate() if thread.name == name]
-    with stopped(local.status().pid):
-        task = asyncio.create_task(_connected(local.data_dir))
+    with stopped(own.status().pid):
+        task = asyncio.create_task(_connected(own.data_dir))
         await until(lambda: len([t for t in threading.enumerate() if t.name == name]) > len(before))
         await asyncio.sleep(0.1)
         await cancelled(task)
         await until(lambda: [t for t in threading.enumerate() if t.name == name] == before)
-    assert [session.connected for session in local.status().sessions].count(True) == 1
+    assert [session.connected for session in own.status().sessions].count(True) == 1
 
 
 async def _connected(directory: Path) -> None:

@@ -486,6 +486,23 @@ async def test_a_close_that_gets_no_thread_can_be_tried_again(monkeypatch: pytes
 
 
 @on_loop
+async def test_a_process_without_threads_refuses_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not begin has not happened, and is forgotten; a call that can be made later is."""
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    crossing = Crossing(1, 1, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(DataPlaneUnavailable, match="no thread left"):
+            await crossing.run(crossing.claims, "method", quick, None, 30.0, lambda _: None)
+    assert crossing._returnable == set()
+    assert await crossing.run(crossing.claims, "method", quick, 5.0, 30.0) == 5.0
+    await close(crossing)
+
+
+@on_loop
 async def test_a_forked_child_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parent's threads are not there: it does not wait for them."""
     crossing = Crossing(1, 1, 1)

@@ -154,16 +154,21 @@ class Crossing:
             raise DataPlaneUnavailable("a client does not survive a fork: make a new one in the child process")
         if returnable:
             self._returnable.add(job)
-        if self._closing or not lane.submit(job):
+        try:
+            if self._closing or not lane.submit(job):
+                raise DataPlaneUnavailable(f"{job.method}: the client is closed")
+        except DataPlaneUnavailable:
             self._returnable.discard(job)
-            raise DataPlaneUnavailable(f"{job.method}: the client is closed")
-        self._made += 1
+            raise
+        with self._lock:
+            self._made += 1
 
     def _leave(self, lane: Lane, job: Job[T]) -> None:
         """The awaiter goes without a result: nothing shall come of the call, as far as that is possible."""
         if job.failed:
             return
-        self._left += 1
+        with self._lock:
+            self._left += 1
         if lane.withdraw(job):
             return
         follow = job.dispose if job.leave() else job.recall.ask
