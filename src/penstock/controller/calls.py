@@ -63,6 +63,8 @@ class MetadataCalls:
         except (DataPlaneUnavailable, DataPlaneTimeout, DataPlaneClearError) as failed:
             return nw.CallFailed(f"{type(call).__name__.lower()}: {failed}")
         except (LeaseLost, RowRemoved, UnknownName) as refused:
+            if isinstance(refused, UnknownName) and not refused.keys:  # it knew the partition: another plane took over
+                return nw.CallFailed(f"{type(call).__name__.lower()}: {refused}")
             if isinstance(call, Claim | Pop | Release):
                 return nw.Refused(list(refused.keys), str(refused))
             return nw.CallBroken(f"{type(call).__name__.lower()}: {refused}")

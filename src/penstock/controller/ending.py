@@ -68,8 +68,15 @@ class Ending:
             return
         elif (reason := self._missing("rollout", now)) is not None:
             self.begin(reason, now)
-        elif run.prompts_are_used_up() and not run.prompts.count(Where.WAITING, Where.OUT, Where.LANDED):
+        elif run.prompts_are_used_up() and not self._something_comes():
             self.begin("the prompts are used up", now)
+
+    def _something_comes(self) -> bool:
+        """Whether a prompt is under way, or its group too old to be trained: the next listing lets that go again."""
+        run = self.run
+        oldest = run.config.policy.oldest_version(run.step)
+        stale = oldest is not None and any(p.weight_version < oldest for p in run.prompts.at(Where.READY))
+        return stale or run.prompts.count(Where.WAITING, Where.OUT, Where.LANDED) > 0
 
     def nobody_generates(self, now: float) -> bool:
         """Whether dispatching makes no sense any more."""
