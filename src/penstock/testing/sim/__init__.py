@@ -4,7 +4,8 @@
 the disk, the arena, the network, the clock and the shells.
 """
 
+from penstock.testing.sim.outcome import Outcome
 from penstock.testing.sim.report import SimReport, run
-from penstock.testing.sim.stage import Outcome, run_world
+from penstock.testing.sim.stage import run_world
 
 __all__ = ["Outcome", "SimReport", "run", "run_world"]

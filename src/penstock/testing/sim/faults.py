@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from penstock.testing.sim.client import SimClient
 from penstock.testing.sim.plane import SimPlane
@@ -35,6 +36,8 @@ _MAX_FUSE = 40  # steps of the plane
 class Faults:
     """Hits ``plane`` and ``clients``; ``start`` starts the successor of a role."""
 
+    kinds: ClassVar[tuple[str, ...]] = KINDS  # to draw from
+
     def __init__(
         self, world: World, plane: SimPlane, clients: dict[str, SimClient], start: Callable[[str], None]
     ) -> None:
@@ -49,7 +52,7 @@ class Faults:
         rng = self._world.rng
         for _ in range(rng.randint(0, _MAX_FAULTS)):
             when = min(rng.expovariate(1 / _MEAN_S), until_s)
-            self._world.at(when, self._fire, rng.choice(KINDS))
+            self._world.at(when, self._fire, rng.choice(self.kinds))
 
     def _fire(self, kind: str) -> None:
         if not self.over:

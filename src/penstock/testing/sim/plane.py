@@ -28,6 +28,7 @@ from penstock.requests import (
     Heartbeat,
     Located,
     OpenSession,
+    Ping,
     Reply,
     ReplyBody,
     ResumeSession,
@@ -82,6 +83,7 @@ class SimPlane(Process):
         self.up = False
         self.fuse: int | None = None  # steps until it dies
         self.removed: dict[str, list[tuple[str, str]]] = {}
+        self.forgotten: set[str] = set()  # rows that were there when a plane died that kept nothing
         self.died_clean = False
         self.on_recovery: Callable[[Ledger, Ledger], None] | None = None
         self.dying_clients: set[int] = set()  # dead, and the kernel has not said so yet
@@ -111,15 +113,17 @@ class SimPlane(Process):
     # -- lives --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """A new process takes the journal over."""
+        """A new process takes the journal over; what only lasted as long as memory is gone."""
         self.files.restart()
+        if self.config.durability == "memory":
+            self.files.contents.clear()
         self.files.max_bytes = None  # somebody has made room
         self._reset()
         self._lives += 1
         corpse = getattr(self, "ledger", None)
         try:
             self.ledger, self.journal = self._recovered()
-            if corpse is not None and self.on_recovery is not None:
+            if corpse is not None and self.on_recovery is not None and self.config.durability != "memory":
                 self.on_recovery(corpse, self.ledger)
             missing = self.arena.reconcile(self.ledger.live_blocks())
             assert not missing, f"blocks {missing} are promised and not there"
@@ -150,6 +154,9 @@ class SimPlane(Process):
 
     def _die(self, why: str) -> None:
         self.up = False
+        if self.config.durability == "memory":
+            partitions = self.ledger.desk.state.partitions.values()
+            self.forgotten.update(key for partition in partitions for key in partition.rows)
         self.died_clean = not self._unflushed
         self.fuse = None
         self.frozen_until = 0.0
@@ -308,6 +315,9 @@ class SimPlane(Process):
         if isinstance(body, Heartbeat):
             self.feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
             self._take_back(holder, body)
+            self._outbox.append((ev.Answer(session_id, self._number(connection, call), _DONE), connection))
+        elif isinstance(body, Ping):
+            self.feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
             self._outbox.append((ev.Answer(session_id, self._number(connection, call), _DONE), connection))
         elif isinstance(body, Goodbye):
             self.feed(ev.SessionGone(session_id, "goodbye"), connection)

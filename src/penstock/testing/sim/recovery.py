@@ -1,20 +1,26 @@
-"""Is what the journal gives back what the dead plane had decided? Compares two ledgers by their fingerprints.
+"""Is what the journal gives back what the dead plane had decided, and do the books balance at the end?
 
-A session's replies may differ where nothing depends on it: those that the client has taken (not every word of it is
-journaled), and those that say that nothing happened (they are decided anew). What the replayed ledger remembers and the
-client has not taken must be what was said, and a claim that holds rows must be remembered.
+Two ledgers are compared by their fingerprints. A session's replies may differ where nothing depends on it: those that
+the client has taken (not every word of it is journaled), and those that say that nothing happened (they are decided
+anew). What the replayed ledger remembers and the client has not taken must be what was said, and a claim that holds
+rows must be remembered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from penstock.ledger.fingerprint import fingerprint
 from penstock.ledger.machine import Ledger
+from penstock.ledger.reports import audit_partition
 from penstock.ledger.state import Lease, Session, State
 from penstock.requests import Claimed, ReplyBody
 
-__all__ = ["differences", "owed", "state_of"]
+__all__ = ["books_of", "differences", "owed", "state_of"]
+
+if TYPE_CHECKING:
+    from penstock.testing.sim.plane import SimPlane
 
 _MAX_SHOWN = 6
 
@@ -71,3 +77,22 @@ def _plain(reply: Lease | ReplyBody | None) -> object:
     if isinstance(reply, Lease):
         return ("lease", reply.token) if reply.rows else "empty claim"
     return "empty claim" if isinstance(reply, Claimed) else reply
+
+
+def books_of(plane: SimPlane) -> Iterator[str]:
+    """Yield what is wrong with a plane at the end of a world, when all its clients have gone."""
+    if not plane.up:
+        yield "the plane is down at the end"
+        return
+    plane.ledger.check_invariants()
+    state = state_of(plane.ledger)
+    audits = [audit_partition(p) for p in state.partitions.values()]
+    yield from (f"the audit does not balance: {a}" for a in audits if a.residue or a.broken)
+    live = {(place.block_id, place.generation) for place in plane.ledger.live_blocks()}
+    leaks = {
+        "sessions": len(state.sessions),
+        "leases": len(state.leases),
+        "grants": len(state.grants),
+        "blocks": len(plane.arena.slots.keys() - live),
+    }
+    yield from (f"leaked {count} {kind}" for kind, count in leaks.items() if count)

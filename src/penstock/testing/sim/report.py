@@ -8,8 +8,9 @@ from collections import Counter
 import msgspec
 
 from penstock.ledger.machine import Ledger
+from penstock.testing.sim.outcome import Outcome
 from penstock.testing.sim.plane import LedgerFactory
-from penstock.testing.sim.stage import Outcome, run_world
+from penstock.testing.sim.stage import run_world
 
 __all__ = ["SimReport", "run"]
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import traceback
 
-import msgspec
-
 from penstock.config import PlaneConfig
 from penstock.errors import abbreviate
 from penstock.ledger.machine import Ledger
-from penstock.ledger.reports import audit_partition
 from penstock.records import GroupPolicy
 from penstock.testing import checker
 from penstock.testing.sim import roles
 from penstock.testing.sim.client import SimClient
 from penstock.testing.sim.faults import Faults
+from penstock.testing.sim.outcome import Outcome
 from penstock.testing.sim.plane import LedgerFactory, SimPlane
-from penstock.testing.sim.recovery import differences, state_of
+from penstock.testing.sim.recovery import books_of, differences, state_of
 from penstock.testing.sim.roles import Notebook, Scenario, Script
 from penstock.testing.sim.world import World
 
-__all__ = ["Outcome", "run_world"]
+__all__ = ["run_world"]
 
 _FAULTS_END_S = 20.0
 _REST_S = 150.0  # a world that has not come to rest so long after its last fault is stuck
@@ -35,21 +33,6 @@ _POLICIES = (
     GroupPolicy(deadline_s=0.3, on_deadline="partial", min_ready=2),
 )
 _GONE_S = 60.0  # by then the plane has noticed the end of every client
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One world. ``violations``: sentences; empty when all promises were kept."""
-
-    seed: int
-    violations: list[str]
-    operations: int
-    acknowledged: int
-    trained: int
-    evicted: int
-    recovered: int
-    faults: dict[str, int]
-    virtual_s: float
-    trace: list[str] = []
 
 
 def run_world(seed: int, *, make_ledger: LedgerFactory = Ledger, checked: bool = True, traced: bool = False) -> Outcome:
@@ -183,23 +166,9 @@ class _Stage:
         self._judge_plane()
 
     def _judge_plane(self) -> None:
-        plane, ledger = self.plane, self.plane.ledger
-        if not plane.up:
-            self.violations.append("the plane is down at the end")
-            return
-        ledger.check_invariants()
-        audits = [audit_partition(p) for p in state_of(ledger).partitions.values()]
-        self.violations += [f"the audit does not balance: {a}" for a in audits if a.residue or a.broken]
-        self._compare("replayed", ledger, plane.replayed())
-        state = state_of(ledger)
-        live = {(place.block_id, place.generation) for place in ledger.live_blocks()}
-        leaks = {
-            "sessions": len(state.sessions),
-            "leases": len(state.leases),
-            "grants": len(state.grants),
-            "blocks": len(plane.arena.slots.keys() - live),
-        }
-        self.violations += [f"leaked {count} {kind}" for kind, count in leaks.items() if count]
+        self.violations += books_of(self.plane)
+        if self.plane.up:
+            self._compare("replayed", self.plane.ledger, self.plane.replayed())
 
     def _report(self) -> checker.Report:
         """Join the logs; what the plane removed by itself counts as its eviction."""
