@@ -77,6 +77,19 @@ def test_gauges_follow_the_groups() -> None:
     assert seen.of("groups_committed_total") == 1, "the second time it was only listed again"
 
 
+def test_staleness_counts_from_the_weights_of_the_step_before() -> None:
+    """Step 3 trains the weights of version 2: a group of version 0 lags by two."""
+    seen = Seen(*told(STARTED, dispatched(0), committed(0), claimed(3, 0), trained(3, 0)))
+    assert seen.of("group_staleness_versions_bucket", le="1.0") == 0
+    assert seen.of("group_staleness_versions_bucket", le="2.0") == 1
+
+
+def test_what_another_life_had_in_flight_is_not_in_flight() -> None:
+    """A life that begins has nothing out; what the plane holds is ready still."""
+    seen = Seen(*told(STARTED, dispatched(0), dispatched(1), committed(0)), *told(STARTED, life=2))
+    assert (seen.of("groups_in_flight"), seen.of("groups_ready"), seen.of("life")) == (0, 1, 2)
+
+
 def test_what_did_not_work_is_counted_by_reason() -> None:
     """Again, dropped and evicted, each by why; groups that are gone are not ready."""
     seen = Seen(

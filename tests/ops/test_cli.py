@@ -15,7 +15,7 @@ from penstock.ops.report import ExitCode
 
 LOOKING = (["status"], ["metrics"], ["ls"], ["audit"], ["why", "--partition", "p"])
 TRYING = ("demo", "chaos", "sim", "explore", "bench")
-COMMANDS = ("serve", "status", "metrics", "ls", "audit", "why", "doctor", *TRYING, "version")
+COMMANDS = ("serve", "status", "metrics", "ls", "audit", "why", "trace", "doctor", *TRYING, "version")
 
 runner = CliRunner()
 

@@ -184,6 +184,33 @@ def why(
 
 
 @app.command()
+def trace(
+    events: Annotated[
+        Path, typer.Option("--events", metavar="FILE", help="The run's events, or the folder that holds events.jsonl.")
+    ],
+    key: Annotated[str | None, typer.Argument(help="A row's key, a group's id, or a prompt's number.")] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Write the whole run as a trace for ui.perfetto.dev (.json[.gz])."),
+    ] = None,
+    partition: Partition = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Tell the story of one sample, from dispatch to where it is now; or export a run as a trace, with --perfetto.
+
+    With --data-dir the plane's own view of the sample follows, if it knows it. Exit code 1: the events are damaged.
+
+    Example: penstock trace run.17.0_g3 --events /data/run7/events.jsonl --data-dir /data/run7/plane
+    """
+    from penstock.ops.trace import Wanted, trace_run
+
+    with reporting(as_json) as report:
+        trace_run(report, Wanted(key, events, perfetto, data_dir, partition, timeout))
+
+
+@app.command()
 def doctor(
     data_dir: DataDir = None,
     fix: Annotated[bool, typer.Option("--fix", help="Remove what dead planes left behind.")] = False,
