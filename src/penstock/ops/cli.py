@@ -305,16 +305,20 @@ def chaos(
 def sim(
     seed: Annotated[int, typer.Option(help="The first world's seed; a failing seed replays exactly.")] = 0,
     worlds: Annotated[int, typer.Option(min=1, help="How many worlds to run.")] = 100,
+    kind: Annotated[
+        Literal["plane", "run"],
+        typer.Option(help="plane: clients use a plane; run: a controller steers a whole run over one."),
+    ] = "plane",
     as_json: Json = False,
 ) -> None:
     """Run simulated worlds full of faults; exit code 1 when one breaks a promise, naming its seed.
 
-    Example: penstock sim --worlds 1000; penstock sim --seed 417 --worlds 1
+    Example: penstock sim --worlds 1000; penstock sim --kind run --seed 417 --worlds 1
     """
     from penstock.ops.rehearse import run_sim
 
     with reporting(as_json) as report:
-        run_sim(report, seed=seed, worlds=worlds)
+        run_sim(report, kind=kind, seed=seed, worlds=worlds)
 
 
 @explore.command("ledger")

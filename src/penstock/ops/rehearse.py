@@ -14,7 +14,7 @@ from penstock.ops.tables import table
 if TYPE_CHECKING:
     from penstock.demo.spec import DemoOptions
     from penstock.testing.explore.ledger import ExploreReport
-    from penstock.testing.sim import Outcome, SimReport
+    from penstock.testing.sim import Kind, Outcome, SimReport
 
 __all__ = ["run_demo", "run_explore_ledger", "run_sim"]
 
@@ -32,33 +32,36 @@ def run_demo(report: Report, options: DemoOptions) -> None:
         raise typer.Exit(ExitCode.FINDING)
 
 
-def run_sim(report: Report, *, seed: int, worlds: int) -> None:
+def run_sim(report: Report, *, kind: Kind, seed: int, worlds: int) -> None:
     """Run worlds; name the seeds of those that broke a promise."""
-    from penstock.testing.sim import run
+    from penstock.testing import sim
 
-    report.progress(f"running {worlds} worlds from seed {seed}")
-    found = run(worlds, seed)
-    report.answer(found, _sim_table(found), *(_failure(o, with_trace=worlds == 1) for o in found.failures))
+    report.progress(f"running {worlds} worlds of kind {kind} from seed {seed}")
+    found = sim.run(worlds, seed) if kind == "plane" else sim.run_controller(worlds, seed)
+    told = (_failure(kind, outcome, with_trace=worlds == 1) for outcome in found.failures)
+    report.answer(found, _sim_table(found), *told)
     if not found.ok:
         raise typer.Exit(ExitCode.FINDING)
 
 
 def _sim_table(found: SimReport) -> Table:
     rows = [
-        ("worlds", f"{found.worlds} (seeds {found.seed} to {found.seed + found.worlds - 1})"),
+        ("worlds", f"{found.worlds} of kind {found.kind} (seeds {found.seed} to {found.seed + found.worlds - 1})"),
         ("failed", found.failed),
         ("operations", found.operations),
         ("rows acknowledged", found.acknowledged),
         ("rows trained", found.trained),
         ("rows evicted", found.evicted),
+        *((name.replace("_", " "), count) for name, count in found.run.items()),
         ("faults fired", ", ".join(f"{count} {kind}" for kind, count in sorted(found.faults.items())) or "none"),
         ("worlds a second", f"{found.worlds_per_s:.0f}"),
     ]
     return table("simulation: " + ("every promise was kept" if found.ok else "BROKEN"), ("", ""), rows)
 
 
-def _failure(outcome: Outcome, *, with_trace: bool) -> Text:
-    told = outcome.trace if with_trace else [f"its trace: penstock sim --seed {outcome.seed} --worlds 1"]
+def _failure(kind: Kind, outcome: Outcome, *, with_trace: bool) -> Text:
+    replay = f"penstock sim --kind {kind} --seed {outcome.seed} --worlds 1"
+    told = outcome.trace if with_trace else [f"its trace: {replay}"]
     return Text("\n  ".join([f"seed {outcome.seed}:", *outcome.violations, *told]))
 
 

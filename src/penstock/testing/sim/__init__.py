@@ -1,11 +1,12 @@
-"""The simulator: ledger, journal, couriers and network in seeded virtual time, with faults at every step.
+"""The simulator: real machines and journals in seeded virtual time, with faults at every step.
 
-``run`` for many worlds, ``run_world`` for one seed. Real are the ledger, the journal's code and the couriers; twins are
-the disk, the arena, the network, the clock and the shells.
+Two kinds of worlds: ``run`` plays many in which clients use a plane (``run_world`` one seed), ``run_controller`` many
+in which a controller steers a whole run over one (``steering.run_world``). Real are the ledger, the journal's code, the
+couriers, and the controller's machine; twins are the disk, the arena, the network, the clock and the shells.
 """
 
 from penstock.testing.sim.outcome import Outcome
-from penstock.testing.sim.report import SimReport, run
+from penstock.testing.sim.report import Kind, SimReport, run, run_controller
 from penstock.testing.sim.stage import run_world
 
-__all__ = ["Outcome", "SimReport", "run", "run_world"]
+__all__ = ["Kind", "Outcome", "SimReport", "run", "run_controller", "run_world"]

@@ -71,7 +71,14 @@ class _Holder:
 
 
 class SimPlane(Process):
-    """Attributes: up; ledger, journal: of this life; removed: key -> (reason, detail), as durably decided."""
+    """The plane.
+
+    Attributes:
+        up: it runs.
+        ledger, journal: of this life.
+        removed: key -> (reason, detail), as durably decided.
+        forgotten: rows that were there when a plane died whose durability is ``memory``.
+    """
 
     def __init__(
         self, world: World, config: PlaneConfig, *, make_ledger: LedgerFactory = Ledger, checked: bool = False
@@ -83,7 +90,7 @@ class SimPlane(Process):
         self.up = False
         self.fuse: int | None = None  # steps until it dies
         self.removed: dict[str, list[tuple[str, str]]] = {}
-        self.forgotten: set[str] = set()  # rows that were there when a plane died that kept nothing
+        self.forgotten: set[str] = set()
         self.died_clean = False
         self.on_recovery: Callable[[Ledger, Ledger], None] | None = None
         self.dying_clients: set[int] = set()  # dead, and the kernel has not said so yet
@@ -155,8 +162,7 @@ class SimPlane(Process):
     def _die(self, why: str) -> None:
         self.up = False
         if self.config.durability == "memory":
-            partitions = self.ledger.desk.state.partitions.values()
-            self.forgotten.update(key for partition in partitions for key in partition.rows)
+            self.forgotten.update(key for row_id, key in self._keys.items() if row_id not in self._removed_ids)
         self.died_clean = not self._unflushed
         self.fuse = None
         self.frozen_until = 0.0
