@@ -160,6 +160,8 @@ def test_a_life_that_ended_leaves_open_what_it_was_doing(length: int) -> None:
     second = told(STARTED, life=2)
     story = lineage([*first, *second], "0")
     assert "nothing has said since what became of it" in story.now
+    over = lineage([*first, *told(ev.Finished(reason="stopped", ok=True, step=0))], "0")
+    assert over.now.endswith("when life 1 ended; nothing has said since what became of it")
     back = lineage([*first, *second, *told(committed(0), life=2)], "0")
     assert back.now == "is in the plane and waits to be trained"
 

@@ -88,6 +88,8 @@ def test_what_another_life_had_in_flight_is_not_in_flight() -> None:
     """A life that begins has nothing out; what the plane holds is ready still."""
     seen = Seen(*told(STARTED, dispatched(0), dispatched(1), committed(0)), *told(STARTED, life=2))
     assert (seen.of("groups_in_flight"), seen.of("groups_ready"), seen.of("life")) == (0, 1, 2)
+    seen.tell(dispatched(2), ev.Finished(reason="stopped", ok=True, step=0))
+    assert (seen.of("groups_in_flight"), seen.of("groups_ready")) == (0, 1)
 
 
 def test_what_did_not_work_is_counted_by_reason() -> None:

@@ -205,10 +205,11 @@ class _Story:
         if not self.told or self._over:
             return
         self.told.append((event, False))
-        if isinstance(event, ev.Started):
-            self._steps.clear()  # their leases ended with the life that held them
+        if isinstance(event, ev.Started | ev.Finished):
+            self._steps.clear()  # their leases end with the life that holds them
             if self._unsettled:
-                self._place += f", when life {event.life} began; nothing has said since what became of it"
+                self._place += f", when life {event.life} {'began' if isinstance(event, ev.Started) else 'ended'}"
+                self._place += "; nothing has said since what became of it"
                 self._unsettled = False
 
     # -- is it ours? --------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class ControllerMetrics:
             ev.Joined: self._joined,
             ev.Reaped: self._reaped,
             ev.Stalled: lambda _: self._to.stalls.inc(),
-            ev.Finished: lambda _: self._to.running.set(0),
+            ev.Finished: self._finished,
             ev.Missed: lambda event: self._to.missed.inc(event.events),
         }
 
@@ -77,6 +77,10 @@ class ControllerMetrics:
         self._to.step.set(event.step)
         self._to.running.set(1)
         self._show_replicas()
+
+    def _finished(self, _: ev.Finished) -> None:
+        self._groups.out.clear()
+        self._to.running.set(0)
 
     # -- groups -------------------------------------------------------------------------------------------------------
 

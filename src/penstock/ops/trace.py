@@ -122,14 +122,18 @@ def lineage_table(story: Lineage) -> Table:
     of = "" if story.prompt is None or story.what == "prompt" else f" of prompt {story.prompt}"
     others = len(story.groups) - 1
     attempts = f", {others} other attempts" if others > 0 and story.what != "prompt" else ""
-    title = f"{story.what} {story.key}{of}{attempts}"
+    began = f", from {_moment(story.lines[0].at):%Y-%m-%d %H:%M:%S %Z}" if story.lines else ""
+    title = f"{story.what} {story.key}{of}{attempts}{began}"
     caption = f"now, after {story.seconds:.3f} s: {story.now}"
     if not all(line.own for line in story.lines):
         caption += "\n· of another attempt, or of the whole run"
-    return table(title, ("time", "after>", "life>", "event"), [_row(line) for line in story.lines], caption)
+    return table(title, ("time>", "after>", "life>", "event"), [_row(line) for line in story.lines], caption)
 
 
 def _row(line: Line) -> tuple[str, ...]:
-    moment = datetime.fromtimestamp(line.at, tz=UTC).astimezone()
-    time = moment.isoformat(sep=" ", timespec="milliseconds")
+    time = f"{_moment(line.at):%m-%d %H:%M:%S.%f}"[:-3]
     return time, f"{line.after_s:.3f} s", str(line.life), line.text if line.own else f"· {line.text}"
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(at, tz=UTC).astimezone()
