@@ -29,6 +29,8 @@ def test_what_is_particular_is_said() -> None:
     assert "1 of them were gone already" in sentence(ev.Popped(step=1, keys=["a", "b"], lost=["a"]))
     empty = ev.Recovered(seconds=1.0, plane_s=0.5, incarnation=2, empty=True, kept=0, again=3)
     assert "came back empty, 3 prompts go again" in sentence(empty)
+    again = ev.Ordered(step=2, attempt=3, why="RuntimeError: no GPU")
+    assert sentence(again) == "step 2 ordered, attempt 3 after: RuntimeError: no GPU"
     assert "said goodbye" in sentence(ev.Reaped(replica="w", role="trainer", silent_s=0.0))
     assert "loss not finite, reward 0.5" in sentence(
         ev.Trained(step=1, groups=[], rows=0, seconds=1.0, metrics={"reward": 0.5, "loss": None})

@@ -145,6 +145,19 @@ def test_no_arrow_leads_from_a_claim_into_another_step() -> None:
     assert [event["args"].get("groups") for event in of_phase(trace, "X") if event["cat"] == "step"] == [None]
 
 
+def test_a_step_that_fails_is_a_span_of_each_attempt() -> None:
+    """The attempt that failed says why, where that was told."""
+    orders = [ev.Ordered(step=1, attempt=1), ev.Ordered(step=1, attempt=2, why="no GPU"), ev.Ordered(step=1, attempt=3)]
+    trace = chrome_trace(told(STARTED, dispatched(0), committed(0), claimed(1, 0), *orders, trained(1, 0)))
+    outcomes = [(name, outcome) for name, _, _, outcome in spans(trace, "step")]
+    assert outcomes == [
+        ("step 1", "failed: no GPU"),
+        ("step 1, attempt 2", "failed"),
+        ("step 1, attempt 3", "trained"),
+    ]
+    assert len(of_phase(trace, "f")) == 3
+
+
 def test_slots_are_used_again() -> None:
     """As many lanes as ran at one time, the lowest free one each: a lane is an in-flight slot."""
     events = told(STARTED, dispatched(0), dispatched(1), committed(0), dispatched(2), committed(2), committed(1))

@@ -94,10 +94,11 @@ class Claimed(_Event, frozen=True, tag=True, kw_only=True):
 
 
 class Ordered(_Event, frozen=True, tag=True, kw_only=True):
-    """The trainer was told to make ``step``; ``attempt`` counts from 1."""
+    """The trainer was told to make ``step``; ``attempt`` counts from 1; ``why`` the one before it failed."""
 
     step: int
     attempt: int
+    why: str = ""
 
 
 class Trained(_Event, frozen=True, tag=True, kw_only=True):

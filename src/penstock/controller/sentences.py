@@ -46,7 +46,8 @@ def _claimed(event: ev.Claimed) -> str:
 
 
 def _ordered(event: ev.Ordered) -> str:
-    return f"step {event.step} ordered" + (f", attempt {event.attempt}" if event.attempt > 1 else "")
+    before = f" after: {event.why}" if event.why else ""
+    return f"step {event.step} ordered" + (f", attempt {event.attempt}{before}" if event.attempt > 1 else "")
 
 
 def _trained(event: ev.Trained) -> str:

@@ -291,7 +291,7 @@ class _Fold:
             self._close(self._waiting.pop(group_id, None), f"step {step}")
 
     def _ordered(self, event: ev.Ordered) -> None:
-        self._close(self._step, "failed")
+        self._close(self._step, f"failed: {event.why}" if event.why else "failed")
         name = f"step {event.step}" + (f", attempt {event.attempt}" if event.attempt > 1 else "")
         self._step = self._open(Kind.STEP, name, step=event.step, attempt=event.attempt, life=event.life)
         claim = self._claim
