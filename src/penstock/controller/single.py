@@ -212,7 +212,9 @@ class SingleController:
                 self._listeners.remove(listener)
 
     def _start(self, name: str, work: Coroutine[Any, Any, nw.News]) -> asyncio.Task[None]:
-        return self._underway.start(f"await {name}", self._report(work))
+        task = self._underway.start(f"await {name}", self._report(work))
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began
+        return task
 
     async def _report(self, work: Coroutine[Any, Any, nw.News]) -> None:
         self._inbox.put_nowait(await work)
