@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+from penstock.controller.events import RunEvent
 from penstock.ledger.leasing import TRANSITIONS as LEASING
 from penstock.payload.slots import TRANSITIONS as SLOTS
 from penstock.points import POINTS
@@ -48,6 +51,7 @@ def leasing() -> str:
 DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots, "leasing": leasing}
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
 _POINTS_PLACE = re.compile(r"(<!-- points -->\n)(?:\n(?:\|.*\n)+)?")
+_EVENTS_PLACE = re.compile(r"(<!-- events -->\n)(?:\n(?:\|.*\n)+)?")
 
 
 def points() -> str:
@@ -56,8 +60,20 @@ def points() -> str:
     return "\n".join(["| point | what is done, what is not |", "|---|---|", *rows])
 
 
+def events() -> str:
+    """A run's events as a table: their records' fields and docstrings."""
+    rows = []
+    for kind in get_args(RunEvent):
+        said, _, attributes = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
+        said = " ".join([said, *(f"{line.strip().rstrip('.')};" for line in attributes.splitlines())])
+        fields = ", ".join(f"`{name}`" for name in kind.__struct_fields__ if name not in ("at", "life"))
+        rows.append(f"| `{kind.__name__}` | {fields} | {' '.join(said.rstrip(';').replace('``', '`').split())} |")
+    return "\n".join(["| event | fields | what it says |", "|---|---|---|", *rows])
+
+
 def redrawn(text: str) -> str:
-    """Return ``text`` with each diagram as its machine's table has it now, and the points as they are."""
+    """Return ``text`` with each diagram as its machine's table has it now, and the points and events as they are."""
+    text = _EVENTS_PLACE.sub(lambda place: f"{place[1]}\n{events()}\n", text)
     text = _POINTS_PLACE.sub(lambda place: f"{place[1]}\n{points()}\n", text)
     return _PLACE.sub(lambda place: f"{place[1]}\n```mermaid\n{DRAWN[place[2]]()}\n```\n", text)
 

@@ -101,8 +101,8 @@ class _Lanes:
     def names(self) -> Iterator[Json]:
         """Metadata: the names and the order of processes and lanes."""
         for number, name in enumerate(_PROCESSES, start=_CONTROLLER):
-            yield _metadata("process_name", number, 0, name=name)
-            yield _metadata("process_sort_index", number, 0, sort_index=number)
+            yield _metadata("process_name", number, number, name=name)
+            yield _metadata("process_sort_index", number, number, sort_index=number)
         for (process, lane), name in {(_CONTROLLER, _MOMENTS): "moments", **self._names}.items():
             yield _metadata("thread_name", process, lane, name=name)
             yield _metadata("thread_sort_index", process, lane, sort_index=lane)
@@ -117,11 +117,8 @@ def _end(span: Span) -> int:
 
 
 def _complete(span: Span, lanes: _Lanes) -> Json:
-    lasted = _end(span) - span.start
-    where = lanes.of(span)
-    return {"ph": "X", "name": span.name, "cat": span.kind.value, "ts": span.start, "dur": lasted, **where} | {
-        "args": span.args
-    }
+    times = {"ts": span.start, "dur": _end(span) - span.start}
+    return {"ph": "X", "name": span.name, "cat": span.kind.value, **times, **lanes.of(span), "args": span.args}
 
 
 def _replicas(spans: Iterable[Span]) -> Iterator[Json]:
