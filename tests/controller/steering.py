@@ -98,12 +98,14 @@ class Plane:
     def _claim(self, keys: tuple[str, ...]) -> nw.News:
         if gone := [key for key in keys if key not in self.rows]:
             return nw.Refused(gone, "unknown")
+        tags = [dict(self.rows[key]) for key in keys]
         if any(key in self.held for key in keys):
             return nw.Leased(KVBatchMeta("train", "train", []))
+        if not self.capabilities.supports_leases:
+            return nw.Leased(KVBatchMeta("train", "train", list(keys), tags=tags))
         self.tokens += 1
         token = f"t{self.tokens}"
         self.held.update(dict.fromkeys(keys, token))
-        tags = [dict(self.rows[key]) for key in keys]
         return nw.Leased(KVBatchMeta("train", "train", list(keys), tags=tags, lease=(token,)))
 
     def _pop(self, keys: tuple[str, ...], lease: tuple[str, ...]) -> nw.News:

@@ -234,7 +234,7 @@ class ControllerMachine:
         if isinstance(call, Claim):
             self._training.refused()
         elif isinstance(call, Release):
-            self._training.released()
+            self._training.released(news.keys)
         elif not self._training.rows_lost(news.keys):
             self._ending.break_off(f"a pop was refused, and no row of it named: {news.why}")
 

@@ -298,15 +298,19 @@ class Training:
         if out is not None:  # the trainer may have recorded another batch, of the controller's life before
             for prompt in list(run.prompts.at(Where.TRAINING)):
                 run.prompts.land(prompt, now)
-            if set(out.meta.sample_ids) != set(record.keys):
-                self.releasing.append(out.meta)
+            trained = set(record.keys)
+            if rest := out.meta.drop([i for i, key in enumerate(out.meta.sample_ids) if key in trained]):
+                self.releasing.append(rest)
         run.step, run.rows = record.step, run.rows + len(record.keys)
         self.recorded, self.out, self.lost = None, None, []
         self.failures, self.not_before, run.progress_at = 0, 0.0, now
 
-    def released(self) -> None:
-        """The rows of a step that came to nothing are free, or gone."""
-        self.releasing.pop(0)
+    def released(self, gone: Sequence[str] = ()) -> None:
+        """The rows of a step that came to nothing are free; some were ``gone``: then the others are yet to be freed."""
+        meta = self.releasing.pop(0)
+        rest = meta.drop([i for i, key in enumerate(meta.sample_ids) if key in set(gone)])
+        if gone and rest is not None and rest.size < meta.size:
+            self.releasing.insert(0, rest)
 
     def give_up(self, now: float) -> None:
         """The run ends and will not wait for the step that is out; the next life asks the trainer what became of it."""

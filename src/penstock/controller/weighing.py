@@ -1,7 +1,7 @@
 """Reads a listing: what is fit to be trained, what nobody will train, which prompts must go again.
 
-Invariants: an absence is believed only of a listing that was asked for after the attempt was over; a group is evicted
-only if it is the run's own and nobody will train it; a listing that is read twice decides the same.
+Invariants: only a listing that was asked for after an attempt was over tells what became of it; a group is evicted only
+if it is the run's own and nobody will train it; a listing that is read twice decides the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def weigh(run: Run, groups: Sequence[DataPlaneGroupMeta], now: float, *, came_em
             evictions.append((group, "superseded"))
             continue
         seen.add(prompt.index)
-        if prompt.where in (Where.LANDED, Where.READY) and (reason := _weigh_one(run, prompt, group, now)):
+        if prompt.where not in (Where.LANDED, Where.READY) or prompt.unseen:
+            continue  # it is not over, or this listing is older than its end
+        if reason := _weigh_one(run, prompt, group, now):
             evictions.append((group, reason))
     for prompt in [p for p in run.prompts.at(Where.LANDED, Where.READY) if p.index not in seen and not p.unseen]:
         never_came = prompt.version is not None and prompt.group is None and not came_empty
