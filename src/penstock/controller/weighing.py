@@ -102,5 +102,5 @@ def _committed(prompt: Prompt, group: DataPlaneGroupMeta) -> ev.Committed:
         version=prompt.weight_version,
         end_version=as_int(group.tags.get(END_VERSION)) or prompt.weight_version,
         size_bytes=group.size_bytes,
-        partial=not group.is_complete,
+        partial=not (group.committed and group.is_complete),
     )
