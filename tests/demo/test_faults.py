@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.demo.processes import SPARE, Processes
+from penstock.demo.processes import SPARES, Processes
 from penstock.demo.role import connect
 from penstock.demo.spec import RunFiles, RunSpec, TaskSpec
 from penstock.testing.director import Director
@@ -107,7 +107,7 @@ def test_a_spare_is_hit_as_what_it_became(files: RunFiles, director: Director) -
         director,
     )
     director.arm(sentence := kill("worker", at="worker.put"), kill("spare", at="worker.committed"))
-    spare = processes.start(SPARE)
+    spare = processes.start(SPARES[0])
     worker = processes.start("worker-1")
     until_fired(director, sentence)
     assert director.fired[0].pid == spare.process.pid == worker.process.pid

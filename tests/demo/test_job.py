@@ -130,17 +130,25 @@ def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Pat
     assert started == ["worker-1", "worker-0"]
 
 
-def test_a_controller_that_ends_by_itself_ends_the_run(tmp_path: Path, started: list[str]) -> None:
-    """Its last words are the reason; a controller that was killed is followed by another."""
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_controller_that_ends_by_itself_ends_the_run(tmp_path: Path, started: list[str], status: int) -> None:
+    """Its last words are the reason, in order or not; a controller that was killed is followed by another."""
     job = job_at(tmp_path, CHAOS, BAD)
     job.faults.killed("controller-0", 7, 1.0)
     job._replace(Ended("controller-0.2", 7, -9))
     assert (started, job._trouble()) == (["controller-0"], "")
     (job.files.logs / "controller-0.log").write_text("Traceback\nZeroDivisionError: oops\n")
-    job._replace(Ended("controller-0.3", 8, 1))
+    job._replace(Ended("controller-0.3", 8, status))
     assert started == ["controller-0"]
-    assert "the controller ended with status 1" in job._trouble()
+    assert f"the controller ended with status {status}" in job._trouble()
     assert "ZeroDivisionError: oops" in job._trouble()
+
+
+def test_a_controller_that_is_done_ends_a_run_that_is(tmp_path: Path, started: list[str]) -> None:
+    """It made the steps that were asked for: nothing stands against the run."""
+    job = job_at(tmp_path, DemoOptions(steps=3), BAD[:3])
+    job._replace(Ended("controller-0.2", 7, 0))
+    assert (started, job._trouble(), job._is_done()) == ([], "", True)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_a_short_run_accounts_for_every_row(tmp_path: Path) -> None:
     assert (result.steps, result.rows_trained) == (3, 3 * 64)
     assert (result.audit_residue, result.lost, result.duplicated, result.corrupted) == (0, 0, 0, 0)
     assert (result.faults_fired, result.recovery_s) == (0, None)
+    assert (result.prompts.dispatched, result.prompts.trained, result.prompts.wrong) == (24, 24, [])
     assert 0 < result.first_reward < 0.3
     assert (out / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "result.json").read_bytes())["steps"] == 3
@@ -126,13 +127,18 @@ def test_a_launcher_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_chaos_costs_no_row_and_the_policy_learns(tmp_path: Path) -> None:
-    """Ten kills or more of worker, trainer and plane; the reward still exceeds 0.8, every row is accounted for."""
+    """Ten kills or more, of everybody; the reward still exceeds 0.8, every row and every prompt is accounted for."""
     with launched(tmp_path, '{"chaos":true,"json":true}') as launch:
         said, progress = launch.process.communicate(timeout=280)
         result = json.loads(said)
         assert result["ok"], progress
         assert (result["audit_residue"], result["lost"], result["duplicated"], result["corrupted"]) == (0, 0, 0, 0)
         assert sum(result["faults"].values()) == result["faults_fired"] >= 10
+        assert all(result["faults"].values())
+        assert result["faults"].keys() == result["recovery_by_kind_s"].keys()
+        prompts = result["prompts"]
+        assert prompts["dispatched"] == prompts["trained"] + prompts["dropped"] + prompts["open"]
+        assert (prompts["wrong"], prompts["trained"] * 8) == ([], result["rows_trained"])
         assert result["first_reward"] < 0.3 < 0.8 < result["final_reward"]
         assert [path.name for path in tmp_path.iterdir()] == ["penstock-demo.png"]
 

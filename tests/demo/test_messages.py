@@ -7,6 +7,7 @@ import pytest
 
 from penstock.demo.messages import (
     Answer,
+    Attempt,
     Become,
     Hello,
     Here,
@@ -16,7 +17,6 @@ from penstock.demo.messages import (
     News,
     Note,
     Order,
-    PromptRef,
     Ready,
     RolledOut,
     Rollout,
@@ -25,7 +25,6 @@ from penstock.demo.messages import (
     Trained,
     Unreadable,
     Worked,
-    group_of,
     group_of_key,
     letter,
     prompt_of,
@@ -48,7 +47,7 @@ def through_the_pipe(message: Order | Answer | Note | News, kind: object) -> obj
     return msgspec.json.decode(found.body, type=kind)
 
 
-@pytest.mark.parametrize("order", [Hello(), Rollout(3, [PromptRef(1, 0)]), Train(4, META), Become("worker-0.3")])
+@pytest.mark.parametrize("order", [Hello(), Rollout(3, [Attempt(1, "run.1.0")]), Train(4, META), Become("worker-0.3")])
 def test_orders_survive_the_pipe(order: Order) -> None:
     """A lease stays the tuple of tokens that it was."""
     assert through_the_pipe(order, Order) == order
@@ -79,13 +78,8 @@ def test_anything_else_is_refused(line: bytes) -> None:
         msgspec.json.decode(line, type=Answer)
 
 
-@pytest.mark.parametrize("ref", [PromptRef(0, 0), PromptRef(123456789, 12)])
-def test_a_group_names_its_attempt(ref: PromptRef) -> None:
-    """A group id and an attempt are two ways to say the same."""
-    assert prompt_of(group_of(ref)) == ref
-
-
-def test_a_key_names_its_group() -> None:
-    """What was removed row by row is known group by group."""
-    ref = PromptRef(12, 3)
-    assert {group_of_key(key) for key in group_keys(ref, 8)} == {group_of(ref)}
+@pytest.mark.parametrize("group", ["run.0.0", "run.123456789.12"])
+def test_names_tell_what_they_name(group: str) -> None:
+    """A key names its group and a group its prompt, so what was removed row by row is known prompt by prompt."""
+    assert {group_of_key(key) for key in group_keys(group, 12)} == {group}
+    assert prompt_of(group) == int(group.split(".")[1])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Event
 
 import pytest
 
-from penstock.demo.patience import await_plane, patiently
+from penstock.demo.patience import patiently
 from penstock.errors import DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable, LeaseLost
-from penstock.plane.noop import NoOpDataPlaneClient
 
 
 def failing(times: int, error: type[DataPlaneError]) -> Callable[[], int]:
@@ -45,12 +43,3 @@ def test_patience_ends_with_the_last_error() -> None:
     """No patience: the first failure is the last."""
     with pytest.raises(DataPlaneUnavailable, match="away"):
         patiently(failing(1, DataPlaneUnavailable), 0.0, lambda _seconds: None)
-
-
-def test_waiting_for_a_plane_ends_when_the_run_does() -> None:
-    """A closed client never answers; a run that is over does not wait for it."""
-    client, over = NoOpDataPlaneClient(), Event()
-    await_plane(client, 60.0, over)
-    client.close()
-    over.set()
-    await_plane(client, 60.0, over)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.demo.processes import SPARE, Ended, Processes, kind_of, slot_of
+from penstock.demo.processes import SPARES, Ended, Processes, kind_of, slot_of
 from penstock.demo.spec import RunFiles, RunSpec, TaskSpec
 
 ECHO = """
@@ -151,16 +151,25 @@ def test_who_does_not_read_does_not_hold_up_the_end(tmp_path: Path, stages: list
 def test_a_spare_becomes_the_first_that_is_needed(tmp_path: Path, stages: list[Stage]) -> None:
     """It is told whom to be, speaks under that name, and its place is free; a plane never comes from it."""
     stages.append(stage := Stage(tmp_path, SPARE_SCRIPT))
-    spare = stage.processes.start(SPARE)
+    spare = stage.processes.start(SPARES[0])
     assert stage.processes.start("plane-0").process.pid != spare.process.pid
     stage.processes.end(["plane-0"], grace_s=30)
     life = stage.processes.start("worker-0")
     assert life.process.pid == spare.process.pid
-    assert stage.processes.life(SPARE) is None
+    assert stage.processes.life(SPARES[0]) is None
     assert stage.next() == (life.peer, f"ready, {life.peer}\n".encode())
     assert (slot_of(life.peer), stage.processes.kill("worker-0")) == ("worker-0", spare.process.pid)
     assert [ended.peer for ended in reaped(stage.processes)] == [life.peer]
     assert stage.processes.start("worker-0").process.pid != spare.process.pid
+
+
+def test_two_deaths_at_once_find_two_spares(tmp_path: Path, stages: list[Stage]) -> None:
+    """The one that began first, and is likelier to be ready, goes first; the third has to begin."""
+    stages.append(stage := Stage(tmp_path, SPARE_SCRIPT))
+    pids = [stage.processes.start(spare).process.pid for spare in SPARES]
+    started = [stage.processes.start(slot).process.pid for slot in ("trainer-0", "scorer-0", "worker-0")]
+    assert started[:2] == pids
+    assert started[2] not in pids
 
 
 def test_a_torn_line_is_no_message(tmp_path: Path, stages: list[Stage]) -> None:

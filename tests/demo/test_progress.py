@@ -85,7 +85,17 @@ def test_groups_and_prompts_are_counted_while_they_are_open() -> None:
     assert progress.notes == {"rows stale": 1, "prompts dropped": 1}
 
 
+def back(at: float, plane_s: float) -> e.Recovered:
+    return e.Recovered(at=at, seconds=2.0, plane_s=plane_s, incarnation=2, empty=False, kept=3, again=1)
+
+
 def test_a_return_of_the_plane_is_timed_up_to_the_next_step() -> None:
     """From its first answer, which came before the controller was done recovering; a step before it does not count."""
-    back = e.Recovered(at=10.5, seconds=2.0, plane_s=0.5, incarnation=2, empty=False, kept=3, again=1)
-    assert progress_of(step(1, at=9.0), back, step(2, at=11.25), step(3, at=12.0)).resumed_s == [1.25]
+    steps = [step(2, at=11.25), step(3, at=12.0)]
+    assert progress_of(e.Paused(why="away"), step(1, at=9.0), back(10.5, 0.5), *steps).resumed_s == [1.25]
+
+
+def test_the_first_look_of_a_new_controller_is_no_return_of_the_plane() -> None:
+    """The plane was there all the time; and what the life before waited for is nobody's any more."""
+    started = e.Started(step=1, cursor=8, open_prompts=4)
+    assert progress_of(e.Paused(why="away"), started, back(10.5, 0.5), step(2, at=11.25)).resumed_s == []

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.demo.messages import PromptRef
 from penstock.demo.rows import group_keys, group_tags, row_hashes, trained_entries
 from penstock.demo.spec import GENERATION_FIELDS
 
@@ -39,13 +38,13 @@ def test_the_hash_is_of_the_values_not_of_their_place_in_memory() -> None:
 
 def test_every_attempt_has_its_own_keys() -> None:
     """Keys of another attempt or prompt never meet."""
-    keys = [key for ref in (PromptRef(1, 0), PromptRef(1, 1), PromptRef(2, 0)) for key in group_keys(ref, 3)]
-    assert len(set(keys)) == 9
+    keys = [key for group in ("run.1.0", "run.1.1", "run.2.0", "run.11.0") for key in group_keys(group, 3)]
+    assert len(set(keys)) == 12
 
 
 def test_rows_begin_uncommitted_and_say_what_they_belong_to() -> None:
     """The tags declare the group, its size, the version and the time."""
-    tags = group_tags(PromptRef(1, 2), 3, version=7, now=12.5)
+    tags = group_tags("run.1.2", 3, version=7, now=12.5)
     assert (
         tags
         == [

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from penstock.demo.messages import PromptRef, Rollout, group_of
+from penstock.demo.messages import Rollout
 from penstock.demo.rows import group_keys
 from penstock.demo.scorer import Scorer
 from penstock.demo.spec import PARTITION, SCORE_TASK, RunSpec, TaskSpec
 from penstock.errors import LeaseLost
-from tests.demo.hall import Doomed, Hall
+from tests.demo.hall import Doomed, Hall, attempts
 
 SMALL = RunSpec(task=TaskSpec(length=3, digits=4), group_size=4, groups_per_step=2, prompts_per_order=2)
-LOST, KEPT = PromptRef(0, 0), PromptRef(1, 0)
+LOST, KEPT = attempts(0, 1)
 
 
 def hall_with_two_groups(root: Path) -> Hall:
@@ -37,13 +37,13 @@ def test_a_group_that_is_evicted_meanwhile_costs_itself_only(tmp_path: Path, mom
 
     def evict(call: str) -> None:
         if call == moment and not evicted:
-            evicted.extend(group_keys(LOST, SMALL.group_size))
+            evicted.extend(group_keys(LOST.group_id, SMALL.group_size))
             hall.plane.evict(evicted, PARTITION)
 
     assert scorer_with(hall, evict).score_next(wait_s=0.0) == scored * SMALL.group_size
     assert evicted
     (group,) = hall.plane.list_metadata(PARTITION)
-    assert (group.group_id, group.tags["prev_version"]) == (group_of(KEPT), 0)
+    assert (group.group_id, group.tags["prev_version"]) == (KEPT.group_id, 0)
     assert hall.plane.check_consumption_status(PARTITION, [SCORE_TASK])
 
 
@@ -56,7 +56,7 @@ def test_nothing_ready_is_no_error(tmp_path: Path) -> None:
 def test_an_unfinished_group_is_left_alone(tmp_path: Path) -> None:
     """What is not committed may still be withdrawn: it is not scored."""
     hall = hall_with_two_groups(tmp_path)
-    hall.plane.put_samples(group_keys(LOST, 4), PARTITION, tags=[{"committed": False}] * 4)
+    hall.plane.put_samples(group_keys(LOST.group_id, 4), PARTITION, tags=[{"committed": False}] * 4)
     assert scorer_with(hall, lambda _call: None).score_next(wait_s=0.0) == SMALL.group_size
 
 

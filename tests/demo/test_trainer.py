@@ -8,28 +8,28 @@ import pytest
 import torch
 
 from penstock.demo.checkpoint import latest_step
-from penstock.demo.messages import Heard, Here, Train, Trained
-from penstock.demo.spec import RunSpec, TaskSpec
+from penstock.demo.messages import Rollout, Train, Trained, Unreadable
+from penstock.demo.spec import PARTITION, TRAIN_FIELDS, TRAIN_TASK, RunSpec, TaskSpec
 from penstock.demo.trainer import Trainer
-from penstock.errors import BadArgument
+from penstock.errors import BadArgument, CorruptPayload
 from penstock.testing.checker import EventLog, read_log
-from tests.demo.hall import Hall
+from tests.demo.hall import Hall, attempts
 
 SMALL = RunSpec(task=TaskSpec(length=3, digits=4), group_size=4, groups_per_step=2, prompts_per_order=2)
 
 
 def first_order(hall: Hall) -> Train:
-    """Let the run go on up to the first step's order, which is not carried out."""
-    while True:
-        hall.controller.turn()
-        train = next((order for _, order in hall.orders if isinstance(order, Train)), None)
-        if train is not None:
-            return train
-        hall.turn()
+    """Bring the run up to the first step's order, which is not carried out."""
+    hall.role("worker").roll_out(Rollout(0, attempts(0, 1)))
+    hall.role("scorer").score_next(wait_s=0.0)
+    rows = SMALL.groups_per_step * SMALL.group_size
+    return Train(1, hall.plane.peer().claim_meta(PARTITION, TRAIN_TASK, list(TRAIN_FIELDS), rows))
 
 
 def trainer_of(hall: Hall) -> Trainer:
-    return next(role for role in hall.roles.values() if isinstance(role, Trainer))
+    role = hall.role("trainer")
+    assert isinstance(role, Trainer)
+    return role
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -62,16 +62,20 @@ def test_a_new_life_knows_the_step_of_the_one_before(tmp_path: Path) -> None:
     assert len(read_log(log.path)) == len(order.meta.sample_ids)
 
 
-def test_the_controller_settles_a_step_from_the_record_of_a_new_life(tmp_path: Path) -> None:
-    """A trainer that died between saving and answering costs nothing: its successor's record is the answer."""
+def test_a_damaged_row_is_named_and_nothing_is_learnt(tmp_path: Path) -> None:
+    """The controller is told which rows cannot be read; the weights stay what they were."""
     hall = Hall(tmp_path, SMALL)
     order, trainer = first_order(hall), trainer_of(hall)
-    trainer.train(order)
-    hall.orders.clear()
-    hall.controller.inbox.put(Heard("trainer.99", Here(trainer.record)))
-    hall.controller.turn()
-    assert len(hall.controller.now.rewards) == 1
-    assert not any(isinstance(order, Train) and order.step == 1 for _, order in hall.orders)
+    before, victim = weights(trainer), order.meta.sample_ids[3]
+
+    def damage(call: str) -> None:
+        if call == "get_data":
+            raise CorruptPayload("checksum", keys=[victim])
+
+    trainer._client._fate = damage  # type: ignore[attr-defined]
+    assert trainer.train(order) == Unreadable(1, [victim], "checksum")
+    assert torch.equal(weights(trainer), before)
+    assert latest_step(hall.files.checkpoints) == 0
 
 
 def test_a_step_that_was_not_saved_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def snapshot(seconds: float = 12.0) -> Snapshot:
         depth=7,
         prompts=32,
         version=3,
-        faults={"worker": 2, "trainer": 0, "plane": 1},
+        faults={"worker": 2, "trainer": 0, "controller": 3, "plane": 1},
         notes={"rows stale": 8, "prompts again": 0},
         lives=[LifeLine("worker-0", 4711, 3, "at work")],
     )
@@ -27,7 +27,7 @@ def snapshot(seconds: float = 12.0) -> Snapshot:
 def test_a_line_says_how_it_stands() -> None:
     """Time, step, reward, throughput, queue and faults, on one line."""
     line = one_line(snapshot())
-    for part in ("12.0 s", "step    3", "reward 0.500", "16 rows/s", "queue  7", "2 worker, 1 plane"):
+    for part in ("12.0 s", "step    3", "reward 0.500", "16 rows/s", "queue  7", "2 worker, 3 controller, 1 plane"):
         assert part in line
     assert "\n" not in line
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from penstock.demo.messages import PromptRef, Rollout
+from penstock.demo.messages import Rollout
 from penstock.demo.rows import group_keys
 from penstock.demo.spec import PARTITION, RunSpec, TaskSpec
 from penstock.testing.checker import Put, read_log
-from tests.demo.hall import Hall, Killed
+from tests.demo.hall import Hall, Killed, attempts
 
 SMALL = RunSpec(task=TaskSpec(length=3, digits=4), group_size=4, groups_per_step=2, prompts_per_order=2)
-ORDER = Rollout(0, [PromptRef(0, 0), PromptRef(1, 0)])
-KEYS = [key for ref in ORDER.prompts for key in group_keys(ref, SMALL.group_size)]
+ORDER = Rollout(0, attempts(0, 1))
+KEYS = [key for attempt in ORDER.prompts for key in group_keys(attempt.group_id, SMALL.group_size)]
 
 
 def at(moment: str) -> Callable[[str], None]:
@@ -56,6 +56,6 @@ def test_what_is_generated_depends_on_the_attempt(tmp_path: Path) -> None:
     worker.roll_out(ORDER)
     first = worker._generate(ORDER.prompts)
     again = worker._generate(ORDER.prompts)
-    other = worker._generate([PromptRef(ref.index, ref.attempt + 1) for ref in ORDER.prompts])
+    other = worker._generate(attempts(0, 1, number=1))
     assert first["answer"].tolist() == again["answer"].tolist() != other["answer"].tolist()
     assert first["prompt"].tolist() == other["prompt"].tolist()

@@ -11,41 +11,52 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from penstock.demo.processes import Ended, kind_of
 from penstock.demo.spec import RecoveryTimes
 from penstock.testing.checker import Fault
 
-__all__ = ["KINDS", "Chaos", "FaultLedger"]
+__all__ = ["ANY", "KINDS", "Chaos", "FaultLedger"]
 
-KINDS = ("worker", "trainer", "plane")
+KINDS = ("worker", "trainer", "scorer", "controller", "plane")
 JITTER = 0.25  # of the period, either way
+ANY = "any"
+PAIRS = 0.25  # of the strikes hit the controller as well
 
 
 class Chaos:
-    """A seeded schedule: every ``period_s`` or so, one of ``KINDS``, at random.
+    """A seeded schedule: every ``period_s`` or so a strike at one of ``KINDS``, now and then at the controller with it.
+
+    Each kind is struck once, in an order of chance, before any is struck again: a short run meets them all.
 
     Args:
         seed: of the schedule.
-        period_s: mean time between kills.
-        now: monotonic seconds; the first kill comes a period later.
+        period_s: mean time between strikes.
+        now: monotonic seconds; the first strike comes a period later.
     """
 
     def __init__(self, seed: int, period_s: float, now: float) -> None:
         self._random = random.Random(seed)
         self._period_s = period_s
         self._next_at = now + self._gap()
+        self._spared: list[str] = []  # kinds that were not struck yet in this round
 
-    def due(self, now: float, slots: Sequence[str]) -> str | None:
-        """Return the slot to kill now, out of those that live; None = not yet, or nobody to kill."""
-        if now < self._next_at:
-            return None
-        kinds = [kind for kind in KINDS if any(kind_of(slot) == kind for slot in slots)]
-        if not kinds:
-            return None
+    def due(self, now: float, slots: Sequence[str]) -> list[str]:
+        """Return the slots to kill now, out of those that live; none = not yet, or nobody to kill."""
+        if now < self._next_at or not slots:
+            return []
         self._next_at = now + self._gap()
-        kind = self._random.choice(kinds)
+        victims = [self._victim(slots)]
+        if self._random.random() < PAIRS:
+            victims += [slot for slot in slots if kind_of(slot) == "controller" and slot not in victims]
+        return victims
+
+    def _victim(self, slots: Sequence[str]) -> str:
+        living = {kind_of(slot) for slot in slots}
+        if not living & set(self._spared):
+            self._spared = self._random.sample(KINDS, len(KINDS))
+        kind = next(kind for kind in self._spared if kind in living)
+        self._spared.remove(kind)
         return self._random.choice([slot for slot in sorted(slots) if kind_of(slot) == kind])
 
     def _gap(self) -> float:
@@ -104,10 +115,12 @@ class FaultLedger:
         with self._lock:
             return [kill.slot for kill in self._kills if kill.fired and kill.recovered_at is None]
 
-    def recovery(self) -> RecoveryTimes | None:
-        """How long recoveries took; None when there was none."""
+    def recovery(self) -> dict[str, RecoveryTimes]:
+        """How long recoveries took, by kind, and "any" for all together; a kind without any is missing."""
+        times: dict[str, list[float]] = {}
         with self._lock:
-            times = [
-                kill.recovered_at - kill.at for kill in self._kills if kill.fired and kill.recovered_at is not None
-            ]
-        return RecoveryTimes(round(median(times), 3), round(max(times), 3)) if times else None
+            for kill in self._kills:
+                if kill.fired and kill.recovered_at is not None:
+                    for kind in (kind_of(kill.slot), ANY):
+                        times.setdefault(kind, []).append(kill.recovered_at - kill.at)
+        return {kind: RecoveryTimes.of(times[kind]) for kind in (*KINDS, ANY) if kind in times}

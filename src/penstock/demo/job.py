@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.controller.events import Claimed, Committed, Dispatched, Popped, Recovered, RunEvent, Trained
-from penstock.demo.chaos import Chaos, FaultLedger
+from penstock.controller.record import RecordFile
+from penstock.demo.chaos import ANY, Chaos, FaultLedger
 from penstock.demo.checkpoint import latest_step, read_record
 from penstock.demo.interrupt import Interrupt
-from penstock.demo.messages import Note, StepRecord, Worked
+from penstock.demo.messages import RUN, Note, StepRecord, Worked
 from penstock.demo.patience import patiently
-from penstock.demo.processes import SPARE, Ended, Processes, kind_of, slot_of
+from penstock.demo.processes import SPARES, Ended, Processes, kind_of, slot_of
 from penstock.demo.progress import EventTail, Progress
+from penstock.demo.prompt_books import PromptBooks, prompt_books
 from penstock.demo.role import connect
 from penstock.demo.settling import settle
 from penstock.demo.spec import (
     REWARD_WINDOW,
     DemoOptions,
     DemoResult,
+    RecoveryTimes,
     RunFiles,
     RunSpec,
     TaskSpec,
@@ -84,7 +87,8 @@ class Job:
         self.chaos: Chaos | None = None
         self.client: LocalDataPlaneClient | None = None
         self.log = EventLog(files.journals / "launcher.jsonl")
-        self.over: str | None = None  # the controller has ended by itself: why
+        self.over: Ended | None = None  # the controller, which has ended by itself
+        self.unsettled: list[str] = []  # what went wrong at the end
         self.last_step = (0, self.started_at)  # steps made, and since when it has been so many
 
     # -- the beginning ------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ class Job:
             self.log.write([fault])
             self.fault_steps.append((self.progress.steps, fault.kind))
         elif slot == CONTROLLER:
-            self.over = f"the controller ended with status {ended.status}; {self._last_words()}"
+            self.over = ended
             return
         else:
             self.deaths[f"{slot} ended with status {ended.status}"] += 1
@@ -167,8 +171,8 @@ class Job:
 
     def _trouble(self) -> str:
         now = time.monotonic()
-        if self.over is not None:
-            return self.over
+        if self.over is not None and (self.over.status or not self._is_done()):
+            return f"the controller ended with status {self.over.status}; {self._last_words()}"
         if sum(self.deaths.values()) > MAX_DEATHS:
             return f"processes keep dying: {dict(self.deaths)}; {self._last_words()}"
         if now - self.last_step[1] > STALL_S:
@@ -194,10 +198,10 @@ class Job:
             return  # the first fault comes after the first step: before it there is nothing to disturb
         if self.chaos is None:
             self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
-        if self.processes.life(SPARE) is None:
-            self._start(SPARE)  # importing torch takes seconds; a replacement should not
-        victim = self.chaos.due(now, self._victims())
-        if victim is not None:
+        for spare in SPARES:
+            if self.processes.life(spare) is None:
+                self._start(spare)  # importing torch takes seconds; a replacement should not
+        for victim in self.chaos.due(now, self._victims()):
             self.faults.killed(victim, self.processes.kill(victim), now)
 
     def _victims(self) -> list[str]:
@@ -246,21 +250,21 @@ class Job:
     def conclude(self, why: str) -> Outcome:
         """Bring the run to rest and judge it; ``why``: what stands against its success already."""
         seconds = time.monotonic() - self.started_at
-        reasons = [why]
         try:
             self._rest()
         except DataPlaneError as error:
-            reasons.append(f"the run could not be brought to rest: {error}")
+            self.unsettled.append(f"the run could not be brought to rest: {error}")
         client = self._client()
         audit = client.audit()
         self._end_plane()
-        report = self.judge()
-        return Outcome(self._result([*reasons, *_findings(audit, report)], seconds, audit, report), audit, report)
+        report, books = self.judge(), self.prompt_books()
+        reasons = [why, *self.unsettled, *_findings(audit, report), *books.wrong]
+        return Outcome(self._result(reasons, seconds, audit, report, books), audit, report)
 
     def _rest(self) -> None:
         """End controller and roles, then settle what they left in the plane."""
-        self.processes.end([CONTROLLER], STOP_S, self.interrupt.hurry)
-        self.processes.end([SPARE], 0.0)
+        self._rest_controller()
+        self.processes.end(list(SPARES), 0.0)
         self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], GRACE_S, self.interrupt.hurry)
         self.interrupt.check()
         self._look()
@@ -272,6 +276,14 @@ class Job:
         patiently(
             lambda: settle(client, self.log, record, self._entries()), self.spec.plane_patience_s, self.interrupt.sleep
         )
+
+    def _rest_controller(self) -> None:
+        """Let the controller end in order: it settles the step that is out, and writes down where it stands."""
+        life = self.processes.life(CONTROLLER)
+        has_begun = life is not None and life.ready_at is not None  # else nothing is to be settled
+        for ended in self.processes.end([CONTROLLER], STOP_S, self.interrupt.hurry):
+            if has_begun and self.faults.ended(ended) is None and ended.status:
+                self.unsettled.append(f"the controller was told to end, and ended with status {ended.status}")
 
     def _last_record(self) -> StepRecord | None:
         newest = latest_step(self.files.checkpoints)
@@ -289,8 +301,15 @@ class Job:
         """Let the checker read all logs."""
         return check(self._entries(), max_staleness=self.spec.max_staleness)
 
-    def _result(self, reasons: list[str], seconds: float, audit: AuditReport, report: Report) -> DemoResult:
-        why = "; ".join(filter(None, reasons))
+    def prompt_books(self) -> PromptBooks:
+        """Join what the controller recorded last with the logs of workers and trainer."""
+        record = RecordFile(self.files.root).load(RUN)
+        return prompt_books(record, self._entries(), self.spec.group_size)
+
+    def _result(
+        self, reasons: list[str], seconds: float, audit: AuditReport, report: Report, books: PromptBooks
+    ) -> DemoResult:
+        why, recovery = "; ".join(filter(None, reasons)), self.faults.recovery()
         return DemoResult(
             audit_residue=audit.residue,
             lost=len(report.lost),
@@ -303,7 +322,10 @@ class Job:
             steps=self.progress.steps,
             seconds=round(seconds, 2),
             rows_trained=report.trained,
-            recovery_s=self.faults.recovery(),
+            recovery_s=recovery.pop(ANY, None),
+            recovery_by_kind_s=recovery,
+            resume_s=RecoveryTimes.of(self.progress.resumed_s) if self.progress.resumed_s else None,
+            prompts=books,
             ok=not why,
             why=why,
         )

@@ -7,7 +7,6 @@ addressed to the dead reaches nobody; an answer carries the number of its order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -18,8 +17,8 @@ __all__ = [
     "LAUNCHER",
     "RUN",
     "Answer",
+    "Attempt",
     "Become",
-    "Heard",
     "Hello",
     "Here",
     "Joined",
@@ -28,7 +27,6 @@ __all__ = [
     "News",
     "Note",
     "Order",
-    "PromptRef",
     "Ready",
     "RolledOut",
     "Rollout",
@@ -37,7 +35,6 @@ __all__ = [
     "Trained",
     "Unreadable",
     "Worked",
-    "group_of",
     "group_of_key",
     "letter",
     "prompt_of",
@@ -62,27 +59,21 @@ class Letter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     number: int = 0
 
 
-class PromptRef(msgspec.Struct, frozen=True, array_like=True):
-    """One try at one prompt: the prompt's number, and which attempt this is."""
+class Attempt(msgspec.Struct, frozen=True, array_like=True):
+    """One try at prompt number ``prompt``; ``group_id`` names it and no other."""
 
-    index: int
-    attempt: int
-
-
-def group_of(ref: PromptRef) -> str:
-    """Return the group id of an attempt; each attempt has its own, so a late one settles nothing."""
-    return f"{RUN}.{ref.index}.{ref.attempt}"
-
-
-def prompt_of(group_id: str) -> PromptRef:
-    """Return the attempt that a group id names."""
-    _run, index, attempt = group_id.split(".")
-    return PromptRef(int(index), int(attempt))
+    prompt: int
+    group_id: str
 
 
 def group_of_key(key: str) -> str:
     """Return the group that a row's key names."""
     return key.rpartition("_g")[0]
+
+
+def prompt_of(group_id: str) -> int:
+    """Return the number of the prompt that a group answers."""
+    return int(group_id.split(".")[1])
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +105,7 @@ class Rollout(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
     """To a worker: answer these prompts with the weights of this version."""
 
     version: int
-    prompts: list[PromptRef]
+    prompts: list[Attempt]
 
 
 class Train(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -195,14 +186,6 @@ class Left(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 News: TypeAlias = Joined | Left
-
-
-@dataclass(frozen=True)
-class Heard:
-    """``peer`` answered."""
-
-    peer: str
-    message: Answer
 
 
 def letter(to: str, sender: str, message: Order | Answer | Note | News, number: int = 0) -> bytes:

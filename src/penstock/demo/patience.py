@@ -8,16 +8,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from threading import Event
 from typing import TypeVar
 
 from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable
-from penstock.plane.contract import DataPlaneClient
 from penstock.retry import Deadline, reconnect_delays
 
-__all__ = ["await_plane", "patiently"]
-
-PING_S = 1.0
+__all__ = ["patiently"]
 
 T = TypeVar("T")
 
@@ -33,17 +29,3 @@ def patiently(call: Callable[[], T], patience_s: float, sleep: Callable[[float],
             if delay is None:
                 raise
             (sleep or time.sleep)(delay)
-
-
-def await_plane(client: DataPlaneClient, patience_s: float, stop: Event) -> None:
-    """Return when the plane answers a ping, or as soon as ``stop`` is set.
-
-    Raises:
-        DataPlaneUnavailable, DataPlaneTimeout: it did not within ``patience_s``.
-    """
-
-    def ping() -> None:
-        if not stop.is_set():
-            client.ping(timeout_s=PING_S)
-
-    patiently(ping, patience_s, stop.wait)

@@ -3,8 +3,8 @@
 Invariants: a slot ("worker-0") has one process at a time, each life of it its own peer name ("worker-0.3"); what a life
 said is heard in order, before the news that it left and before its slot's next life begins; processes are started and
 reaped by the launcher's main thread alone (a child asks the kernel to end it with the thread that made it); closing
-leaves no process and no thread. A spare process, which has its imports behind it, becomes the next life of the first
-slot that needs one.
+leaves no process and no thread. Spare processes, which have their imports behind them, become the next lives of the
+first slots that need one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from penstock.demo.spec import RunFiles
 from penstock.testing.director import Director
 from penstock.testing.injection import Seat
 
-__all__ = ["SPARE", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
+__all__ = ["SPARES", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
 
-SPARE = "spare-0"
+SPARES = ("spare-0", "spare-1")  # two, for two may be killed at once
 FROM_SPARE = frozenset({"worker", "trainer", "scorer"})  # what a spare process can become
 MUTE = frozenset({"plane"})  # hears and says nothing
 BY_SIGNAL = frozenset({"plane", "controller"})  # are asked to end by SIGTERM, the others by the end of their letters
@@ -105,11 +105,12 @@ class Processes:
         self._born = 0
 
     def start(self, slot: str) -> Life:
-        """Begin a new life of ``slot``: the spare process, if there is one and it can be that, else a new one."""
+        """Begin a new life of ``slot``: a spare process, if there is one and it can be that, else a new one."""
         self._born += 1
         peer = f"{slot}.{self._born}"
-        if SPARE in self._lives and kind_of(slot) in FROM_SPARE:
-            return self._become(peer)
+        spares = [spare for spare in self._lives if spare in SPARES]  # the one that began first is first
+        if spares and kind_of(slot) in FROM_SPARE:
+            return self._become(peer, spares[0])
         life = self._lives[slot] = self._spawn(slot, peer)
         if life.process.stdout is not None:
             life.ear = threading.Thread(target=self._hear, args=(life,), name=f"ear of {peer}")
@@ -117,8 +118,8 @@ class Processes:
             life.ear.start()
         return life
 
-    def _become(self, peer: str) -> Life:
-        life = self._lives[slot_of(peer)] = self._lives.pop(SPARE)
+    def _become(self, peer: str, spare: str) -> Life:
+        life = self._lives[slot_of(peer)] = self._lives.pop(spare)
         life.peer, life.started_at = peer, time.monotonic()
         if self._director is not None and life.seat is not None:
             self._director.rename(life.seat, slot_of(peer), kind_of(peer))

@@ -86,6 +86,7 @@ class Progress:
         self.prompts: set[int] = set()
         self.notes: Counter[str] = Counter()
         self.resumed_s: list[float] = []
+        self._is_away = False
         self._back_at: float | None = None
 
     def curve(self) -> list[float]:
@@ -99,7 +100,9 @@ class Progress:
                 self.prompts.add(prompt)
             case Committed(group_id=group):
                 self.groups.add(group)
-            case Started(step=step) | Published(version=step):
+            case Started(step=step):
+                self.steps, self._is_away, self._back_at = max(self.steps, step), False, None
+            case Published(version=step):
                 self.steps = max(self.steps, step)
             case Trained():
                 self._trained(event)
@@ -115,8 +118,9 @@ class Progress:
                 self.notes["prompts dropped"] += 1
             case Paused():
                 self.notes["plane away"] += 1
-            case Recovered(at=at, plane_s=plane_s):
-                self._back_at = at - plane_s
+                self._is_away = True
+            case Recovered(at=at, plane_s=plane_s) if self._is_away:  # and not the first look of a new life
+                self._is_away, self._back_at = False, at - plane_s
 
     def _trained(self, event: Trained) -> None:
         self.steps = max(self.steps, event.step)
@@ -131,4 +135,4 @@ class Progress:
         gone = {group_of_key(key) for key in keys}
         self.rows_trained += len(keys)
         self.groups -= gone
-        self.prompts -= {prompt_of(group).index for group in gone}
+        self.prompts -= {prompt_of(group) for group in gone}

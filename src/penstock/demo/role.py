@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
 
@@ -45,6 +45,8 @@ from penstock.testing.injection import take_part
 
 if TYPE_CHECKING:
     from penstock.plane.local import LocalDataPlaneClient
+
+C = TypeVar("C", bound="LocalDataPlaneClient")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CALL_S = 5.0  # deadline of one call of the plane; a plane that is away for longer is waited for
@@ -194,14 +196,21 @@ def connect(
 ) -> LocalDataPlaneClient:
     """Return a client of the run's plane, which may just be restarting.
 
-    Not by ``penstock.connect``, which makes sure of torch first: the launcher lives without it.
+    Not by ``penstock.connect``, which makes sure of torch first: launcher and controller live without it.
     """
-    from penstock.demo.patience import patiently
     from penstock.plane.local import LocalDataPlaneClient
 
+    return connect_by(LocalDataPlaneClient, files, role, owner, sleep)
+
+
+def connect_by(
+    make: Callable[..., C], files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] | None = None
+) -> C:
+    """Return the client that ``make(data_dir, config=...)`` makes."""
+    from penstock.demo.patience import patiently
+
     config = ClientConfig(timeout_s=CALL_S, role=role, owner=owner)
-    patience = files.spec().plane_patience_s
-    return patiently(lambda: LocalDataPlaneClient(files.plane, config=config), patience, sleep)
+    return patiently(lambda: make(files.plane, config=config), files.spec().plane_patience_s, sleep)
 
 
 def end_with(parent: int, by: signal.Signals) -> None:

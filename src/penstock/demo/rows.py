@@ -13,22 +13,21 @@ import torch
 import xxhash
 from torch import Tensor
 
-from penstock.demo.messages import PromptRef, group_of
 from penstock.demo.spec import GENERATION_FIELDS
 from penstock.testing.checker import Moment, Put, Trained
 
 __all__ = ["group_keys", "group_tags", "put_entries", "row_hashes", "trained_entries"]
 
 
-def group_keys(ref: PromptRef, group_size: int) -> list[str]:
+def group_keys(group_id: str, group_size: int) -> list[str]:
     """Return the keys of an attempt's rows, minted here once."""
-    return [f"{group_of(ref)}_g{i}" for i in range(group_size)]
+    return [f"{group_id}_g{i}" for i in range(group_size)]
 
 
-def group_tags(ref: PromptRef, group_size: int, version: int, now: float) -> list[dict[str, Any]]:
+def group_tags(group_id: str, group_size: int, version: int, now: float) -> list[dict[str, Any]]:
     """Return the tags of an attempt's rows: not yet committed, ``now`` in seconds since the epoch."""
     tags = {
-        "group_id": group_of(ref),
+        "group_id": group_id,
         "expected_num_keys": group_size,
         "weight_version": version,
         "created_at": now,

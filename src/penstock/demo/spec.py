@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
+from penstock.demo.prompt_books import PromptBooks
 from penstock.errors import BadArgument
 
 __all__ = [
@@ -136,7 +138,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         steps: train exactly this many steps; None = until the reward exceeds ``goal``. With ``chaos``: at least this
             many, until ``goal`` is exceeded and ``min_faults`` have fired.
         rollout_workers: processes that generate.
-        chaos: kill -9 a random one of worker, trainer and plane, every ``chaos_period_s`` or so.
+        chaos: kill -9 a worker, the trainer, the scorer, the controller or the plane, or two of them at once, every
+            ``chaos_period_s`` or so.
         min_faults: with ``chaos``, how many faults must have fired before the run may end.
         goal: mean reward over the last ``REWARD_WINDOW`` steps.
         seed: of the task, the weights and the chaos.
@@ -177,10 +180,15 @@ def window_mean(rewards: Sequence[float]) -> float:
 
 
 class RecoveryTimes(msgspec.Struct, frozen=True):
-    """Seconds from a kill to the next progress of the killed role's kind, over the faults that fired."""
+    """Seconds that it took to get on: median and longest."""
 
     p50: float
     max: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> RecoveryTimes:
+        """Sum up some times, at least one."""
+        return cls(round(median(times), 3), round(max(times), 3))
 
 
 class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +200,10 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
         faults_fired, faults: processes seen to have died by our SIGKILL, and how many of each kind.
         first_reward, final_reward: mean reward over the first and the last ten steps.
         rows_trained: rows in committed steps.
-        recovery_s: None when no fault fired.
+        recovery_s: from a kill to the next progress of the slot that was killed; None when no fault fired.
+        recovery_by_kind_s: the same, for each kind that was killed.
+        resume_s: from the first answer of a plane that came back to the next step; None when it was not away.
+        prompts: what became of the prompts, by the controller's record and the trainer's own logs.
         ok: the books balance, the checker passes and what was asked for was reached.
         why: if not ``ok``, the reason in words.
     """
@@ -209,5 +220,8 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     rows_trained: int
     recovery_s: RecoveryTimes | None
+    recovery_by_kind_s: dict[str, RecoveryTimes] = {}
+    resume_s: RecoveryTimes | None = None
+    prompts: PromptBooks = PromptBooks()
     ok: bool
     why: str = ""

@@ -1,80 +1,146 @@
-"""The controller's process: it steers the run from metadata alone, and never imports torch.
+"""The controller's process: ``SingleController`` over the run's roles, known by their letters. Never imports torch.
 
-Invariant: what it must know of the roles it asks them, so that it may be killed like any of them.
+Invariants: what it must know to go on is in its own small record, in the plane, and with the roles, whom it asks: so it
+may be killed like any of them; each eviction is written down before and after, for the checker.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from penstock.config import ClientConfig
+from penstock.controller.config import ControllerConfig
 from penstock.controller.event_file import EventFile
-from penstock.demo.controller_loop import Controller
-from penstock.demo.messages import (
-    LAUNCHER,
-    Answer,
-    Heard,
-    Hello,
-    Joined,
-    Left,
-    Letter,
-    News,
-    Order,
-    Ready,
-    letter,
-)
+from penstock.controller.policies import windowed
+from penstock.controller.single import RunResult, SingleController
+from penstock.demo.adapters import Checkpoints, PromptNumbers, TrainerProcess, WorkerPool
+from penstock.demo.crew import Crew
+from penstock.demo.messages import RUN, Ready
 from penstock.demo.processes import kind_of
-from penstock.demo.role import connect
-from penstock.demo.spec import PARTITION, SCORE_TASK, TRAIN_FIELDS, TRAIN_TASK, RunFiles
-from penstock.testing.checker import EventLog
+from penstock.demo.role import connect_by
+from penstock.demo.spec import PARTITION, SCORE_TASK, TRAIN_FIELDS, TRAIN_TASK, RunFiles, RunSpec
+from penstock.plane.local import LocalDataPlaneClient
+from penstock.testing.checker import EventLog, Evicted
 
 if TYPE_CHECKING:
     from penstock.demo.role import Channel
 
-__all__ = ["steer"]
+__all__ = ["Witnessed", "settings", "steer"]
+
+READY_TAG = "prev_version"  # the scorer's
+MAX_LETTER = 1 << 22  # bytes; a step's order is a few tens of thousands
+CALL_S = 5.0
+REPLICA_GRACE_S = 60.0  # a new life of a role imports torch first
+
+
+def settings(spec: RunSpec) -> ControllerConfig:
+    """Return how the run is steered."""
+    return ControllerConfig(
+        fields=TRAIN_FIELDS,
+        group_size=spec.group_size,
+        groups_per_step=spec.groups_per_step,
+        policy=windowed(max_staleness_versions=spec.max_staleness),
+        partition=PARTITION,
+        task=TRAIN_TASK,
+        tasks=(SCORE_TASK, TRAIN_TASK),
+        run=RUN,
+        max_steps=spec.max_steps,
+        ready_tag=READY_TAG,
+        needs=("rollout", "trainer"),
+        list_every_s=0.05,
+        call_timeout_s=CALL_S,
+        retry_cap_s=1.0,
+        recover_deadline_s=spec.plane_patience_s,
+        replica_grace_s=REPLICA_GRACE_S,
+    )
+
+
+class Witnessed(LocalDataPlaneClient):
+    """A client that writes down, in ``log``, what it evicts."""
+
+    def __init__(self, log: EventLog, data_dir: Path, *, config: ClientConfig) -> None:
+        self._log = log
+        super().__init__(data_dir, config=config)
+
+    def evict(
+        self, keys: Sequence[str], partition_id: str, reason: str = "stale", *, timeout_s: float | None = None
+    ) -> None:
+        self._log.write([Evicted("before", key, reason) for key in keys])
+        super().evict(keys, partition_id, reason, timeout_s=timeout_s)
+        self._log.write([Evicted("after", key, reason) for key in keys])
 
 
 def steer(files: RunFiles, channel: Channel) -> None:
-    """Steer until SIGTERM."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    spec = files.spec()
+    """Drive the run until it is over, or SIGTERM comes; say how it ended."""
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
 
-    def send(peer: str, order: Order) -> None:
-        channel.send(letter(peer, channel.me, order))
+    def sleep(seconds: float) -> None:
+        if told.wait(seconds):
+            sys.exit(0)  # nothing was begun
 
-    log = EventLog(files.journals / f"{channel.me}.jsonl")
-    with connect(files, "controller", "demo") as client, log, EventFile(files.events) as tell:
-        client.register_partition(PARTITION, TRAIN_FIELDS, 0, [SCORE_TASK, TRAIN_TASK], grpo_group_size=spec.group_size)
-        controller = Controller(spec, client, send, log, tell)
-        threading.Thread(target=_listen, args=(controller, send), daemon=True).start()
-        channel.note(Ready())
-        controller.run(stop)
-
-
-def _listen(controller: Controller, send: object) -> None:
-    assert callable(send)
-    letters, news = msgspec.json.Decoder(Letter), msgspec.json.Decoder[News](News)
-    answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
-    for line in _lines():
-        found = letters.decode(line)
-        if found.sender != LAUNCHER:
-            controller.inbox.put(Heard(found.sender, answers.decode(found.body)))
-            continue
-        match news.decode(found.body):
-            case Joined(peer) if kind_of(peer) in {"worker", "trainer"}:
-                send(peer, Hello())
-            case Left() as left:
-                controller.inbox.put(left)
+    with EventLog(files.journals / f"{channel.me}.jsonl") as log, EventFile(files.events) as tell:
+        client = connect_by(partial(Witnessed, log), files, "controller", channel.me, sleep)
+        steering = _Steering(files, channel, client, tell)
+        signal.signal(signal.SIGTERM, lambda *_: steering.stop())
+        if told.is_set():
+            steering.stop()
+        result = asyncio.run(steering.run())
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+    sys.stderr.write(f"the run is over: {result.reason}\n")
 
 
-def _lines() -> Iterator[bytes]:
-    rest = b""
-    while new := os.read(0, 1 << 16):
-        *lines, rest = (rest + new).split(b"\n")
-        yield from lines
+class _Steering:
+    """The controller, its crew, and the letters between them."""
+
+    def __init__(self, files: RunFiles, channel: Channel, client: LocalDataPlaneClient, tell: EventFile) -> None:
+        spec = files.spec()
+        self._channel = channel
+        self._crew = Crew(channel.me, channel.send, self._joined, self._left)
+        self._controller = SingleController(
+            client,
+            settings(spec),
+            prompts=PromptNumbers(),
+            generator=WorkerPool(self._crew, spec.prompts_per_order),
+            trainer=TrainerProcess(self._crew),
+            weights=Checkpoints(files.checkpoints),
+            folder=files.root,
+            listeners=[tell],
+        )
+
+    def stop(self) -> None:
+        """End the run in order; fit for a signal handler."""
+        self._controller.stop("the launcher said so")
+
+    async def run(self) -> RunResult:
+        reading = asyncio.create_task(self._read())
+        self._channel.note(Ready())
+        try:
+            return await self._controller.run()
+        finally:
+            reading.cancel()
+
+    def _joined(self, peer: str) -> None:
+        self._controller.register(peer, "trainer" if kind_of(peer) == "trainer" else "rollout", beats=False)
+
+    def _left(self, peer: str) -> None:
+        self._controller.left(peer)
+
+    async def _read(self) -> None:
+        reader, pipe = asyncio.StreamReader(limit=MAX_LETTER), os.fdopen(0, "rb", closefd=False)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        try:
+            while (line := await reader.readline()).endswith(b"\n"):
+                self._crew.receive(line)
+        finally:
+            transport.close()
+        self._controller.stop("the launcher closed the pipe")

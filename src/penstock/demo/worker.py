@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock.demo.checkpoint import load_policy
-from penstock.demo.messages import PromptRef, RolledOut, Rollout
+from penstock.demo.messages import Attempt, RolledOut, Rollout
 from penstock.demo.model import Policy, generate
 from penstock.demo.patience import patiently
 from penstock.demo.rows import group_keys, group_tags, put_entries, row_hashes
@@ -56,19 +56,19 @@ class Worker:
             self._deliver(order.prompts, columns)
         return RolledOut()
 
-    def _generate(self, prompts: list[PromptRef]) -> dict[str, Tensor]:
+    def _generate(self, prompts: list[Attempt]) -> dict[str, Tensor]:
         task = self.spec.task
-        questions = torch.stack([prompt_tokens(task, ref.index) for ref in prompts])
+        questions = torch.stack([prompt_tokens(task, attempt.prompt) for attempt in prompts])
         questions = questions.repeat_interleave(self.spec.group_size, dim=0)
-        source = randomness("answers", task.seed, *(number for ref in prompts for number in (ref.index, ref.attempt)))
+        source = randomness("answers", task.seed, *(attempt.group_id for attempt in prompts))
         answers, logprobs = generate(self._policy, questions, task.length, source)
         reward = rewards(task, questions, answers)
         return {"prompt": questions, "answer": answers, "generation_logprobs": logprobs, "reward": reward}
 
-    def _deliver(self, prompts: list[PromptRef], columns: dict[str, Tensor]) -> None:
+    def _deliver(self, prompts: list[Attempt], columns: dict[str, Tensor]) -> None:
         size, now = self.spec.group_size, time.time()
-        keys = [key for ref in prompts for key in group_keys(ref, size)]
-        tags = [tag for ref in prompts for tag in group_tags(ref, size, self._version, now)]
+        keys = [key for attempt in prompts for key in group_keys(attempt.group_id, size)]
+        tags = [tag for attempt in prompts for tag in group_tags(attempt.group_id, size, self._version, now)]
         hashes = row_hashes(columns)
         patience = self.spec.plane_patience_s
         self._log.write(put_entries("before", keys, hashes, self._version))
