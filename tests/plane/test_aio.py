@@ -403,6 +403,23 @@ async def test_a_cancelled_put_is_whole_or_not_at_all(local: LocalDataPlaneClien
         assert (await plane.audit("p")).residue == 0
 
 
+@on_loop
+async def test_a_put_that_was_cancelled_on_a_full_plane_does_not_starve_the_next(tmp_path: Path) -> None:
+    """It runs on: the room that it waited for is used and given on, and the same put again gets some."""
+    room = PlaneConfig(linger_s=0.2, max_bytes=8 << 20, reserve_fraction=0.0)
+    big = {"x": torch.zeros(1, 3 << 20, dtype=torch.uint8)}
+    async with opened(LocalDataPlaneClient(tmp_path, plane=room)) as plane:
+        await plane.put_samples(["full"], "p", {"x": torch.zeros(1, 6 << 20, dtype=torch.uint8)})
+        for _ in range(3):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(plane.put_samples(["next"], "p", big, timeout_s=SOON_S), 0.05)
+        assert [p.waiting_puts for p in (await plane.status()).partitions] == [3]
+        again = asyncio.create_task(plane.put_samples(["next"], "p", big, timeout_s=SOON_S))
+        await plane.evict(["full"], "p")
+        await again
+        assert [group.keys for group in await plane.list_metadata("p")] == [["next"]]
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
@@ -614,7 +631,13 @@ async def test_a_facade_that_blocked_the_loop_would_be_seen(
     """The same test on an implementation that makes its calls on the loop finds the gap."""
 
     async def run(
-        _: Crossing, __: object, ___: str, call: Callable[[float | None], Any], timeout_s: float | None, *____: object
+        _: Crossing,
+        __: object,
+        ___: str,
+        call: Callable[[float | None], Any],
+        timeout_s: float,
+        *____: Any,
+        **_____: Any,
     ) -> Any:
         return call(timeout_s)
 
