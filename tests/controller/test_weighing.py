@@ -254,6 +254,17 @@ def test_a_partial_group_is_trained_with_what_it_has() -> None:
     assert s.of(ev.Committed)[1].keys == ["run.0.0_g0"]
 
 
+def test_a_partial_group_that_shrank_below_its_least_goes_again() -> None:
+    """The plane released two rows of it, and one of them was lost since: it is not trained with the other."""
+    policy = GroupPolicy(min_ready=2, deadline_s=1.0, on_deadline="partial")
+    s = life(("run.0.0", {"rows": 1}), ("run.1.0", {}), group_policy=policy)
+    s.plane.partial["run.0.0"] = ["run.0.0_g0"]
+    s.begin().run(20.0)
+    assert [event.prompt for event in s.of(ev.Committed)] == [1]
+    assert [one.reason for one in s.of(do.Evict)] == ["abandoned"]
+    assert "1 of its 2 rows" in why(s)[0]
+
+
 def test_rows_that_join_a_partial_group_are_trained_too() -> None:
     """While it waits for its step."""
     s = life(("run.0.0", {"rows": 1}), group_policy=PARTIAL)

@@ -52,7 +52,7 @@ def weigh(run: Run, groups: Sequence[DataPlaneGroupMeta], now: float, *, came_em
 
 def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
     """Move one prompt; return why its group must go."""
-    if not group.usable_keys:
+    if not _is_usable(run, group):
         run.prompts.withdraw(prompt, now)
         return _orphaned(run, prompt, group, now)
     if reason := _unfit(run, prompt, group):
@@ -73,10 +73,17 @@ def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) 
     return None
 
 
+def _is_usable(run: Run, group: DataPlaneGroupMeta) -> bool:
+    """Whether it is whole, or a part that is large enough: one that was released may have lost rows since."""
+    policy = run.config.group_policy
+    least = 1 if policy is None or (group.committed and group.is_complete) else policy.min_ready
+    return len(group.usable_keys) >= least
+
+
 def _orphaned(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
     """Say why an unfinished group will not be finished; None = it may be, or the plane's group policy decides."""
     policy = run.config.group_policy
-    if group.committed and policy is not None and policy.on_deadline != "wait":
+    if group.committed and policy is not None and policy.on_deadline != "wait" and not group.partial_keys:
         return None  # rows of it are missing: the plane lets the others go, or all of them
     if not prompt.trouble and now - prompt.since < run.config.orphan_grace_s:
         return None
