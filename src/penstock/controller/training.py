@@ -266,8 +266,7 @@ class Training:
         if out is None:
             return []
         bad = set(keys)
-        if rest := out.meta.drop([i for i, key in enumerate(out.meta.sample_ids) if key in bad]):
-            self.releasing.append(rest)
+        self.releasing.append(out.meta)  # all of them: an eviction that a dying plane forgets must not leave a lease
         for group_id in out.groups:
             if (prompt := self.run.prompts.live(group_id)) is not None:
                 torn = prompt.group is not None and not bad.isdisjoint(prompt.group.keys)
