@@ -565,8 +565,21 @@ async def test_a_cancelled_connect_to_a_plane_that_does_not_answer_ends_at_once(
     assert [session.connected for session in own.status().sessions].count(True) == 1
 
 
-async def _connected(directory: Path) -> None:
-    await aconnect("local", data_dir=directory, timeout_s=600.0)
+@on_loop
+async def test_a_cancelled_connect_that_starts_a_plane_leaves_none() -> None:
+    """At whatever stage of the start: plane, directory and thread go, which the watch for leaks sees to."""
+    name = "penstock-aio-calls-1"
+    before = [thread for thread in threading.enumerate() if thread.name == name]
+    for delay_s in (0.0, 0.05, 0.2, 0.5):
+        task = asyncio.create_task(_connected(None))
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        await asyncio.wait([task])
+    await until(lambda: [t for t in threading.enumerate() if t.name == name] == before)
+
+
+async def _connected(directory: Path | None) -> None:
+    await aconnect("local", data_dir=directory, linger_s=0.2, timeout_s=600.0)
 
 
 # -- a loop that never waits ------------------------------------------------------------------------------------------
