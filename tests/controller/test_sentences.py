@@ -35,4 +35,6 @@ def test_what_is_particular_is_said() -> None:
     assert "loss not finite, reward 0.5" in sentence(
         ev.Trained(step=1, groups=[], rows=0, seconds=1.0, metrics={"reward": 0.5, "loss": None})
     )
+    earlier = ev.Trained(step=3, groups=["r.0.0"], rows=2, seconds=0.0)
+    assert sentence(earlier) == "step 3 was made in an earlier life: 2 rows of 1 groups"
     assert sentence(ev.Finished(reason="x", ok=False, step=3)) == "the run cannot go on at step 3: x"

@@ -53,6 +53,8 @@ def _ordered(event: ev.Ordered) -> str:
 def _trained(event: ev.Trained) -> str:
     shown = [f", {name} {_number(value)}" for name, value in sorted(event.metrics.items())]
     rows = f"{event.rows} rows of {len(event.groups)} groups"
+    if not event.seconds:
+        return f"step {event.step} was made in an earlier life: {rows}"
     return f"step {event.step} trained: {rows} in {event.seconds:.3f} s{''.join(shown)}"
 
 
