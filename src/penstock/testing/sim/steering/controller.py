@@ -7,13 +7,16 @@ effect. What the record must know before an act is checked here, when the act is
 
 from __future__ import annotations
 
+import typing
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from penstock.controller import effects as do
 from penstock.controller import news as nw
+from penstock.controller.events import Again, RunEvent
 from penstock.controller.machine import ControllerMachine
+from penstock.controller.policies import Windowed
 from penstock.records import DataPlaneGroupMeta, KVBatchMeta
 from penstock.requests import (
     Capabilities,
@@ -41,11 +44,9 @@ __all__ = ["POINTS", "Controller", "MachineFactory"]
 
 MachineFactory: TypeAlias = Callable[..., ControllerMachine]
 
-POINTS = tuple(
-    f"{when} {kind.__name__}"
-    for when in ("before", "after")
-    for kind in (do.Save, do.Dispatch, do.Claim, do.Train, do.Pop, do.Publish, do.Evict, do.Release, do.List, do.Tell)
-)
+_KINDS: tuple[type[do.Effect], ...] = typing.get_args(do.Effect)
+_OFTEN = (do.Save, do.Dispatch, do.Claim, do.Train, do.Pop, do.Publish, do.Evict, do.List)
+POINTS = tuple(f"{when} {kind.__name__}" for when in ("before", "after") for kind in (*_KINDS, *_OFTEN, *_OFTEN))
 _PING_S = 2.0
 _AGAIN_S = (0.05, 0.2, 0.5)
 _SLOW_SAVE, _SAVE_S = 0.1, (0.01, 0.3)
@@ -65,7 +66,9 @@ class Controller(Member):
         self.finish: do.Finish | None = None
         self._inbox: deque[nw.News] = deque()
         self._todo: deque[do.Effect] = deque()
-        self._out: dict[str, tuple[Any, Reply]] = {}
+        self._out: dict[str, tuple[Any, Reply]] = {}  # attempts, by group id
+        self._versions: dict[str, int] = {}  # of those that have not been answered
+        self._generated: set[str] = set()
         self._busy = False
         self._tick = 0
         self._incarnation = 0
@@ -86,6 +89,10 @@ class Controller(Member):
     def hear(self, news: nw.News) -> None:
         """Take one piece of news in, when its turn has come."""
         if self.alive and self.finish is None:
+            if isinstance(news, nw.Generated | nw.GenerationFailed):
+                self._versions.pop(news.group_id, None)
+            if isinstance(news, nw.Generated):
+                self._generated.add(news.group_id)
             self._inbox.append(news)
             if not self._busy:
                 self._work()
@@ -147,6 +154,7 @@ class Controller(Member):
             case do.Save(record):
                 self.cast.book.save(record)
             case do.Tell(event):
+                self._check_word(event)
                 self.cast.book.events.append((self.life, event))
             case do.Dispatch(group_id, prompt, version):
                 self._dispatch(group_id, prompt, version)
@@ -165,8 +173,7 @@ class Controller(Member):
             case do.Finish():
                 self._end(effect)
             case _:
-                if isinstance(effect, do.Pop):
-                    self._check_pop(effect)
+                self._check_call(effect)
                 self.run(self._call(effect))
 
     def _wrong(self, what: str) -> None:
@@ -200,11 +207,13 @@ class Controller(Member):
             return
         worker = self.world.rng.choice(workers)
         self._out[group_id] = worker, reply
+        self._versions[group_id] = version
         self.cast.post(worker, worker.generate, group_id, prompt, version, reply)
 
     def _cancel(self, group_id: str) -> None:
         if group_id in self._out:
             worker, reply = self._out.pop(group_id)
+            self._versions.pop(group_id, None)
             reply.cancel()
             self.cast.post(worker, worker.stop_generating, group_id)
 
@@ -234,23 +243,38 @@ class Controller(Member):
     def _published(self, version: int, reply: Reply) -> None:
         if not self.alive:
             return
-        if self.cast.traps.get("weights"):
-            why = self.cast.traps.pop("weights")
-            self.world.fault("publish_fails", why)
-            if why == "before":
-                reply.send(nw.PublicationFailed(version, "a worker did not answer"))
-                return
-        self.cast.version = version
-        self.cast.book.published.append(version)
-        reply.send(nw.PublicationMade(version))
+        failure = self.cast.traps.pop("weights", "")
+        if failure:
+            self.world.fault("publish_fails", failure)
+        if failure != "before":
+            self.cast.version = version
+            self.cast.book.published.append(version)
+        late = nw.PublicationFailed(version, "a worker did not answer")
+        reply.send(late if failure else nw.PublicationMade(version))
 
     # -- the plane ----------------------------------------------------------------------------------------------------
 
-    def _check_pop(self, effect: do.Pop) -> None:
-        steps = self.cast.book.steps
-        durable = set(steps[-1].keys) if steps else set()
-        if not durable.issuperset(effect.keys):
-            self._wrong(f"rows are popped that no durable step names: {sorted(set(effect.keys) - durable)}")
+    def _check_call(self, effect: do.PlaneCall) -> None:
+        if isinstance(effect, do.Pop):
+            steps = self.cast.book.steps
+            durable = set(steps[-1].keys) if steps else set()
+            if not durable.issuperset(effect.keys):
+                self._wrong(f"rows are popped that no durable step names: {sorted(set(effect.keys) - durable)}")
+        policy = self.cast.scenario.config.policy
+        if isinstance(effect, do.Claim) and isinstance(policy, Windowed) and policy.wait_for_stragglers:
+            oldest = self.cast.book.stand - policy.max_staleness_versions
+            if left := [group for group, version in self._versions.items() if version == oldest]:
+                self._wrong(f"the version passes {left}, which are being generated")
+
+    def _check_word(self, event: RunEvent) -> None:
+        """A group that its generator has committed, and that nobody removed, is not said to be gone."""
+        if not isinstance(event, Again) or event.why != "its rows are gone":
+            return
+        group_id = f"{self.cast.scenario.config.run}.{event.prompt}.{event.attempt - 1}"
+        keys = self.cast.book.attempts[group_id].keys if group_id in self._generated else []
+        gone = self.plane.removed.keys() | self.plane.forgotten
+        if keys and not gone.intersection(keys):
+            self._wrong(f"prompt {event.prompt} goes again, though {keys} are there")
 
     def _call(self, effect: do.PlaneCall) -> Program:
         news = yield from self._answer(effect)

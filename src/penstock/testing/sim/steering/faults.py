@@ -24,6 +24,7 @@ _OWN = (
     "everything",
     "message_lost",
     "message_late",
+    "step_unreadable",
     "publish_fails",
     "stop_asked",
     "gate",
@@ -95,8 +96,11 @@ class RunFaults(Faults):
     def _message_late(self) -> None:
         self._cast.delays += 1
 
+    def _step_unreadable(self) -> None:
+        self._cast.traps["rows"] = "before read"
+
     def _publish_fails(self) -> None:
-        self._cast.traps["weights"] = self._world.rng.choice(("before", "slowly"))
+        self._cast.traps["weights"] = self._world.rng.choice(("before", "after"))
 
     def _stop_asked(self) -> None:
         for one in self._cast.member("controller"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from penstock.controller import events as ev
-from penstock.controller.policies import InOrder
+from penstock.controller.policies import InOrder, WeightFifo
 from penstock.errors import abbreviate
 from penstock.testing import checker
 from penstock.testing.sim.plane import SimPlane
@@ -40,12 +40,19 @@ def judge(scenario: RunScenario, book: Book, plane: SimPlane, *, is_complete: bo
 
 
 def rows(book: Book, plane: SimPlane) -> checker.Report:
-    """Join the logs of workers and trainer with what the plane removed, still has, or forgot when it died."""
+    """Join the logs of workers and trainer with what the plane removed, still has, or lost, itself dying or damaged.
+
+    A row that was lost after the trainer had read it is a trained one; one that was evicted is not.
+    """
     alive = {key for p in state_of(plane.ledger).partitions.values() for key in p.rows}
     removed = {key: reasons[0][0] for key, reasons in plane.removed.items()}
     kept = dict.fromkeys(alive, "still there") | dict.fromkeys(plane.forgotten, "forgotten")
     trained = {key for record in book.steps for key in record.keys}
-    gone = {key: reason for key, reason in (kept | removed).items() if key not in trained}
+    gone = {
+        key: reason
+        for key, reason in (kept | removed).items()
+        if reason != "trained" and not (key in trained and reason in ("lost", "forgotten"))
+    }
     return checker.check([*book.log, *(checker.Evicted("after", key, reason) for key, reason in sorted(gone.items()))])
 
 
@@ -92,15 +99,21 @@ def _prompts(scenario: RunScenario, book: Book, *, is_complete: bool) -> Iterato
     trained = [attempt.prompt for record in book.steps for attempt in _attempts(book, record.groups)]
     if twice := [prompt for prompt, count in Counter(trained).items() if count > 1]:
         yield f"prompts were trained twice: {twice}"
-    by_step = [[attempt.prompt for attempt in _attempts(book, record.groups)] for record in book.steps]
+    by_step = [_attempts(book, record.groups) for record in book.steps]
     if isinstance(scenario.config.policy, InOrder):
-        for before, after in pairwise(by_step):
-            if before and after and max(before) > min(after):
-                yield f"prompts were trained out of order: {by_step}"
+        yield from _in_order("prompts", [[attempt.prompt for attempt in step] for step in by_step])
+    if isinstance(scenario.config.policy, WeightFifo):
+        yield from _in_order("versions", [[attempt.version for attempt in step] for step in by_step])
     if any(scenario.filters(prompt) or scenario.rejects(prompt) for prompt in trained):
         yield f"prompts were trained that the filter or the generator refuses: {trained}"
     if is_complete:
         yield from _accounts(scenario, book, set(trained))
+
+
+def _in_order(what: str, by_step: list[list[int]]) -> Iterator[str]:
+    for before, after in pairwise(by_step):
+        if before and after and max(before) > min(after):
+            yield f"{what} were trained out of order: {by_step}"
 
 
 def _accounts(scenario: RunScenario, book: Book, trained: set[int]) -> Iterator[str]:

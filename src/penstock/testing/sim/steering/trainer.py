@@ -118,6 +118,9 @@ class Trainer(Member):
         """Read, compute, save; return what to answer."""
         if self.cast.dies(self, "before read"):
             return None
+        if self.cast.traps.pop("rows", ""):
+            self.world.fault("step_unreadable", step)
+            self.plane.work(self.plane.upkeep.lose_block)
         values, bad = yield from read(self, self.cast, meta.sample_ids, ["ids"])
         if values is None:
             ours = [key for key in bad if key in meta.sample_ids]
