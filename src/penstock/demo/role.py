@@ -167,10 +167,7 @@ def main(kind: str, root: Path, peer: str, parent: int, stage: int | None = None
 
 def stand_by(files: RunFiles, channel: Channel) -> str:
     """Import what takes seconds, then wait to be told which peer to be; the end of orders ends the process."""
-    import penstock.demo.scorer
-    import penstock.demo.trainer
-    import penstock.demo.worker  # noqa: F401
-
+    _import_all()
     order, _ = next(channel.orders(), (None, None))
     if order is None:
         sys.exit(0)
@@ -180,6 +177,17 @@ def stand_by(files: RunFiles, channel: Channel) -> str:
         os.dup2(log.fileno(), 2)
     os.dup2(2, 1)
     return order.peer
+
+
+def _import_all() -> None:
+    import tensordict  # noqa: F401
+    import torch
+
+    import penstock.demo.scorer
+    import penstock.demo.trainer
+    import penstock.demo.worker  # noqa: F401
+
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports the compiler: as long as torch itself
 
 
 def serve(files: RunFiles) -> NoReturn:
