@@ -116,11 +116,33 @@ def test_no_file_is_a_bad_argument(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    """Two runs do not write into one file; once the first is closed it may be opened again."""
+    """Two processes do not write into one file; once the first is dead the next one may, though a child of it lives."""
     path = tmp_path / EVENTS_NAME
-    with EventFile(path), pytest.raises(DataPlaneWriteError, match="another run"):
-        EventFile(path)
-    EventFile(path).close()
+    code = f"""
+import os, time
+from pathlib import Path
+from penstock.controller.event_file import EventFile
+events = EventFile(Path({str(path)!r}))
+child = os.fork()
+if not child:
+    time.sleep(600)
+print(child, flush=True)
+time.sleep(600)
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    child = int(writer.stdout.readline())
+    try:
+        with pytest.raises(DataPlaneWriteError, match="another process"):
+            EventFile(path)
+        writer.kill()
+        writer.wait(WAIT_S)
+        os.kill(child, 0)  # it lives
+        EventFile(path).close()
+    finally:
+        writer.kill()
+        os.kill(child, signal.SIGKILL)
+        writer.stdout.close()
     with pytest.raises(DataPlaneWriteError, match="cannot take events"):
         EventFile(tmp_path)
 

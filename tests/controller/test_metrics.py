@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -153,6 +155,17 @@ def test_a_metric_that_is_not_finite_is_exported_as_such() -> None:
     seen = Seen(ev.Trained(step=1, groups=[], rows=0, seconds=0.0, metrics={"a": None, "b": float("nan")}))
     assert generate_latest(seen.registry).decode().count("} NaN") == 2
     assert seen.of("step_seconds_count") == 0, "a step of another life has no duration here"
+
+
+def test_the_documents_table_names_every_metric() -> None:
+    """What docs/observing.md lists is what is exported, no more and no less."""
+    text = (Path(__file__).parents[2] / "docs" / "observing.md").read_text()
+    rows = [row.split("|")[1:3] for row in text.splitlines() if re.search(r"\| (counter|histogram|gauge) \|", row)]
+    listed = {
+        (name.removesuffix("_total"), kind.strip()) for names, kind in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    exported = {(family.name.removeprefix("penstock_run_"), family.type) for family in Seen().registry.collect()}
+    assert listed == exported
 
 
 def test_runs_of_one_process_share_a_registry() -> None:

@@ -69,7 +69,7 @@ class EventFile:
         retry_s: a write that failed is tried again after this long.
 
     Raises:
-        DataPlaneWriteError: the file cannot be opened, or another run writes to it.
+        DataPlaneWriteError: the file cannot be opened, or another process writes to it.
     """
 
     def __init__(self, path: Path, *, max_queued: int = 50_000, retry_s: float = 1.0) -> None:
@@ -259,13 +259,15 @@ def _open(path: Path) -> tuple[int, int]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no forked child that outlives us keeps it, as flock's
         return descriptor, _mend(path, descriptor)
     except OSError as error:
         if descriptor >= 0:
             os.close(descriptor)
         if isinstance(error, BlockingIOError):
-            raise DataPlaneWriteError(f"another run writes its events to {path}; give each its own file") from error
+            raise DataPlaneWriteError(
+                f"another process writes events to {path}; each run has a file of its own"
+            ) from error
         raise DataPlaneWriteError(f"{path} cannot take events: {error.strerror or error}") from error
 
 
