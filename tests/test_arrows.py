@@ -39,7 +39,7 @@ ARROWS["__main__"] = frozenset({"ops"})
 
 PICKLES = frozenset({"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"})
 HEAVY = frozenset({"torch", "tensordict"})  # seconds to import, gigabytes to install
-WITHOUT_TORCH = WORDS | {"retry", "wire", "ledger", "endpoint", "server", "__init__", "__main__"}
+WITHOUT_TORCH = WORDS | {"retry", "wire", "ledger", "endpoint", "server", "controller", "__init__", "__main__"}
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class MetadataCalls:
             return []  # an adapter that cannot say
         except DataPlaneError as error:
             return [f"the plane could not be asked why: {error}"]
-        return list(dict.fromkeys(debt.says for debt in report.owed)) or report.waits  # the debts tell the waits anew
+        return list(dict.fromkeys(debt.says for debt in report.owed))  # its ``waits`` tell the same, and what is normal
 
     async def close(self, timeout_s: float) -> None:
         """End the session: its leases are given back, whoever waits is told."""

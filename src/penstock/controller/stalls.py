@@ -55,7 +55,12 @@ def _of_prompts(run: Run, now: float) -> Iterator[str]:
         yield f"generators owe {len(out)} groups; the oldest is {name!r}, sent out {now - oldest.since:.1f} s ago"
     landed = [run.prompts.group_id(prompt) for prompt in run.prompts.at(Where.LANDED)]
     if landed:
-        yield f"{len(landed)} groups are generated and not fit to be trained: {abbreviate(landed)}"
+        lack = (
+            ""
+            if run.config.ready_tag is None
+            else f" (that may be the tag {run.config.ready_tag!r}, which a later stage sets)"
+        )
+        yield f"{len(landed)} groups are generated and not fit to be trained{lack}: {abbreviate(landed)}"
     failed: list[Prompt] = [prompt for prompt in run.prompts.at(Where.WAITING) if prompt.trouble]
     for trouble, count in Counter(prompt.trouble for prompt in failed).most_common(3):
         yield f"{count} prompts wait to go again after: {trouble}"
