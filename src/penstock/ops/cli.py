@@ -241,7 +241,7 @@ def demo(
     ] = None,
     rollout_workers: Annotated[int, typer.Option(min=1, help="Processes that generate.")] = 2,
     chaos: Annotated[
-        bool, typer.Option("--chaos", help="kill -9 a worker, the trainer or the plane, again and again.")
+        bool, typer.Option("--chaos", help="kill -9 a worker, scorer, trainer, controller or plane, again and again.")
     ] = False,
     chaos_period: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="With --chaos: mean time between kills.")
