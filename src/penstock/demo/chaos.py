@@ -1,7 +1,8 @@
 """Faults: whom to kill when, which kills were seen to fire, and how long each took to recover from.
 
-Invariants: a fault has fired when the victim's exit status says SIGKILL, not when the signal was sent; it has been
-recovered from at the next progress of the slot that was killed, made by a life that began after the kill.
+Invariants: a fault has fired when the victim's exit status says SIGKILL, or a director saw its effect, not when the
+signal was sent; it has been recovered from at the next progress of the slot that was struck, made by a life that began
+after its death, or after its stop.
 """
 
 from __future__ import annotations
@@ -64,46 +65,66 @@ class Chaos:
 
 
 @dataclass
-class _Kill:
+class _Hit:
+    """One fault. ``until``: of a stop, when the victim goes on; otherwise None, for it has died of it."""
+
     slot: str
     pid: int
     at: float
+    until: float | None = None
     fired: bool = False
+    reaped: bool = False
     recovered_at: float | None = None
+
+    def is_over(self, born_at: float, now: float) -> bool:
+        """Whether progress at ``now``, of a life that began at ``born_at``, is a recovery."""
+        return born_at > self.at if self.until is None else now > self.until
+
+    def seconds(self) -> float | None:
+        """How long the recovery took: from the death, or from the end of the stop."""
+        if not self.fired or self.recovered_at is None:
+            return None
+        return self.recovered_at - (self.at if self.until is None else self.until)
 
 
 class FaultLedger:
-    """What was killed and what became of it; noted by the main thread, progress by any thread."""
+    """What was struck and what became of it; noted by the main thread, progress by any thread."""
 
     def __init__(self) -> None:
-        self._kills: list[_Kill] = []
+        self._hits: list[_Hit] = []
         self._lock = threading.Lock()
 
     def killed(self, slot: str, pid: int, now: float) -> None:
         """A SIGKILL was sent to ``pid``."""
         with self._lock:
-            self._kills.append(_Kill(slot, pid, now))
+            self._hits.append(_Hit(slot, pid, now))
+
+    def struck(self, slot: str, pid: int, at: float, until: float | None = None) -> None:
+        """A director saw a fault take effect: ``pid`` is dead, or, with ``until``, stopped until then."""
+        with self._lock:
+            self._hits.append(_Hit(slot, pid, at, until, fired=True))
 
     def ended(self, news: Ended) -> Fault | None:
         """Return the fault that fired if ``news`` is a death by our hand."""
         with self._lock:
-            mine = next((kill for kill in self._kills if kill.pid == news.pid and not kill.fired), None)
-            if mine is None or news.status != -9:
+            mine = [h for h in self._hits if h.pid == news.pid and h.until is None and not h.reaped]
+            if not any(hit.fired or news.status == -9 for hit in mine):
                 return None
-            mine.fired = True
+            for hit in mine:
+                hit.fired = hit.reaped = True
             return Fault(kind_of(news.peer), news.pid)
 
     def progress(self, slot: str, born_at: float, now: float) -> None:
         """``slot`` got on, by a life that began at ``born_at``."""
         with self._lock:
-            for kill in self._kills:
-                if kill.recovered_at is None and kill.slot == slot and born_at > kill.at:
-                    kill.recovered_at = now
+            for hit in self._hits:
+                if hit.recovered_at is None and hit.slot == slot and hit.is_over(born_at, now):
+                    hit.recovered_at = now
 
     def counts(self) -> dict[str, int]:
         """How many fired, by kind; kinds without any are 0."""
         with self._lock:
-            fired = Counter(kind_of(kill.slot) for kill in self._kills if kill.fired)
+            fired = Counter(kind_of(hit.slot) for hit in self._hits if hit.fired)
         return {kind: fired[kind] for kind in KINDS}
 
     def fired(self) -> int:
@@ -113,14 +134,21 @@ class FaultLedger:
     def unrecovered(self) -> list[str]:
         """The slots of faults from which the run has not got on yet."""
         with self._lock:
-            return [kill.slot for kill in self._kills if kill.fired and kill.recovered_at is None]
+            return [hit.slot for hit in self._hits if hit.fired and hit.recovered_at is None]
 
-    def recovery(self) -> dict[str, RecoveryTimes]:
-        """How long recoveries took, by kind, and "any" for all together; a kind without any is missing."""
+    def seconds(self, *, of_stops: bool = False) -> dict[str, list[float]]:
+        """How long each recovery from a death took, or from a stop, by kind; a kind without any is missing."""
         times: dict[str, list[float]] = {}
         with self._lock:
-            for kill in self._kills:
-                if kill.fired and kill.recovered_at is not None:
-                    for kind in (kind_of(kill.slot), ANY):
-                        times.setdefault(kind, []).append(kill.recovered_at - kill.at)
-        return {kind: RecoveryTimes.of(times[kind]) for kind in (*KINDS, ANY) if kind in times}
+            for hit in self._hits:
+                seconds = hit.seconds()
+                if seconds is not None and (hit.until is not None) == of_stops:
+                    times.setdefault(kind_of(hit.slot), []).append(seconds)
+        return {kind: times[kind] for kind in KINDS if kind in times}
+
+    def recovery(self) -> dict[str, RecoveryTimes]:
+        """How long recoveries from deaths took, by kind, and "any" for all together; a kind without any is missing."""
+        times = self.seconds()
+        if times:
+            times[ANY] = [seconds for of_kind in times.values() for seconds in of_kind]
+        return {kind: RecoveryTimes.of(of_kind) for kind, of_kind in times.items()}

@@ -29,6 +29,10 @@ class Interrupt:
         self.times += 1
         self._came.set()
 
+    def heed(self) -> None:
+        """The first signal has been answered: what follows may wait again, until the next one comes."""
+        self._came.clear()
+
     def check(self) -> None:
         """Raise ``KeyboardInterrupt`` if a signal came."""
         if self._came.is_set():

@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.controller.events import Claimed, Committed, Dispatched, Popped, Recovered, RunEvent, Trained
 from penstock.controller.record import RecordFile
@@ -40,12 +40,13 @@ from penstock.demo.view import LifeLine, Snapshot, View
 from penstock.errors import DataPlaneError, DataPlaneUnavailable
 from penstock.requests import AuditReport
 from penstock.testing.checker import Entry, EventLog, Report, check, read_log
+from penstock.testing.director import Director
 from penstock.wire.paths import arena_files, served_path
 
 if TYPE_CHECKING:
     from penstock.plane.local import LocalDataPlaneClient
 
-__all__ = ["Job", "Outcome"]
+__all__ = ["Job", "Opponent", "Outcome"]
 
 PLANE, CONTROLLER = "plane-0", "controller-0"
 START_S = 20.0  # for a plane to serve
@@ -69,16 +70,47 @@ class Outcome:
     report: Report
 
 
-class Job:
-    """One run, from its first process to its last."""
+class Opponent(Protocol):
+    """Who strikes at a run at points of its code, instead of the run's own chaos, and says when it has had enough."""
 
-    def __init__(self, options: DemoOptions, files: RunFiles, interrupt: Interrupt) -> None:
-        self.options, self.files, self.interrupt = options, files, interrupt
-        self.spec = RunSpec(task=TaskSpec(seed=options.seed), max_steps=None if options.chaos else options.steps)
+    director: Director
+
+    def turn(self, job: Job, timeout_s: float) -> None:
+        """Carry out what is due; what has fired is in the job's ledger of faults when this returns."""
+
+    def strike(self, job: Job) -> None:
+        """See to it that the next fault happens, if it is time."""
+
+    def is_done(self, job: Job) -> bool: ...
+
+
+class Job:
+    """One run, from its first process to its last.
+
+    Args:
+        options: what the user asks for.
+        files: where it lies.
+        interrupt: the user's signals.
+        opponent: strikes at it, if ``options.chaos``; None = by time alone.
+        plane: options of the plane, "name=value".
+    """
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        files: RunFiles,
+        interrupt: Interrupt,
+        opponent: Opponent | None = None,
+        plane: tuple[str, ...] = (),
+    ) -> None:
+        self.options, self.files, self.interrupt, self.opponent = options, files, interrupt, opponent
+        steps = None if options.chaos else options.steps
+        self.spec = RunSpec(task=TaskSpec(seed=options.seed), max_steps=steps, plane=plane)
         self.files.create(self.spec)
         self.started_at = time.monotonic()
         self.switchboard = Switchboard(self._tell, self._note)
-        self.processes = Processes(files, self.switchboard.heard, self.switchboard.left)
+        director = None if opponent is None else opponent.director
+        self.processes = Processes(files, self.switchboard.heard, self.switchboard.left, director=director)
         self.tail, self.progress = EventTail(files.events), Progress()
         self.faults = FaultLedger()
         self.fault_steps: list[tuple[int, str]] = []
@@ -129,7 +161,7 @@ class Job:
     def supervise(self, view: View) -> str:
         """Keep the run going until it is done. Returns why it cannot succeed, "" if nothing stands against it."""
         while True:
-            for ended in self.processes.reap():
+            for ended in self._reap():
                 self._replace(ended)
             self._look()
             view.show(self.snapshot())
@@ -137,7 +169,20 @@ class Job:
             if why or self._is_done():
                 return why
             self._disturb()
+            self._wait()
+
+    def _wait(self) -> None:
+        if self.opponent is None:
             self.interrupt.sleep(TICK_S)
+            return
+        self.opponent.turn(self, TICK_S)
+        self.interrupt.check()
+
+    def _reap(self) -> list[Ended]:
+        ended = self.processes.reap()
+        if ended and self.opponent is not None:
+            self.opponent.turn(self, 0.0)  # by whose hand, it knows
+        return ended
 
     def _replace(self, ended: Ended) -> None:
         """Note a death, and begin the slot's next life; a controller that ends by itself has the last word."""
@@ -183,6 +228,8 @@ class Job:
 
     def _is_done(self) -> bool:
         options, rewards = self.options, self.rewards
+        if self.opponent is not None:
+            return self.opponent.is_done(self)
         if self.progress.steps < (options.steps or REWARD_WINDOW):
             return False
         if options.steps is not None and not options.chaos:
@@ -196,11 +243,14 @@ class Job:
         now = time.monotonic()
         if not self.options.chaos or not self.progress.steps:
             return  # the first fault comes after the first step: before it there is nothing to disturb
-        if self.chaos is None:
-            self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
         for spare in SPARES:
             if self.processes.life(spare) is None:
                 self._start(spare)  # importing torch takes seconds; a replacement should not
+        if self.opponent is not None:
+            self.opponent.strike(self)
+            return
+        if self.chaos is None:
+            self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
         for victim in self.chaos.due(now, self._victims()):
             self.faults.killed(victim, self.processes.kill(victim), now)
 

@@ -149,6 +149,10 @@ class Processes:
         cache = str(self._files.root / "torch")  # else importing torch leaves a folder in /tmp
         return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
 
+    def dismiss(self) -> None:
+        """Whoever is started from now on takes no part in faults."""
+        self._director = None
+
     def log_path(self, slot: str) -> Path:
         """Return where ``slot`` writes its stderr."""
         return self._files.logs / f"{slot}.log"

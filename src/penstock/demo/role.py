@@ -194,7 +194,8 @@ def serve(files: RunFiles) -> NoReturn:
     """Be the run's plane: ``penstock serve``, in this process, so that its points are heard; exit as it does."""
     from penstock.ops.cli import main as penstock
 
-    sys.argv[:] = ["penstock", "serve", "--data-dir", str(files.plane)]
+    options = [word for option in files.spec().plane for word in ("--set", option)]
+    sys.argv[:] = ["penstock", "serve", "--data-dir", str(files.plane), *options]
     penstock()
     sys.exit(0)
 

@@ -70,6 +70,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         learning_rate: Adam's.
         plane_patience_s: how long a role waits for its plane to come back before it gives up.
         max_steps: no step beyond this one is made; None = no limit.
+        plane: options of its plane, "name=value".
     """
 
     task: TaskSpec
@@ -80,6 +81,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     learning_rate: float = 1e-3
     plane_patience_s: float = 60.0
     max_steps: int | None = None
+    plane: tuple[str, ...] = ()
 
     @property
     def model(self) -> ModelSpec:
