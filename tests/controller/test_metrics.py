@@ -11,6 +11,7 @@ from hypothesis import given
 from prometheus_client import CollectorRegistry, generate_latest
 
 from penstock.controller import events as ev
+from penstock.controller.event_file import EVENTS_NAME, EventFile
 from penstock.controller.metrics import ControllerMetrics
 from tests.controller.histories import histories, history
 from tests.controller.test_trace import STARTED, claimed, committed, dispatched, told, trained
@@ -122,7 +123,7 @@ def test_pauses_recoveries_and_stalls() -> None:
     assert seen.of("recovery_seconds_count", after="start") == 1
     assert seen.of("recovery_seconds_bucket", after="pause", le="1.5") == 1
     assert seen.of("recovery_seconds_bucket", after="pause", le="1.0") == 0
-    assert (seen.of("paused"), seen.of("stalls_total"), seen.of("events_missed_total")) == (0, 1, 3)
+    assert (seen.of("paused"), seen.of("stalls_total"), seen.of("events_missed")) == (0, 1, 3)
     seen.tell(ev.Finished(reason="done", ok=True, step=1))
     assert seen.of("running") == 0
 
@@ -155,6 +156,17 @@ def test_a_metric_that_is_not_finite_is_exported_as_such() -> None:
     seen = Seen(ev.Trained(step=1, groups=[], rows=0, seconds=0.0, metrics={"a": None, "b": float("nan")}))
     assert generate_latest(seen.registry).decode().count("} NaN") == 2
     assert seen.of("step_seconds_count") == 0, "a step of another life has no duration here"
+
+
+def test_what_the_file_could_not_keep_is_exported(tmp_path: Path) -> None:
+    """The file's own count, at the moment of asking: it tells nobody else."""
+    registry = CollectorRegistry()
+    file = EventFile(tmp_path / EVENTS_NAME)
+    ControllerMetrics(registry, file)
+    file.close()
+    file(dispatched(0))
+    assert registry.get_sample_value("penstock_run_events_missed") == 1
+    assert registry.get_sample_value("penstock_run_events_waiting") == 0
 
 
 def test_the_documents_table_names_every_metric() -> None:

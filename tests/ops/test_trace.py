@@ -26,6 +26,8 @@ runner = CliRunner()
 POPPED = ev.Popped(step=1, keys=["run.0.0_g0"])
 RUN = told(
     STARTED,
+    dispatched(7, 1),
+    ev.Again(prompt=7, attempt=2, why="stale"),
     dispatched(0, 1),
     ev.Again(prompt=0, attempt=2, why="[bold]ConnectionError[/]"),
     dispatched(0),

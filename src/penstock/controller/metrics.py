@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from penstock.controller import events as ev
+from penstock.controller.event_file import EventFile
 
 __all__ = ["ControllerMetrics"]
 
@@ -34,10 +35,14 @@ class ControllerMetrics:
 
     Args:
         registry: where the metrics go; None = the process's default registry. Runs that share one add up.
+        file: where the run's events are kept; what waits for the disk and what was missed is exported, too.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, file: EventFile | None = None) -> None:
         self._to = _export_to(REGISTRY if registry is None else registry)
+        if file is not None:
+            self._to.waiting.set_function(lambda: file.statistics().waiting)
+            self._to.missed.set_function(lambda: file.statistics().missed)
         self._groups = _Groups()
         self._staleness: tuple[int, int] | None = None  # of the claim that is out: its step, versions
         self._recovering_from = "start"
@@ -251,7 +256,6 @@ class _Exported:
         self.pauses = counter("pauses", "Times the plane was away.")
         self.stalls = counter("stalls", "Times nothing moved for stall_timeout_s.")
         self.reaped = counter("replicas_reaped", "Replicas that are gone.", "role", "how")
-        self.missed = counter("events_missed", "Events that a file could not keep.")
         self.life = gauge("life", "Which life of the controller this is.")
         self.running = gauge("running", "1 from the start of a life to its end.")
         self.paused = gauge("paused", "1 while the plane is away.")
@@ -261,6 +265,8 @@ class _Exported:
         self.ready = gauge("groups_ready", "Groups that wait to be trained.")
         self.replicas = gauge("replicas", "Replicas that are here.", "role")
         self.last_event = gauge("last_event_timestamp_seconds", "When the last event was, since the epoch.")
+        self.waiting = gauge("events_waiting", "Events that are not in their file yet.")
+        self.missed = gauge("events_missed", "Events that their file could not keep.")
         self.metric = gauge("trainer_metric", "What the trainer measured in the last step.", "name")
         self.generation_s = histogram("generation_seconds", "From dispatch to commit.", _WORK_S)
         self.queue_s = histogram("queue_seconds", "From commit to durable step.", _WORK_S)
