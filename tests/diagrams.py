@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from penstock.controller.events import RunEvent
+from penstock.controller.run import PHASES
 from penstock.ledger.leasing import TRANSITIONS as LEASING
 from penstock.payload.slots import TRANSITIONS as SLOTS
 from penstock.points import POINTS
@@ -48,7 +49,13 @@ def leasing() -> str:
     return "\n".join(["stateDiagram-v2", "    [*] --> ready", *edges])
 
 
-DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots, "leasing": leasing}
+def controller() -> str:
+    """The table of a run's phases, as mermaid."""
+    edges = [f"    {phase.value} --> {to.value}: {what}" for (phase, what), to in PHASES.items()]
+    return "\n".join(["stateDiagram-v2", "    [*] --> recovering", *edges, "    over --> [*]"])
+
+
+DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots, "leasing": leasing, "controller": controller}
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
 _POINTS_PLACE = re.compile(r"(<!-- points -->\n)(?:\n(?:\|.*\n)+)?")
 _EVENTS_PLACE = re.compile(r"(<!-- events -->\n)(?:\n(?:\|.*\n)+)?")

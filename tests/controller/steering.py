@@ -151,6 +151,10 @@ def prompt_of(group_id: str) -> int:
 Rule = Callable[[Any], nw.News | None]
 
 
+class Died(Exception):
+    """The controller was killed."""
+
+
 class Steering:
     """One life of a run.
 
@@ -192,6 +196,7 @@ class Steering:
         self.cancelled: set[str] = set()
         self.attempts: Counter[int] = Counter()  # by prompt
         self.finish: do.Finish | None = None
+        self.dies_after: int | None = None  # so many effects
         self.why: list[str] = []
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
@@ -264,6 +269,8 @@ class Steering:
         return effects
 
     def _carry_out(self, effect: do.Effect) -> None:
+        if len(self.effects) == self.dies_after:
+            raise Died
         self.effects.append(effect)
         self.trail.append(type(effect.event).__name__ if isinstance(effect, do.Tell) else type(effect).__name__)
         self._watch(effect)
