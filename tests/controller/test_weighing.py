@@ -9,7 +9,7 @@ import pytest
 from penstock.controller import effects as do
 from penstock.controller import events as ev
 from penstock.controller import news as nw
-from penstock.controller.policies import ready_first, windowed
+from penstock.controller.policies import ready_first, weight_fifo, windowed
 from penstock.controller.record import ControllerRecord, OpenPrompt
 from penstock.controller.roles import StepRecord
 from penstock.records import DataPlaneGroupMeta, GroupPolicy
@@ -276,6 +276,17 @@ def test_rows_that_join_a_partial_group_are_trained_too() -> None:
     s.tell(nw.Generated("run.1.1"))
     s.run()
     assert len(s.shop.steps[0].keys) == 4
+
+
+def test_a_new_life_waits_for_what_the_life_before_began_with_older_weights() -> None:
+    """The listing says with which weights a group was begun that is not committed yet: no newer one passes it."""
+    there = (("run.0.0", {"version": 0, "committed": False}), ("run.1.0", {"version": 1}))
+    s = life(*there, step=1, groups_per_step=1, policy=weight_fifo(1)).begin()
+    s.run(3.0)
+    assert s.of(do.Claim) == []
+    s.plane.put("run.0.0", 0)
+    s.run()
+    assert [step.groups for step in s.shop.steps] == [["run.0.0"]]
 
 
 # -- the user's wishes ------------------------------------------------------------------------------------------------

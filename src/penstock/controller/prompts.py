@@ -36,7 +36,7 @@ class Prompt:
     """One open prompt.
 
     Attributes:
-        version: the weights it was dispatched with; None before, and in a new life.
+        version: the weights it was dispatched with; None before, and in a new life until a listing tells.
         since: when it came to where it is.
         not_before: WAITING: when it may go.
         unseen: LANDED: no listing asked for after it landed has been read yet.

@@ -52,6 +52,8 @@ def weigh(run: Run, groups: Sequence[DataPlaneGroupMeta], now: float, *, came_em
 
 def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) -> str | None:
     """Move one prompt; return why its group must go."""
+    if prompt.version is None:  # of the life before: now it is known again what policies wait for
+        prompt.version = group.weight_version
     if not _is_usable(run, group):
         run.prompts.withdraw(prompt, now)
         return _orphaned(run, prompt, group, now)
