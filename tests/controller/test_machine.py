@@ -214,7 +214,8 @@ def leave_behind(s: Steering, rng: random.Random) -> None:
         s.plane.answer(call)
     order = next((e for e in reversed(s.effects) if isinstance(e, do.Train)), None)
     standing = 0 if s.shop.record is None else s.shop.record.step
-    if order is not None and order.step == standing + 1 and rng.random() < 0.5:
+    undone = "> StepUnreadable" in s.trail[len(s.trail) - 1 - s.trail[::-1].index("Train") :] if order else True
+    if order is not None and not undone and order.step == standing + 1 and rng.random() < 0.5:
         s.shop.make(order.step, order.meta)
     for one in s.of(do.Dispatch):
         if not any(tag["group_id"] == one.group_id for tag in s.plane.rows.values()) and rng.random() < 0.3:
@@ -358,7 +359,7 @@ def test_the_events_of_a_run_add_up() -> None:
     ends = Counter(event.prompt for event in s.of(ev.Dropped))
     ends.update(prompt_of(group) for event in s.of(ev.Trained) for group in event.groups)
     assert set(ends.values()) == {1}
-    sent = Counter(event.prompt for event in s.of(ev.Dispatched))
+    sent = Counter(one.prompt for one in s.of(do.Dispatch))
     again = Counter(event.prompt for event in s.of(ev.Again))
     waiting = {one.index for one in s.prompts.at() if one.where.value == "waiting"}
     assert all(sent[prompt] == 1 + again[prompt] - (prompt in waiting) for prompt in sent)
