@@ -32,11 +32,12 @@ class Book:
 
     Attributes:
         record: the controller's.
-        closed: prompts that the controller's record ceased to tell of, with the reasons counted meanwhile.
+        saves: how often it was saved.
         steps: of the trainer, in the order in which they became durable; the last is what it tells when asked.
         log: rows, by the workers and the trainer, for the checker.
         attempts: by group id, by the workers.
         dispatched: group ids that were sent out, with the life that did.
+        evicted: rows that the controller wanted gone, with the reasons.
         published: versions, as the weights spread.
         events: what every life told, with its number.
         finishes: how lives ended by themselves.
@@ -49,6 +50,7 @@ class Book:
     log: list[checker.Entry] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
     dispatched: dict[str, int] = field(default_factory=dict)
+    evicted: dict[str, str] = field(default_factory=dict)
     published: list[int] = field(default_factory=list)
     events: list[tuple[int, RunEvent]] = field(default_factory=list)
     finishes: list[Finish] = field(default_factory=list)

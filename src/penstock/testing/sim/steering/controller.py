@@ -156,7 +156,7 @@ class Controller(Member):
             case do.Tell(event):
                 self._check_word(event)
                 self.cast.book.events.append((self.life, event))
-            case do.Dispatch(group_id, prompt, version):
+            case do.Dispatch(group_id, prompt, _, version):
                 self._dispatch(group_id, prompt, version)
             case do.Cancel(group_id):
                 self._cancel(group_id)
@@ -260,6 +260,8 @@ class Controller(Member):
             durable = set(steps[-1].keys) if steps else set()
             if not durable.issuperset(effect.keys):
                 self._wrong(f"rows are popped that no durable step names: {sorted(set(effect.keys) - durable)}")
+        if isinstance(effect, do.Evict):
+            self.cast.book.evicted.update(dict.fromkeys(effect.keys, effect.reason))
         policy = self.cast.scenario.config.policy
         if isinstance(effect, do.Claim) and isinstance(policy, Windowed) and policy.wait_for_stragglers:
             oldest = self.cast.book.stand - policy.max_staleness_versions

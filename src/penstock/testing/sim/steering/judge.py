@@ -40,19 +40,20 @@ def judge(scenario: RunScenario, book: Book, plane: SimPlane, *, is_complete: bo
 
 
 def rows(book: Book, plane: SimPlane) -> checker.Report:
-    """Join the logs of workers and trainer with what the plane removed, still has, or lost, itself dying or damaged.
+    """Join the logs of workers and trainer with what the plane removed, still has, or lost when it died.
 
-    A row that was lost after the trainer had read it is a trained one; one that was evicted is not.
+    A row that the trainer has trained and the plane then gave up by itself (damaged, a sibling lost, delivered too
+    often) is a trained one; one that stays, or that the controller evicts, is settled twice.
     """
     alive = {key for p in state_of(plane.ledger).partitions.values() for key in p.rows}
-    removed = {key: reasons[0][0] for key, reasons in plane.removed.items()}
-    kept = dict.fromkeys(alive, "still there") | dict.fromkeys(plane.forgotten, "forgotten")
-    trained = {key for record in book.steps for key in record.keys}
-    gone = {
-        key: reason
-        for key, reason in (kept | removed).items()
-        if reason != "trained" and not (key in trained and reason in ("lost", "forgotten"))
-    }
+    gone = dict.fromkeys(plane.forgotten, "forgotten")
+    gone |= {key: reasons[0][0] for key, reasons in plane.removed.items() if reasons[0][0] != "trained"}
+    gone |= dict.fromkeys(alive, "still there")
+    for record in book.steps:
+        for key in record.keys:
+            removed = plane.removed.get(key, [("", "")])[0]
+            if key not in alive and removed != ("evicted", book.evicted.get(key)):
+                gone.pop(key, None)
     return checker.check([*book.log, *(checker.Evicted("after", key, reason) for key, reason in sorted(gone.items()))])
 
 

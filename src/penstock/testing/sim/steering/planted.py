@@ -191,10 +191,15 @@ class _Pretends(ControllerMachine):
         return effects
 
 
-class OrphansKept(_Pretends):
-    """What nobody will finish or train stays in the plane."""
+class OrphansKept(ControllerMachine):
+    """What nobody will train stays in the plane."""
 
-    skipped = (do.Evict,)
+    def handle(self, news: nw.News, now: float) -> list[do.Effect]:
+        if isinstance(news, nw.Listed):
+            prompts = self._run.prompts
+            alive = [g for g in news.groups if (p := prompts.live(g.group_id)) and p.where is not Where.WAITING]
+            news = nw.Listed(alive)
+        return super().handle(news, now)
 
 
 class ForgetsToRelease(_Pretends):
