@@ -34,7 +34,6 @@ def test_prompts_go_out_in_order_and_none_is_skipped() -> None:
     versions = [one.version for one in s.of(do.Dispatch)]
     assert versions == sorted(versions)
     assert versions[:4] == [0] * 4
-    assert [event.group_id for event in s.of(ev.Dispatched)] == sent(s)
 
 
 @pytest.mark.parametrize(

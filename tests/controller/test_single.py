@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from penstock.controller.events import Again, Committed, Dispatched, Evicted, Popped, Published, Started, Trained
+from penstock.controller.record import ControllerRecord, RecordFile
 from penstock.controller.roles import StepRecord
 from penstock.errors import BadArgument, ControllerError, PromptRejected, VersionWentBack
 from penstock.plane.contract import DataPlaneClient
@@ -87,11 +88,51 @@ def test_lives_of_a_run_continue_each_other(connect: Connect, tmp_path: Path) ->
     balanced(books_of(connect), 12 * GROUP)
 
 
+def test_the_record_is_durable_before_what_it_tells_of(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+    """Whoever is called finds himself in the file: a life that dies has done nothing that its successor cannot know."""
+    looked: list[str] = []
+
+    def on_disk() -> ControllerRecord:
+        found = RecordFile(tmp_path).load("run")
+        assert found is not None
+        return found
+
+    def generating(moment: str, group_id: str) -> None:
+        _, prompt, attempt = group_id.split(".")
+        assert [(p.index, p.attempt) for p in on_disk().open if p.index == int(prompt)] == [(int(prompt), int(attempt))]
+        looked.append("generator")
+
+    def training(moment: str, step: int) -> None:
+        assert on_disk().step == step - 1
+        looked.append("trainer")
+
+    def publishing(version: int) -> None:
+        now = on_disk()
+        assert now.step == version
+        assert now.trained == 3 * version
+        looked.append("weights")
+
+    result, made = asyncio.run(
+        run_to_end(
+            memory.peer,
+            tmp_path,
+            hurt_generator=generating,
+            hurt_trainer=training,
+            hurt_weights=publishing,
+            max_steps=3,
+        )
+    )
+    assert result.step == 3
+    assert not made.of(Again), "a look was wrong"
+    assert set(looked) == {"generator", "trainer", "weights"}
+
+
 def test_a_run_ends_when_its_prompts_are_used_up(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
     """A source that has seven prompts makes two whole steps; what is left stays for a life that has more."""
-    result, _ = asyncio.run(run_to_end(memory.peer, tmp_path, max_steps=None, prompts=Numbers(7)))
+    result, made = asyncio.run(run_to_end(memory.peer, tmp_path, max_steps=None, prompts=Numbers(7)))
     assert (result.reason, result.step, result.dispatched) == ("the prompts are used up", 2, 7)
     assert result.open == 1
+    assert sorted(event.prompt for event in made.of(Dispatched)) == list(range(7)), "told of prompts that never were"
 
 
 def test_failures_of_all_who_take_part_cost_time_only(connect: Connect, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-from penstock.controller import events as ev
 from penstock.controller.effects import Dispatch
 from penstock.controller.prompts import Prompt, Where
 from penstock.controller.run import Run
@@ -57,9 +56,7 @@ def room(run: Run, training: Training) -> int:
 def _send(run: Run, prompt: Prompt, now: float) -> None:
     assert run.published is not None
     run.prompts.send_out(prompt, run.published, now)
-    group_id = run.prompts.group_id(prompt)
-    run.do(Dispatch(group_id, prompt.index, run.published))
-    run.tell(ev.Dispatched(group_id=group_id, prompt=prompt.index, attempt=prompt.attempt, version=run.published))
+    run.do(Dispatch(run.prompts.group_id(prompt), prompt.index, prompt.attempt, run.published))
 
 
 def next_timer(run: Run) -> float | None:

@@ -51,10 +51,14 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Have a prompt answered: ``Generated``, ``GenerationFailed`` or ``NoSuchPrompt`` follows."""
+    """Have a prompt answered: ``Generated``, ``GenerationFailed`` or ``NoSuchPrompt`` follows.
+
+    Listeners are told by whoever carries it out, once the source has given the prompt.
+    """
 
     group_id: str
     prompt: int
+    attempt: int
     version: int
 
 

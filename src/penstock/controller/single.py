@@ -181,8 +181,8 @@ class SingleController:
                 reached("controller.saved")
             case do.Tell(event):
                 self._tell(event)
-            case do.Dispatch(group_id, prompt, version):
-                self._dispatch(group_id, prompt, version)
+            case do.Dispatch():
+                self._dispatch(effect)
             case do.Cancel(group_id):
                 if (task := self._attempts.pop(group_id, None)) is not None:
                     task.cancel()
@@ -236,15 +236,17 @@ class SingleController:
 
     # -- those who do the work ----------------------------------------------------------------------------------------
 
-    def _dispatch(self, group_id: str, index: int, version: int) -> None:
+    def _dispatch(self, one: do.Dispatch) -> None:
+        group_id, version = one.group_id, one.version
         try:
-            prompt = self._prompts.prompt(index)
+            prompt = self._prompts.prompt(one.prompt)
         except Exception as error:  # noqa: BLE001  # top frame: of a user's source; the prompt goes again
             self._inbox.put_nowait(nw.GenerationFailed(group_id, f"the prompt source: {_said(error)}"))
             return
         if prompt is None:
             self._inbox.put_nowait(nw.NoSuchPrompt(group_id))
             return
+        self._tell(ev.Dispatched(group_id=group_id, prompt=one.prompt, attempt=one.attempt, version=version))
         task = self._start(f"generate {group_id}", self._generate(prompt, group_id, version))
         self._attempts[group_id] = task
         task.add_done_callback(lambda _: self._attempts.pop(group_id, None))
