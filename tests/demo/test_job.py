@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from penstock.controller.events import Trained
+from penstock.controller.events import Committed, Dispatched, Popped, RunEvent, Started, Trained
 from penstock.demo.interrupt import Interrupt
 from penstock.demo.job import MAX_DEATHS, STALL_S, Job, _findings
 from penstock.demo.launcher import run
+from penstock.demo.messages import Ready, Worked
 from penstock.demo.processes import Ended
 from penstock.demo.spec import DemoOptions, RunFiles
 from penstock.errors import DataPlaneUnavailable
@@ -128,6 +131,54 @@ def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Pat
     assert job.judge().faults == {"worker": 1}
     assert job.fault_steps == [(len(BAD), "worker")]
     assert started == ["worker-1", "worker-0"]
+
+
+def at_work(job: Job, monkeypatch: pytest.MonkeyPatch, **born_at: float) -> None:
+    """Let slots have a life that began so many seconds from now, monotonic."""
+    lives = {
+        f"{kind}-0": SimpleNamespace(peer=f"{kind}-0.9", started_at=time.monotonic() + seconds)
+        for kind, seconds in born_at.items()
+    }
+    monkeypatch.setattr(job.processes, "life", lives.get)
+
+
+@pytest.mark.parametrize(
+    ("event", "recovered"),
+    [
+        (Dispatched(group_id="run.0.0", prompt=0, attempt=0, version=0), ["controller-0"]),
+        (Committed(group_id="run.0.0", prompt=0, keys=[], version=0, end_version=0, size_bytes=0), ["plane-0"]),
+        (Popped(step=1, keys=["run.0.0_g0"]), ["plane-0", "controller-0"]),
+        (Started(step=1, cursor=8, open_prompts=4), []),
+    ],
+)
+def test_what_the_run_tells_proves_that_controller_and_plane_are_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: RunEvent, recovered: list[str]
+) -> None:
+    """Each kind of event proves what it needs; one from before the present life proves nothing."""
+    job, slots = job_at(tmp_path, CHAOS, BAD), ["plane-0", "controller-0"]
+    for pid, slot in enumerate(slots):
+        job.faults.killed(slot, pid, time.monotonic() - 100)
+        job.faults.ended(Ended(f"{slot}.1", pid, -9))
+    at_work(job, monkeypatch, plane=-5.0, controller=-5.0)
+    job._credit(msgspec.structs.replace(event, at=time.time() - 10))
+    assert job.faults.unrecovered() == slots
+    job._credit(msgspec.structs.replace(event, at=time.time()))
+    assert [slot for slot in slots if slot not in job.faults.unrecovered()] == recovered
+
+
+@pytest.mark.parametrize(("peer", "recovers"), [("scorer-0.9", True), ("scorer-0.8", False)])
+def test_a_role_has_recovered_when_its_present_life_has_worked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: str, recovers: bool
+) -> None:
+    """That it is ready is not enough, and what the dead one said last comes late."""
+    job = job_at(tmp_path, CHAOS, BAD)
+    job.faults.killed("scorer-0", 1, time.monotonic() - 10)
+    job.faults.ended(Ended("scorer-0.8", 1, -9))
+    at_work(job, monkeypatch, scorer=-5.0)
+    job._note(peer, Ready())
+    assert job.faults.unrecovered() == ["scorer-0"]
+    job._note(peer, Worked(time.monotonic()))
+    assert job.faults.unrecovered() == ([] if recovers else ["scorer-0"])
 
 
 @pytest.mark.parametrize("status", [0, 1])
