@@ -24,7 +24,7 @@ from penstock.demo.spec import DemoOptions, DemoResult, RunFiles
 from penstock.demo.view import view_on
 from penstock.errors import BadArgument, DataPlaneError, MissingExtra
 
-__all__ = ["run"]
+__all__ = ["RunDirectory", "require_packages", "run", "run_directory"]
 
 PACKAGES = ("torch", "tensordict", "safetensors", "matplotlib")  # the extra "demo"
 
@@ -38,10 +38,10 @@ def run(options: DemoOptions) -> DemoResult:
         MissingExtra: a package of the extra ``demo`` is not installed.
         BadArgument: ``out`` is not empty, or the curve cannot be written where it should go.
     """
-    _require_packages()
+    require_packages()
     curve = _curve_path(options)
     progress = Console(stderr=True)
-    with signals_as_flag() as interrupt, _run_directory(options) as directory:
+    with signals_as_flag() as interrupt, run_directory(options.out) as directory:
         job = Job(options, directory.files, interrupt)
         try:
             outcome = _run_job(job, progress)
@@ -74,7 +74,7 @@ def _run_job(job: Job, progress: Console) -> Outcome:
         job.close()
 
 
-class _RunDirectory:
+class RunDirectory:
     """The folder of a run: ``out``, which stays, or a temporary one, which goes unless it is needed to see why."""
 
     def __init__(self, out: Path | None) -> None:
@@ -95,12 +95,17 @@ class _RunDirectory:
 
 
 @contextmanager
-def _run_directory(options: DemoOptions) -> Iterator[_RunDirectory]:
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if any(options.out.iterdir()):
-            raise BadArgument(f"{options.out} is not empty: name another folder, or empty it")
-    directory = _RunDirectory(options.out and options.out.absolute())
+def run_directory(out: Path | None) -> Iterator[RunDirectory]:
+    """Yield the folder of a run; ``out``: where the user wants it.
+
+    Raises:
+        BadArgument: ``out`` is not empty.
+    """
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise BadArgument(f"{out} is not empty: name another folder, or empty it")
+    directory = RunDirectory(out and out.absolute())
     try:
         yield directory
     finally:
@@ -115,7 +120,12 @@ def _curve_path(options: DemoOptions) -> Path:
     return path
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """See that the extra ``demo`` is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtra(f"the demo needs {', '.join(missing)}; install with: pip install 'penstock[demo]'")
