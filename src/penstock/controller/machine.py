@@ -29,7 +29,6 @@ from penstock.controller.run import Accept, Phase, Run
 from penstock.controller.stalls import owed
 from penstock.controller.training import Training, WrongStep
 from penstock.controller.weighing import weigh
-from penstock.records import DataPlaneGroupMeta
 from penstock.retry.backoff import RandomSource
 
 __all__ = ["ControllerMachine", "ControllerStatistics"]
@@ -282,9 +281,8 @@ class ControllerMachine:
             self._ending.break_off(f"step {news.step} failed {self._run.config.max_attempts} times: {news.why}")
 
     def _step_unreadable(self, news: nw.StepUnreadable, now: float) -> None:
-        if bad := self._training.unreadable(news.keys, news.why, now):
-            group = DataPlaneGroupMeta(self._run.config.partition, f"rows of step {news.step}", bad)
-            self._lane.evict([(group, "unreadable")])
+        torn = self._training.unreadable(news.keys, news.why, now)
+        self._lane.evict([(group, "unreadable") for group in torn])
 
     # -- news: replicas -----------------------------------------------------------------------------------------------
 

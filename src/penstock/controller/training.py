@@ -12,13 +12,15 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from penstock.controller import events as ev
 from penstock.controller.effects import AskTrainer, Claim, Pop, Publish, Release, Train
 from penstock.controller.policies import Candidate, Standing
 from penstock.controller.prompts import Where
 from penstock.controller.roles import StepRecord, TrainResult
 from penstock.controller.run import Run
-from penstock.records import KVBatchMeta
+from penstock.records import DataPlaneGroupMeta, KVBatchMeta
 
 __all__ = ["Training", "WrongStep"]
 
@@ -260,18 +262,21 @@ class Training:
         self.failures += 1
         self.not_before = self.run.later(self.failures, now)
 
-    def unreadable(self, keys: Sequence[str], why: str, now: float) -> list[str]:
-        """Rows of the step cannot be read: undo it. Returns those that are to be evicted."""
+    def unreadable(self, keys: Sequence[str], why: str, now: float) -> list[DataPlaneGroupMeta]:
+        """Rows of the step cannot be read: undo it. Returns their groups, each with such rows alone."""
         out, self.out = self.out, None
         if out is None:
             return []
-        bad = set(keys)
+        bad, torn = set(keys), []
         self.releasing.append(out.meta)  # all of them: an eviction that a dying plane forgets must not leave a lease
         for group_id in out.groups:
-            if (prompt := self.run.prompts.live(group_id)) is not None:
-                torn = prompt.group is not None and not bad.isdisjoint(prompt.group.keys)
-                self.run.prompts.land(prompt, now, why if torn else "")
-        return [key for key in out.meta.sample_ids if key in bad]
+            if (prompt := self.run.prompts.live(group_id)) is None or prompt.group is None:
+                continue
+            rows = [key for key in prompt.group.keys if key in bad]
+            if rows:
+                torn.append(msgspec.structs.replace(prompt.group, keys=rows))
+            self.run.prompts.land(prompt, now, why if rows else "")
+        return torn
 
     # -- a step ends --------------------------------------------------------------------------------------------------
 
