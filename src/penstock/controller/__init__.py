@@ -7,20 +7,24 @@ May import: plane, retry, the words.
 """
 
 from penstock.controller.config import ControllerConfig, Role
+from penstock.controller.event_file import EventFile, read_events
 from penstock.controller.events import RunEvent
 from penstock.controller.machine import ControllerMachine, ControllerStatistics
 from penstock.controller.policies import StalenessPolicy, in_order, ready_first, weight_fifo, windowed
 from penstock.controller.roles import Generator, PromptSource, StepRecord, Trainer, TrainResult, WeightSync
+from penstock.controller.run_log import RunLog
 from penstock.controller.single import RunResult, SingleController
 
 __all__ = [
     "ControllerConfig",
     "ControllerMachine",
     "ControllerStatistics",
+    "EventFile",
     "Generator",
     "PromptSource",
     "Role",
     "RunEvent",
+    "RunLog",
     "RunResult",
     "SingleController",
     "StalenessPolicy",
@@ -29,6 +33,7 @@ __all__ = [
     "Trainer",
     "WeightSync",
     "in_order",
+    "read_events",
     "ready_first",
     "weight_fifo",
     "windowed",
