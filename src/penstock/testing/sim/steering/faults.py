@@ -20,6 +20,7 @@ _OWN = (
     "trainer_crash",
     "trainer_point",
     "worker_point",
+    "plane_away",
     "pair",
     "everything",
     "message_lost",
@@ -32,6 +33,7 @@ _OWN = (
 _BY_ITSELF = ("generator_fails", "generator_hangs", "row_left_out", "step_fails")  # fire without being planned
 KINDS = (*PLANE_KINDS, *_OWN, *_BY_ITSELF)
 _STOP_S = (0.3, 2.0, 8.0)
+_AWAY_S = 40.0  # longer than a run waits for its plane
 
 
 class RunFaults(Faults):
@@ -73,6 +75,11 @@ class RunFaults(Faults):
 
     def _worker_point(self) -> None:
         self._cast.traps["worker"] = self._world.rng.choice(workers.POINTS)
+
+    def _plane_away(self) -> None:
+        if self._plane.up and self._world.chance(0.3):
+            self._plane.stop(_AWAY_S)
+            self._world.fault("plane_away")
 
     def _pair(self) -> None:
         names = self._world.rng.sample(["plane", *sorted(self._clients)], 2)

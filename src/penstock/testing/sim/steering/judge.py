@@ -158,7 +158,7 @@ def _used_up(scenario: RunScenario, book: Book, open_: set[int]) -> Iterator[str
 
 def _ends(book: Book) -> Iterator[str]:
     """A life that gives up says why, and only some reasons are good ones."""
-    good = ("did not come back in time", "times: ")
+    good = ("did not come back in time", "its calls have failed for", "times: ", "nothing moved for")
     for finish in book.finishes:
         if not finish.ok and not any(reason in finish.reason for reason in good):
             yield f"a life gave up: {finish.reason}"

@@ -30,6 +30,7 @@ class RunScenario(msgspec.Struct, frozen=True, kw_only=True):
         bound: versions by which a trained group may lag; None = not bounded.
         workers: rollout processes.
         is_filtered, is_rejecting: the controller's filter, and the generators, refuse some prompts.
+        is_untagged: generators do not say with which weights they generated.
         is_short: generators leave a row out now and then, as the group policy lets them.
         page: groups of one page of a listing.
     """
@@ -41,6 +42,7 @@ class RunScenario(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     is_filtered: bool
     is_rejecting: bool
+    is_untagged: bool
     is_short: bool
     page: int
 
@@ -80,7 +82,9 @@ def draw(rng: random.Random) -> RunScenario:
         ready_tag="scored" if rng.random() < 0.25 else None,
         max_in_flight=rng.choice((1, 3, 64)),
         max_groups=max_groups,
+        max_attempts=rng.choice((3, 20, 20)),
         on_stale=rng.choice(("again", "drop")),
+        on_stall=rng.choice(("warn", "warn", "abort")),
         leftovers=rng.choice(("keep", "evict")),
         needs=rng.choice(((), (), ("rollout", "trainer"))),
         **_times(rng),
@@ -93,6 +97,7 @@ def draw(rng: random.Random) -> RunScenario:
         workers=rng.randint(1, 3),
         is_filtered=rng.random() < 0.3,
         is_rejecting=rng.random() < 0.3,
+        is_untagged=rng.random() < 0.1,
         is_short=group_policy is not None and group_policy.on_deadline == "partial",
         page=rng.choice((2, 1000)),
     )

@@ -103,7 +103,9 @@ class Worker(Member):
         if self.world.chance(_FAILS):
             self.world.fault("generator_fails", group_id)
             return "out of memory"
-        newest = [TagColumn("weight_version_end", [max(version, self.cast.version)])] if self.world.chance(0.3) else []
+        newest = []
+        if self.world.chance(0.3) and not scenario.is_untagged:  # weights came while it generated
+            newest = [TagColumn("weight_version_end", [max(version, self.cast.version)])]
         flip = PutTags(PARTITION, keys, [TagColumn("committed", [True]), *newest])
         done = isinstance((yield from until_done(self, self.cast, flip, *_VOID)), Done)
         self.cast.dies(self, "after commit")
@@ -129,6 +131,8 @@ class Worker(Member):
             "committed": False,
             "prompt": prompt,
         }
+        if self.cast.scenario.is_untagged:
+            del tags["weight_version"]
         return [TagColumn(name, [value]) for name, value in tags.items()]
 
     def _put_all(self, group_id: str, keys: list[str], tags: list[TagColumn]) -> Sub:
