@@ -299,8 +299,10 @@ def test_a_generator_that_ignores_its_deadline_is_given_up(tmp_path: Path) -> No
             made.generator.generate = generate  # type: ignore[method-assign]
             running = asyncio.create_task(made.controller.run())
             await asyncio.wait([running], timeout=SOON_S)
+            in_time = running.done()
             release.set()
             assert (await running).step == 2
+            assert in_time
             assert made.trainer.shop.prompts[1] == 1
         plane.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_lives_of_a_run_continue_each_other(connect: Connect, tmp_path: Path) ->
     balanced(books_of(connect), 12 * GROUP)
 
 
-def test_the_record_is_durable_before_what_it_tells_of(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+def test_the_record_is_durable_before_what_it_tells_of(
+    memory: NoOpDataPlaneClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever is called finds himself in the file: a life that dies has done nothing that its successor cannot know."""
     looked: list[str] = []
 
@@ -112,16 +115,15 @@ def test_the_record_is_durable_before_what_it_tells_of(memory: NoOpDataPlaneClie
         assert now.trained == 3 * version
         looked.append("weights")
 
-    result, made = asyncio.run(
-        run_to_end(
-            memory.peer,
-            tmp_path,
-            hurt_generator=generating,
-            hurt_trainer=training,
-            hurt_weights=publishing,
-            max_steps=3,
-        )
-    )
+    save = RecordFile.save
+
+    def slow(self: RecordFile, record: ControllerRecord) -> None:
+        time.sleep(0.02)  # for whoever does not wait to come too early
+        save(self, record)
+
+    monkeypatch.setattr(RecordFile, "save", slow)
+    hurt = {"hurt_generator": generating, "hurt_trainer": training, "hurt_weights": publishing}
+    result, made = asyncio.run(run_to_end(memory.peer, tmp_path, max_steps=3, **hurt))
     assert result.step == 3
     assert not made.of(Again), "a look was wrong"
     assert set(looked) == {"generator", "trainer", "weights"}

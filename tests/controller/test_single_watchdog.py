@@ -103,7 +103,7 @@ def test_a_trainer_that_does_not_answer_is_named(tmp_path: Path) -> None:
     def prepare(made: Cast) -> None:
         made.trainer.delay_s = 3600.0
 
-    owed = asyncio.run(stalled(tmp_path, prepare))
+    owed = asyncio.run(stalled(tmp_path, prepare, step_stop_s=0.1))
     the_one(owed, "the trainer owes step 1")
 
 
