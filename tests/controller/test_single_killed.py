@@ -40,6 +40,8 @@ def play(
         assert len(crew.fired) == len(sentences)
     outcome = msgspec.json.decode(files.outcome.read_bytes(), type=Outcome)
     judge(files, outcome)
+    if not remote and not outcome.result.open:  # else a worker of its own may put when the run is over
+        assert outcome.rows == 0, "rows are left that nobody will train"
     return outcome
 
 
