@@ -1,24 +1,37 @@
-"""``penstock chaos``: the points at which a fault may strike."""
+"""``penstock chaos``: the points at which a fault may strike, and a soak that strikes there."""
 
 from __future__ import annotations
 
-from penstock.errors import BadArgument
-from penstock.ops.report import Report
+from typing import TYPE_CHECKING
+
+import typer
+
+from penstock.ops.report import ExitCode, Report
 from penstock.ops.tables import table
 from penstock.points import POINTS
+
+if TYPE_CHECKING:
+    from penstock.demo.soak.options import SoakOptions
 
 __all__ = ["list_points", "run_chaos"]
 
 
-def run_chaos(report: Report, *, listed: bool) -> None:
-    """Do what the command line asks for.
+def run_chaos(report: Report, options: SoakOptions) -> None:
+    """Run a soak; print what was struck and what came of it.
 
     Raises:
-        BadArgument: it asks for nothing.
+        typer.Exit: with a finding, or because the user interrupted it.
     """
-    if not listed:
-        raise BadArgument("what? --list shows the points at which a fault may strike")
-    list_points(report)
+    from penstock.demo.soak.launcher import run
+    from penstock.demo.soak.report import tables
+
+    result = run(options, report.progress)
+    report.answer(result, *tables(result))
+    if not result.ok:
+        report.progress(f"replay: {result.replay}; logs: {result.folder}")
+        raise typer.Exit(ExitCode.FINDING)
+    if result.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def list_points(report: Report) -> None:

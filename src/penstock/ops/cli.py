@@ -286,19 +286,49 @@ def demo(
 
 @app.command()
 def chaos(
+    seed: Annotated[int, typer.Option(help="Which faults, where, in which order.")] = 0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, show_default="60, without --faults", help="Strike for so long."),
+    ] = None,
+    faults: Annotated[
+        int | None, typer.Option(min=1, help="Strike until so many have fired; fewer are a finding.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE/POINT", help="Only at these places: a role, a point, or both; repeatable."),
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Once through all pairs of roles, both killed at chosen points.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the run's logs, events and strikes here.")
+    ] = None,
     listed: Annotated[
-        bool, typer.Option("--list", help="Show the points of the code at which a fault may strike.")
+        bool, typer.Option("--list", help="Only show the points of the code at which a fault may strike.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show where faults may strike: the moments at which the protocols hand something over.
+    """Strike the main job at named points of its code, and between them; then check all its books.
 
-    Example: penstock chaos --list
+    kill -9, SIGSTOP (0.1 to 5 s) and SIGTERM of worker, scorer, trainer, controller and plane: singly, in pairs, all
+    at once; what dies is started again. The seed names the schedule. Exit code 1: a promise was broken, or a fault that
+    was asked for did not fire.
+
+    Example: penstock chaos --seed 7 --faults 200 --json
     """
-    from penstock.ops.chaos import run_chaos
+    from penstock.ops.chaos import list_points, run_chaos
 
     with reporting(as_json) as report:
-        run_chaos(report, listed=listed)
+        if listed:
+            list_points(report)
+            return
+        from penstock.demo.soak.options import SoakOptions
+
+        run_chaos(
+            report,
+            SoakOptions(seed=seed, seconds=seconds, faults=faults, only=tuple(only or ()), pairs=pairs, out=out),
+        )
 
 
 @app.command()

@@ -56,7 +56,7 @@ class Report:
 
     def progress(self, text: str) -> None:
         """Tell on stderr what is going on."""
-        self._progress.print(escape(text))
+        self._progress.print(escape(text), soft_wrap=True)
 
     def failed(self, kind: str, message: str, keys: Sequence[str] = ()) -> None:
         """Say what failed: on stderr, and as the JSON object where one was asked for and none was given."""
