@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from penstock.demo.chaos import ANY, JITTER, KINDS, Chaos, FaultLedger
+from penstock.demo.chaos import ANY, GRACE, JITTER, KINDS, Chaos, FaultLedger
 from penstock.demo.processes import Ended
 from penstock.demo.spec import RecoveryTimes
 from penstock.testing.checker import Fault
@@ -57,6 +57,15 @@ def test_nobody_to_kill_is_waited_out() -> None:
     chaos = Chaos(0, 5.0, 0.0)
     assert chaos.due(100.0, []) == []
     assert chaos.due(100.1, ["trainer-0"]) == ["trainer-0"]
+
+
+def test_a_run_that_is_recovering_is_given_time_but_not_for_ever() -> None:
+    """The strike comes when it has got on, or when its grace is over."""
+    for gets_on_at, struck_at in ((6.3, 6.3), (100.0, 5.0 * (1 + GRACE + JITTER))):
+        chaos = Chaos(0, 5.0, 0.0)
+        times = [tick / 10 for tick in range(300)]
+        first = next(now for now in times if chaos.due(now, SLOTS, is_recovering=now < gets_on_at))
+        assert 6.2 < first <= struck_at
 
 
 def test_a_fault_counts_when_it_was_seen_to_fire() -> None:

@@ -22,6 +22,7 @@ __all__ = ["ANY", "KINDS", "Chaos", "FaultLedger"]
 KINDS = ("worker", "trainer", "scorer", "controller", "plane")
 JITTER = 0.25  # of the period, either way
 ANY = "any"
+GRACE = 2.0  # periods
 PAIRS = 0.25  # of the strikes hit the controller as well
 
 
@@ -42,9 +43,12 @@ class Chaos:
         self._next_at = now + self._gap()
         self._spared: list[str] = []  # kinds that were not struck yet in this round
 
-    def due(self, now: float, slots: Sequence[str]) -> list[str]:
-        """Return the slots to kill now, out of those that live; none = not yet, or nobody to kill."""
-        if now < self._next_at or not slots:
+    def due(self, now: float, slots: Sequence[str], *, is_recovering: bool = False) -> list[str]:
+        """Return the slots to kill now, out of those that live; none = not yet, or nobody to kill.
+
+        A run that ``is_recovering`` is given time, but not for ever: on a slow machine faults would only pile up.
+        """
+        if now < self._next_at + (GRACE * self._period_s if is_recovering else 0.0) or not slots:
             return []
         self._next_at = now + self._gap()
         victims = [self._victim(slots)]

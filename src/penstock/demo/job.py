@@ -251,7 +251,7 @@ class Job:
             return
         if self.chaos is None:
             self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
-        for victim in self.chaos.due(now, self._victims()):
+        for victim in self.chaos.due(now, self._victims(), is_recovering=bool(self.faults.unrecovered())):
             self.faults.killed(victim, self.processes.kill(victim), now)
 
     def _victims(self) -> list[str]:
