@@ -25,8 +25,9 @@ from penstock.controller import news as nw
 from penstock.controller.calls import MetadataCalls
 from penstock.controller.config import ControllerConfig, Role
 from penstock.controller.events import RunEvent
+from penstock.controller.folder_lock import FolderLock
 from penstock.controller.machine import ControllerMachine, ControllerStatistics
-from penstock.controller.record import RecordFile
+from penstock.controller.record import ControllerRecord, RecordFile
 from penstock.controller.roles import Generator, PromptSource, Trainer, WeightSync
 from penstock.controller.run import Accept
 from penstock.controller.shutdown import Shutdown
@@ -86,7 +87,7 @@ class SingleController:
         generator: answers them.
         trainer: makes steps.
         weights: spreads them.
-        folder: where the run's record is kept; the same folder continues the run.
+        folder: where the run's record is kept, made if it is not there; the same folder continues the run.
         accept: the dynamic filter: whether a group, by its metadata, is worth training; None = all are.
         listeners: are told each event, on the event loop; must not block. One that raises is told nothing more.
         rng: for back-off.
@@ -109,7 +110,7 @@ class SingleController:
         self.config = config
         self._prompts, self._generator, self._trainer, self._weights = prompts, generator, trainer, weights
         self._accept, self._listeners = accept, list(listeners)
-        self._file = RecordFile(folder)
+        self._folder, self._file = FolderLock(folder), RecordFile(folder)
         self._rng = rng or random.Random()
         self._calls = MetadataCalls(AsyncDataPlaneClient(client), config)
         self._underway = Underway()
@@ -132,7 +133,8 @@ class SingleController:
             How it ended: its steps are made, its prompts used up, the last replica gone, or ``stop`` was called.
 
         Raises:
-            ControllerError: it cannot go on: the plane stayed away, a step kept failing, the record cannot be written.
+            ControllerError: it cannot go on: the plane stayed away, a step kept failing, the record cannot be written,
+                another controller drives it.
             VersionWentBack: the trainer stands at an earlier step than the run.
             BadArgument: the folder holds the record of another run.
         """
@@ -150,13 +152,17 @@ class SingleController:
         return self._result()
 
     async def _steer(self) -> None:
-        record = await self._on_disk("loading", lambda: self._file.load(self.config.run))
+        record = await self._on_disk("loading", self._begin)
         now = time.monotonic()
         self._machine = ControllerMachine(self.config, record, rng=self._rng, now=now, accept=self._accept)
         self._life = self._machine.statistics().life
         await self._take(nw.Begun())
         while self._finish is None:
             await self._take(await self._next_news())
+
+    def _begin(self) -> ControllerRecord | None:
+        self._folder.take()
+        return self._file.load(self.config.run)
 
     async def _next_news(self) -> nw.News:
         assert self._machine is not None
@@ -221,7 +227,8 @@ class SingleController:
 
     async def _on_disk(self, what: str, work: Callable[[], T]) -> T:
         """Read or write the record. Nothing else goes on meanwhile, so a disk that hangs is told like any stall."""
-        done, began, limit_s = in_thread(what, work), time.monotonic(), self.config.stall_timeout_s
+        done = in_thread(what, lambda: self._folder.use(work))
+        began, limit_s = time.monotonic(), self.config.stall_timeout_s
         either: list[asyncio.Future[Any]] = [done, self._hurry]
         while not done.done():
             await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -368,8 +375,11 @@ class SingleController:
     async def _close(self) -> None:
         """End in order: what is under way, then the session. A cancelled run ends so too."""
         shutdown = Shutdown(self._file.path.parent, self.config.stop_s / 2)
-        await shutdown.all_of("work under way", self._underway.tasks, CANCEL_S)
-        await shutdown.step("the plane's session", self._calls.close(CLOSE_S), CLOSE_S + 0.25)
+        try:
+            await shutdown.all_of("work under way", self._underway.tasks, CANCEL_S)
+            await shutdown.step("the plane's session", self._calls.close(CLOSE_S), CLOSE_S + 0.25)
+        finally:
+            self._folder.leave()
 
     def _result(self) -> RunResult:
         assert self._machine is not None
