@@ -240,27 +240,29 @@ def test_a_plane_that_never_comes_ends_the_run_by_its_deadline(plane: PlaneProce
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("who", ["generate run.0.0", "train step 1"])
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-def test_a_generator_that_ignores_its_end_holds_up_nobody(how: str, tmp_path: Path) -> None:
+def test_work_that_ignores_its_end_holds_up_nobody(how: str, who: str, tmp_path: Path) -> None:
     """It is left behind, and ``stacks.txt`` says which it is and where it stands."""
-    release = threading.Event()
+    release = asyncio.Event()
 
-    async def ignores(made: Cast) -> None:
-        async def generate(prompt: Any, weight_version: int, group_id: str) -> None:
-            while not release.is_set():
-                try:
-                    await asyncio.sleep(0.1)
-                except asyncio.CancelledError:
-                    continue
-
-        made.generator.generate = generate  # type: ignore[method-assign]
+    async def ignores(*_: Any) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
 
     async def run() -> None:
         plane = NoOpDataPlaneClient()
-        async with life(plane.peer, tmp_path) as made:
-            await ignores(made)
+        async with life(plane.peer, tmp_path, step_stop_s=0.2) as made:
+            if who.startswith("generate"):
+                made.generator.generate = ignores  # type: ignore[method-assign, assignment]
+            else:
+                made.trainer.train = ignores  # type: ignore[method-assign, assignment]
             running = asyncio.create_task(made.controller.run())
-            await told(made, Dispatched)
+            await told(made, Dispatched if who.startswith("generate") else Ordered)
+            await asyncio.sleep(0.05)
             began = time.monotonic()
             if how == "stop":
                 made.controller.stop()
@@ -272,8 +274,8 @@ def test_a_generator_that_ignores_its_end_holds_up_nobody(how: str, tmp_path: Pa
 
     asyncio.run(run())
     stacks = (tmp_path / "stacks.txt").read_text()
-    assert "generate run.0.0" in stacks.splitlines()[0]
-    assert "in generate" in stacks
+    assert who in stacks.splitlines()[0]
+    assert "in ignores" in stacks
 
 
 def test_a_generator_that_ignores_its_deadline_is_given_up(tmp_path: Path) -> None:

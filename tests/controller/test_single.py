@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from penstock.controller.events import Again, Committed, Dispatched, Evicted, Popped, Published, Started, Trained
+from penstock.controller.policies import ready_first
 from penstock.controller.record import ControllerRecord, RecordFile
 from penstock.controller.roles import StepRecord
+from penstock.controller.single import SingleController
 from penstock.errors import BadArgument, ControllerError, PromptRejected, VersionWentBack
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
@@ -272,6 +274,36 @@ def test_the_gate_and_the_end_are_reached_from_any_thread(memory: NoOpDataPlaneC
             assert "over" in repr(made.controller)
 
     asyncio.run(run())
+
+
+def test_statistics_balance_from_any_thread(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+    """Metrics are scraped by a thread of their own, in the middle of anything."""
+    over = threading.Event()
+    wrong: list[object] = []
+    looks = 0
+
+    def scrape(controller: SingleController) -> None:
+        nonlocal looks
+        while not over.is_set():
+            now = controller.statistics()
+            if now is not None:
+                looks += 1
+                if now.dispatched != now.trained + sum(now.dropped.values()) + sum(now.places.values()):
+                    wrong.append(now)
+
+    async def run() -> None:
+        async with life(memory.peer, tmp_path, max_steps=20, groups_per_step=8, policy=ready_first()) as made:
+            scraper = threading.Thread(target=scrape, args=(made.controller,))
+            scraper.start()
+            try:
+                await made.controller.run()
+            finally:
+                over.set()
+                await asyncio.to_thread(scraper.join)
+
+    asyncio.run(run())
+    assert looks > 100
+    assert wrong == []
 
 
 def test_what_is_said_after_the_loop_is_closed_is_nothing(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:

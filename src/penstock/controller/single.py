@@ -116,7 +116,7 @@ class SingleController:
         self._underway = Underway()
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._inbox: asyncio.Queue[nw.News] = asyncio.Queue()
-        self._lock = threading.RLock()  # a signal handler may speak while it is held
+        self._lock = threading.RLock()  # on the machine; a signal handler may speak while it is held
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hurry: asyncio.Future[None]  # done when a stop has taken too long
         self._early: list[nw.News] = []  # said before the run began
@@ -177,7 +177,9 @@ class SingleController:
 
     async def _take(self, news: nw.News) -> None:
         assert self._machine is not None
-        for effect in self._machine.handle(news, time.monotonic()):
+        with self._lock:
+            effects = self._machine.handle(news, time.monotonic())
+        for effect in effects:
             await self._carry_out(effect)
 
     async def _carry_out(self, effect: do.Effect) -> None:
@@ -367,8 +369,9 @@ class SingleController:
             self._hurry.set_result(None)
 
     def statistics(self) -> ControllerStatistics | None:
-        """Return the run at this moment; None before it has begun."""
-        return None if self._machine is None else self._machine.statistics()
+        """Return the run at this moment, its books balanced; None before it has begun. From any thread."""
+        with self._lock:
+            return None if self._machine is None else self._machine.statistics()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
