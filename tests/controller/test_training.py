@@ -14,7 +14,7 @@ from penstock.controller.roles import StepRecord, TrainResult
 from penstock.records import DataPlaneCapabilities
 from tests.controller.steering import Plane, Shop, Steering, config
 
-NOISE = ("Generated", "Dispatch", "Dispatched", "List", "> Listed", "> Generated", "Committed", "> Ticked")
+NOISE = ("Generated", "Dispatch", "List", "> Listed", "> Generated", "Committed", "> Ticked")
 CALLS = {"Register", "List", "Claim", "Release", "Pop", "Evict"}
 
 

@@ -206,6 +206,16 @@ def test_an_attempt_that_failed_after_it_committed_counts() -> None:
     assert s.shop.trained == {0: 1, 1: 1}
 
 
+def test_a_failure_after_which_the_group_was_there_is_forgotten() -> None:
+    """What is lost later was not the attempt's fault."""
+    s = Steering(fate=lambda d: "late" if d.group_id == "run.0.0" else "hang").begin()
+    s.until(ev.Committed)
+    s.plane.answer(do.Evict(("run.0.0_g0", "run.0.0_g1"), "by hand"))
+    s.run(1.0)
+    assert why(s) == {0: "its rows are gone"}
+    assert s.prompts.open[0].failures == 0
+
+
 def test_a_generator_that_puts_nothing_does_not_spin() -> None:
     """It says that it is done, and nothing is there: a failure like others, with back-off and a last attempt."""
     s = Steering(config(max_attempts=5, max_prompts=2, max_steps=None), fate=lambda one: "empty").begin().run()

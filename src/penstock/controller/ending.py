@@ -99,14 +99,13 @@ class Ending:
     def wind_up(self, now: float) -> None:
         """Settle what can be settled; end when that is done, or the time for it is up."""
         run, training = self.run, self.training
-        waited = now - self.since
-        if waited >= run.config.drain_s:
+        if now >= self.since + run.config.drain_s:  # compared as ``timers`` says it: rounding must not cost a tick
             self._cancel(now)
         gives_up = training.out is not None and training.recorded is None
-        if gives_up and (not training.is_ordered or waited >= run.config.step_stop_s):
+        if gives_up and (not training.is_ordered or now >= self.since + run.config.step_stop_s):
             training.give_up(now)
         busy = run.prompts.count(Where.OUT) or not training.is_idle or training.releasing or self.lane.evictions
-        if (not busy and self.swept) or waited >= run.config.stop_s / 2 or self.lane.away is not None:
+        if (not busy and self.swept) or now >= self.since + run.config.stop_s / 2 or self.lane.away is not None:
             run.turn("settled")
             self.over(now)
 
