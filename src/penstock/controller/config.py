@@ -43,8 +43,9 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
         list_every_s: the plane is listed this often when nobody says anything.
         call_timeout_s, generate_timeout_s, train_timeout_s, publish_timeout_s: deadlines of one call.
         retry_base_s, retry_cap_s: back-off of prompts, steps and publications that failed: full jitter.
-        orphan_grace_s: an uncommitted group whose attempt is over is evicted as abandoned after this long.
-        recover_deadline_s: a plane that is away for longer ends the run.
+        orphan_grace_s: a group whose attempt is over, and that is not committed or lacks rows (and no ``group_policy``
+            with a deadline decides on it), is evicted as abandoned after this long.
+        recover_deadline_s: a plane that is away, or answers and does not serve, for longer ends the run.
         stall_timeout_s, on_stall: without progress for this long the run says why, and then goes on (``warn``) or ends
             (``abort``).
         startup_grace_s: replicas that ``needs`` names must register within this.
