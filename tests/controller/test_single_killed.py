@@ -150,11 +150,12 @@ def test_processes_that_are_killed_together_make_one_run(pair: str, tmp_path: Pa
 def test_a_run_survives_faults_drawn_at_random(seed: int, tmp_path: Path) -> None:
     """Several victims, any point, one upon the other; the seed replays it."""
     made = random.Random(seed)
-    play(tmp_path, [_drawn(made) for _ in range(made.randint(3, 6))], remote=True, max_steps=STEPS)
+    drawn = dict.fromkeys(_drawn(made) for _ in range(made.randint(3, 6)))  # each is armed once
+    play(tmp_path, list(drawn), remote=True)
 
 
 def _drawn(made: random.Random) -> Sentence:
     victim = made.choice(["plane", "controller", "controller", "trainer", "worker"])
     points = [point for point in CONTROLLER if point not in ONCE]
     at = made.choice([*(f"controller:{point}" for point in points), "trainer:after_save", "worker:between"])
-    return kill(victim, at=at, nth=made.randint(1, 3), later_s=made.choice([0.0, made.uniform(0.0, 0.05)]))
+    return kill(victim, at=at, nth=made.randint(1, 2), later_s=made.choice([0.0, made.uniform(0.0, 0.05)]))
