@@ -223,6 +223,7 @@ def leave_behind(s: Steering, rng: random.Random) -> None:
             if not was_there:
                 s.plane.put(one.group_id, one.version, committed=rng.random() < 0.7)
     s.plane.held.clear()
+    s.plane.up = True
 
 
 def settled(s: Steering) -> None:
@@ -286,6 +287,8 @@ def wild(seed: int, last: Steering | None, settings: Any) -> Steering:
 
     def call(one: do.PlaneCall) -> nw.News:
         dice = rng.random()
+        if not s.plane.up:
+            return nw.CallFailed("away")
         if dice < 0.03:
             s.plane.answer(one)
             s.plane.held.clear()
@@ -316,6 +319,9 @@ def conserve(seed: int) -> Counter[str]:
         over_sampling=rng.choice([1.0, 1.5]),
         max_groups=rng.choice([None, None, 3]),
         on_stale=rng.choice(["again", "drop"]),
+        leftovers=rng.choice(["keep", "evict"]),
+        drain_s=rng.choice([0.0, 0.5]),
+        step_stop_s=rng.choice([0.0, 1.0]),
         retry_cap_s=1.0,
         orphan_grace_s=1.0,
         max_attempts=50,
@@ -324,18 +330,32 @@ def conserve(seed: int) -> Counter[str]:
     s = None
     for life in range(rng.randrange(1, 6)):
         s = wild(seed * 100 + life, s, settings)
-        has_died = die(s, rng.randrange(5, 200) if life < 4 else 100_000)
+        disturb(s, rng)
+        has_died = die(s, rng.randrange(5, 400))
         happened.update([*s.trail, "killed" if has_died else "ended"])
-        if not has_died:
+        if not has_died and s.state.step == 8:
             break
         leave_behind(s, rng)
     assert s is not None
-    if s.finish is None:
+    if s.finish is None or s.state.step < 8:
         s = wild(seed * 100 + 99, s, settings).begin().run()
     settled(s)
     assert s.state.step == 8
-    assert set(s.state.dropped) <= {"rejected", "filtered", "stale", "failed"}
+    assert set(s.state.dropped) <= {"rejected", "filtered", "stale", "failed", "run over"}
     return happened
+
+
+def disturb(s: Steering, rng: random.Random) -> None:
+    """The user closes the gate for a while, or has the run end; the plane is away for a while."""
+    if rng.random() < 0.3:
+        s.later(nw.GateClosed("x"), rng.uniform(0.0, 3.0))
+        s.later(nw.GateOpened(), rng.uniform(3.0, 6.0))
+    if rng.random() < 0.4:
+        s.later(nw.StopAsked("x"), rng.uniform(0.0, 6.0))
+    if rng.random() < 0.3:
+        began = s.now + rng.uniform(0.0, 3.0)
+        s.at(began, lambda: setattr(s.plane, "up", False))
+        s.at(began + 2.0, s.plane_up)
 
 
 def test_wild_runs_conserve_their_prompts() -> None:
@@ -347,7 +367,15 @@ def test_wild_runs_conserve_their_prompts() -> None:
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
-    for fault in ("CallFailed", "StepFailed", "StepUnreadable", "GenerationFailed", "TrainerSilent", "Refused"):
+    for fault in (
+        "CallFailed",
+        "StepFailed",
+        "StepUnreadable",
+        "GenerationFailed",
+        "TrainerSilent",
+        "Refused",
+        "StopAsked",
+    ):
         assert happened[f"> {fault}"] > 5, fault
     assert happened["killed"] > 50
 

@@ -10,6 +10,7 @@ from penstock.controller import effects as do
 from penstock.controller import events as ev
 from penstock.controller import news as nw
 from penstock.controller.policies import ready_first, weight_fifo, windowed
+from penstock.controller.prompts import Where
 from penstock.controller.record import ControllerRecord, OpenPrompt
 from penstock.controller.roles import StepRecord
 from penstock.records import DataPlaneGroupMeta, GroupPolicy
@@ -400,3 +401,33 @@ def test_a_listing_that_is_read_twice_decides_the_same() -> None:
     assert len(s.of(ev.Committed)) == 1
     assert len(s.of(ev.Again)) == 1
     assert len(s.of(do.List)) - len(s.of(do.Evict)) in (0, 1)  # one eviction for a listing
+
+
+def test_a_presence_is_believed_only_of_a_later_listing() -> None:
+    """A listing that was asked for before the step was undone does not make its torn group ready again."""
+    s = Steering(rules={do.Train: lambda one: None}).begin()
+    s.until(do.Train)
+    s.run(0.02)
+    s.rules[do.List] = lambda one: None
+    s.until(do.List)
+    whole = s.plane.groups()
+    del s.rules[do.List]
+    s.tell(nw.StepUnreadable(1, ["run.0.0_g0"], "checksum"))
+    s.answered(nw.Listed(whole))
+    assert s.prompts.open[0].where is Where.LANDED
+    del s.rules[do.Train]
+    s.run()
+    assert why(s) == {0: "checksum"}
+    assert s.state.step == 3
+
+
+def test_a_group_under_a_name_that_is_yet_to_be_used_goes() -> None:
+    """The attempt has not been sent out: whoever put it, it was not its generator."""
+    s = Steering(
+        config(retry_base_s=60.0, retry_cap_s=60.0), fate=lambda d: "fail" if d.prompt == 0 else "hang", seed=1
+    ).begin()
+    s.until(ev.Again)
+    s.plane.put("run.0.1", 0)
+    s.run(2.0)
+    assert s.state.places["waiting"] == 1
+    assert set(s.plane.evicted) == {"run.0.1_g0", "run.0.1_g1"}
