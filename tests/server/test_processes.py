@@ -13,7 +13,7 @@ import pytest
 
 from penstock.errors import DataPlaneUnavailable
 from penstock.server import processes
-from penstock.server.processes import Process, Processes, start_time
+from penstock.server.processes import Process, Processes, has_ended, start_time
 
 
 class Poller:
@@ -91,3 +91,15 @@ def test_closing_watches_nobody() -> None:
         known.close()
         assert not poller.watched
         assert process.pidfd == -1
+
+
+def test_who_has_ended_is_known_by_its_pid() -> None:
+    """Also before its parent has taken note; who lives has not, whoever that is."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not has_ended(child.pid)
+    assert not has_ended(os.getpid())
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie
+    assert has_ended(child.pid)
+    child.communicate()
+    assert has_ended(child.pid)

@@ -20,7 +20,7 @@ from penstock.requests import (
     Welcome,
 )
 from penstock.wire import paths
-from tests.server.harness import PlaneProcess, RawClient, eventually, refused
+from tests.server.harness import ClientProcess, PlaneProcess, RawClient, eventually, refused
 
 
 def test_kill_9_keeps_acknowledged_rows_and_leases(tmp_path: Path) -> None:
@@ -82,6 +82,23 @@ def test_sessions_that_do_not_come_back_lose_their_leases(tmp_path: Path) -> Non
         plane.kill()
         with PlaneProcess(data, resume_grace_s=0.3), RawClient(data, client_id=2) as other:
             assert other.open().claim(1, blocking=True).keys == ["a"]
+
+
+def test_who_died_while_the_plane_was_away_is_not_waited_for(tmp_path: Path) -> None:
+    """Plane and consumer are killed together: the next life gives the rows back at once, whatever its grace."""
+    data = tmp_path / "d"
+    script = "client.open().register()\nclient.put(['a'])\nclient.claim(1)\nsay('leased')\ntime.sleep(60)"
+    with PlaneProcess(data) as plane, ClientProcess(data, script) as dead, RawClient(data, client_id=2) as lives:
+        assert dead.line() == "leased"
+        lives.open().put(["b"])
+        assert lives.claim(1).keys == ["b"]
+        plane.kill()
+        dead.kill()
+        with PlaneProcess(data, resume_grace_s=60.0) as again, RawClient(data, client_id=3) as other:
+            assert other.open().claim(2, blocking=True).keys == ["a"]
+            assert f"process {dead.process.pid} had ended before this life began" in again.log()
+            with RawClient(data, client_id=2) as back:
+                assert isinstance(back.resumed_as(lives), Welcome)  # who lives is waited for
 
 
 def test_a_grant_of_an_earlier_life_is_asked_for_again(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ import msgspec
 
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneError, DataPlaneWriteError, JournalCorrupt
-from penstock.ledger.events import BlocksLost
+from penstock.ledger.events import BlocksLost, SessionGone
 from penstock.points import reached
 from penstock.server import lock as locks
 from penstock.server.connections import Connection
@@ -210,6 +210,8 @@ def _plane(options: Options, recovered: Recovered) -> Plane:
         served=not options.auto,
     )
     plane.take(recovered.effects)
+    for session_id, pid in recovered.departed.items():  # others wait for what they hold: not for the whole grace
+        plane.tell(SessionGone(session_id, f"process {pid} had ended before this life began"))
     for why, block_ids in recovered.lost.items():
         log.error("%d blocks are lost: %s", len(block_ids), why)
         plane.tell(BlocksLost(block_ids, why))

@@ -222,8 +222,9 @@ class Plane:
         self.settle_soon()
 
     def _end_session(self, effect: EndSession) -> None:
+        log.info("session %d ended: %s", effect.session_id, effect.why)
         session = self.sessions.end(effect.session_id)
-        if session is None:
+        if session is None:  # of an earlier life: it never spoke in this one
             return
         if session.connection is not None:
             if effect.why == "goodbye":
@@ -232,7 +233,6 @@ class Plane:
                 session.connection.discard()
         if session.holder.idle:
             self.custody.holdings.forget(session.holder)
-        log.info("session %d ended: %s", effect.session_id, effect.why)
 
     def _holder(self, session_id: int) -> Holder | None:
         session = self.sessions.get(session_id)

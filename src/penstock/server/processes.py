@@ -7,6 +7,7 @@ it is readable, which the kernel makes it at the process's end and never before;
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from penstock.errors import DataPlaneUnavailable
 
-__all__ = ["Process", "Processes"]
+__all__ = ["Process", "Processes", "has_ended"]
 
 _SO_PEERPIDFD = 77  # Linux 6.5, asm-generic/socket.h; without it pidfd_open and the start time must do
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -110,6 +111,25 @@ def start_time(pid: int) -> int:
     """
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     return int(stat.rpartition(")")[2].split()[_START_TIME])
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process that was called ``pid`` is known to have ended: nobody, or a zombie, is called so now.
+
+    A recycled pid is somebody else's, who lives: then it is not known.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(pidfd)
 
 
 def _pidfd_of(sock: socket.socket, pid: int) -> int:

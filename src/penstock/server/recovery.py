@@ -23,6 +23,7 @@ from penstock.payload.files import fits_in_shm
 from penstock.points import reached
 from penstock.requests import ArenaPlace, BlockPlace
 from penstock.server.plane import Clock
+from penstock.server.processes import has_ended
 from penstock.server.storage import Storage
 from penstock.wire import paths
 
@@ -35,13 +36,20 @@ log = logging.getLogger("penstock.server")
 
 @dataclass
 class Recovered:
-    """What ``recover`` found and made. ``lost``: why -> blocks; ``effects``: what the ledger wants done first."""
+    """What ``recover`` found and made.
+
+    Attributes:
+        effects: what the ledger wants done first.
+        departed: sessions that nobody will come back to, for their processes have ended: session -> process.
+        lost: why -> blocks.
+    """
 
     ledger: Ledger
     journal: AnyJournal
     storage: Storage
     effects: list[AnyEffect]
     had_sessions: bool
+    departed: dict[int, int] = field(default_factory=dict)
     lost: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -67,7 +75,8 @@ def recover(data_dir: Path, config: PlaneConfig, *, clock: Clock, wall: Clock, r
     lost: dict[str, list[int]] = defaultdict(list)
     old = _old_arenas(data_dir, ledger.live_blocks(), lost)
     arena, place = _new_arena(data_dir, config, ledger.incarnation, clock)
-    return Recovered(ledger, journal, Storage(arena, place, old), effects, bool(entries), lost)
+    departed = {session.id: session.pid for session in ledger.desk.state.sessions.values() if has_ended(session.pid)}
+    return Recovered(ledger, journal, Storage(arena, place, old), effects, bool(entries), departed, lost)
 
 
 def arena_capacity(config: PlaneConfig) -> int:
