@@ -352,6 +352,8 @@ def test_evictions_are_made_one_by_one_and_told_when_they_are_made() -> None:
     s.rules[do.Evict] = lambda one: nw.CallFailed("no answer")
     s.until(ev.Paused)
     del s.rules[do.Evict]
+    s.clear()
     s.run(3.0)
+    assert calls(s)[:3] == ["Register", "List", "Evict"]
     assert set(s.plane.evicted) == {f"run.{i}.0_g{j}" for i in (7, 8, 9) for j in (0, 1)}
     assert [event.group_id for event in s.of(ev.Evicted)].count("run.9.0") == 1

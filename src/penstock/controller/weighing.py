@@ -58,7 +58,7 @@ def _weigh_one(run: Run, prompt: Prompt, group: DataPlaneGroupMeta, now: float) 
         run.prompts.withdraw(prompt, now)
         return _orphaned(run, prompt, group, now)
     if reason := _unfit(run, prompt, group):
-        if reason == "filtered" or (reason == "stale" and run.config.on_stale == "drop"):
+        if reason == "stale" and run.config.on_stale == "drop":
             run.drop(prompt.index, reason)
         else:
             run.again(prompt.index, now, reason, failed=reason != "stale")
