@@ -115,7 +115,7 @@ class LocalDialer:
             ) from full
         except OSError as failed:
             raise DataPlaneUnavailable(self._nobody(failed), attempts=self._tries) from failed
-        self._tries, self._reached = 0, True
+        self._tries, self._reached, self._denied_at = 0, True, 0.0
         return sock
 
     def _nobody(self, failed: OSError) -> str:
@@ -135,7 +135,12 @@ class LocalDialer:
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             turn = self._turn_to_start()
-            return None if turn is None else self._spawn(turn)
+            if turn is None:
+                return None
+            if self._is_answered():  # whoever had the turn before has started one since we dialled
+                os.close(turn)
+                return None
+            return self._spawn(turn)
         except OSError as failed:
             raise DataPlaneUnavailable(f"no plane could be started on {self.data_dir}: {failed}") from failed
 
@@ -158,6 +163,12 @@ class LocalDialer:
                 return None
         self._denied_at = 0.0
         return turn
+
+    def _is_answered(self) -> bool:
+        with contextlib.suppress(OSError, DataPlaneUnavailable):
+            _connected(self.address).close()
+            return True
+        return False
 
     def _spawn(self, turn: int) -> Starting:
         try:
