@@ -1,4 +1,4 @@
-"""The opponent, against processes that pass a point again and again: strikes come one after another, and are counted."""
+"""The opponent, against processes that pass a point again and again: strikes follow one another, and are counted."""
 
 from __future__ import annotations
 
