@@ -270,6 +270,21 @@ def test_an_empty_claim_is_tried_again_at_the_next_listing() -> None:
     assert s.state.step == 3
 
 
+def test_a_claim_that_lacks_a_row_is_given_back() -> None:
+    """The plane died after it had decided, and one of the rows is lost: no step is made of the rest of its group."""
+    s = Steering(rules={do.Claim: lambda one: None}).begin()
+    s.until(do.Claim)
+    asked = s.of(do.Claim)[-1]
+    del s.rules[do.Claim]
+    s.plane.answer(do.Evict(asked.keys[:1], "lost"))
+    s.answered(s.plane.answer(do.Claim(asked.keys[1:])))
+    assert [one.meta.sample_ids for one in s.of(do.Release)] == [list(asked.keys[1:])]
+    assert s.of(do.Train) == []
+    s.run()
+    assert s.state.step == 3
+    assert s.attempts[0] == 2
+
+
 def test_a_release_that_is_refused_for_a_row_frees_the_others() -> None:
     """A row of the step that came to nothing is somebody else's by now: the rest must not stay leased."""
     s = Steering(rules={do.Train: lambda one: None}).begin()

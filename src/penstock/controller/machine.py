@@ -221,11 +221,15 @@ class ControllerMachine:
         self._ending.sweep(news.groups)
 
     def _leased(self, news: nw.Leased, now: float) -> None:
-        self._lane.answered(Claim)
-        if self._run.phase is Phase.FINISHING:
-            self._training.returned(news.meta)
+        asked, meta = self._lane.answered(Claim), news.meta
+        is_whole = set(asked.keys) == set(
+            meta.sample_ids
+        )  # a reply that outlived a plane lacks what was lost meanwhile
+        if self._run.phase is Phase.FINISHING or not is_whole:
+            self._training.returned(meta)
+            self._lane.wants_list |= meta.size > 0
         else:
-            self._training.leased(news.meta, now)
+            self._training.leased(meta, now)
 
     def _refused(self, news: nw.Refused, _now: float) -> None:
         call = self._lane.answered(Claim, Pop, Release)

@@ -186,7 +186,7 @@ class Training:
         self._order(self.out, now)
 
     def returned(self, meta: KVBatchMeta) -> None:
-        """The claim was answered when no step is to begin any more: give its rows back."""
+        """The claim was answered with less than was asked for, or when no step begins any more: give its rows back."""
         self.chosen = ()
         if meta.size:
             self.releasing.append(meta)
