@@ -40,6 +40,21 @@ def test_a_stopped_process_does_everything_later_in_order() -> None:
     assert seen == [("a", 3.0), ("b", 3.0), ("c", 4.0)]
 
 
+def test_a_process_that_is_stopped_again_keeps_the_order() -> None:
+    """What waited since the first stop comes before what came during the second."""
+    world, seen = World(1), list[str]()
+    process = Process(world)
+    process.stop(3.0)
+    world.at(1.0, process.awake, seen.append, "a")
+    world.at(2.0, process.stop, 5.0)
+    world.at(2.5, process.awake, seen.append, "b")
+    world.at(3.5, process.awake, seen.append, "c")
+    world.run(6.0, lambda: False)
+    assert seen == []
+    world.run(10.0, lambda: False)
+    assert seen == ["a", "b", "c"]
+
+
 # -- the network ----------------------------------------------------------------------------------------------------
 
 

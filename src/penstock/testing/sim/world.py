@@ -74,13 +74,29 @@ class Process:
     def __init__(self, world: World) -> None:
         self.world = world
         self.frozen_until = 0.0
+        self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._goes_on = False
 
     def awake(self, do: Callable[..., None], *args: Any) -> None:
         """Run ``do(*args)`` now, or as soon as the process goes on."""
         if self.world.now < self.frozen_until:
-            self.world.at(self.frozen_until, self.awake, do, *args)
+            self._held.append((do, args))
+            if len(self._held) == 1:
+                self.world.at(self.frozen_until, self._go_on)
+        elif self._held and not self._goes_on:
+            self._held.append((do, args))
+            self._go_on()
         else:
             do(*args)
+
+    def _go_on(self) -> None:
+        self._goes_on = True
+        while self._held and self.world.now >= self.frozen_until:
+            do, args = self._held.popleft()
+            do(*args)
+        self._goes_on = False
+        if self._held:  # it was stopped again
+            self.world.at(self.frozen_until, self._go_on)
 
     def stop(self, seconds: float) -> None:
         self.frozen_until = max(self.frozen_until, self.world.now + seconds)
