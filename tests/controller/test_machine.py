@@ -168,7 +168,9 @@ def test_news_that_nobody_asked_for_do_no_harm(news: nw.News) -> None:
     plain = Steering().begin().run()
     s = Steering(rules={do.Train: lambda one: None}).begin()
     s.until(do.Train)
+    before = s.state
     s.tell(news)
+    assert s.state == before
     del s.rules[do.Train]
     s.tell(nw.StepMade(s.shop.make(1, s.of(do.Train)[0].meta)))
     s.run()

@@ -233,3 +233,13 @@ def test_waiting_for_a_straggler_is_explained() -> None:
     s = Steering(config(policy=windowed(0)), record=saved, fate=lambda d: "hang" if d.prompt == 0 else "good").begin()
     s.run(5.0)
     assert "generators owe 1 groups; the oldest is 'run.0.1'" in said(s)
+
+
+def test_groups_are_not_missed_when_there_are_enough() -> None:
+    """A step that waits for the weights to be published does not lack groups."""
+    s = Steering(rules={do.Publish: lambda one: nw.PublicationMade(0) if one.version == 0 else None}).begin()
+    s.until(ev.Popped)
+    s.run(5.0)
+    assert s.state.places["ready"] == 2
+    assert said(s).startswith("the weights of version 1 are not published")
+    assert "groups that a step needs" not in said(s)
