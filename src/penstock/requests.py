@@ -115,12 +115,16 @@ class ResumeSession(Record, frozen=True):
 
 
 class Heartbeat(Record, frozen=True):
-    """I live. States the newest grant and pin received, and those still held; older unlisted ones are freed."""
+    """I live. States the last grant and pin received, and those still held; what was answered before is freed.
+
+    ``withdrawn``: calls of this connection whose callers have left; a put among them waits for room no longer.
+    """
 
     grant_high: int
     pin_high: int
     grants: list[int]
     pins: list[int]
+    withdrawn: list[int] = []
 
 
 class Goodbye(Record, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.ledger.events import NotAllotted, SessionGone
+from penstock.ledger.events import NotAllotted, SessionGone, Withdrawn
 from penstock.requests import Clear, Commit, Grant
 from tests.ledger.office import Office, group_tags
 
@@ -54,6 +54,34 @@ def test_new_groups_are_admitted_in_order(office: Office) -> None:
     office.evict(1, ["a"])
     assert office.granted(large) is not None
     assert office.granted(small) is not None
+
+
+@pytest.mark.parametrize("end", ["withdrawn", "expired", "session over"])
+def test_a_put_that_no_longer_waits_holds_up_nobody(office: Office, end: str) -> None:
+    """What it held up, and fits, has its turn in the same moment: nothing else need happen first."""
+    office.put_done(1, ["a"], row_bytes=900)
+    large = office.grant(2, ["b"], row_bytes=200, timeout_s=2.0)
+    small = office.grant(1, ["c"], row_bytes=50)
+    assert office.reply(small) is None
+    if end == "withdrawn":
+        office.event(Withdrawn(frozenset({large})))
+    elif end == "expired":
+        office.later(2.5)
+    else:
+        office.event(SessionGone(2, "killed"))
+    assert office.granted(small) is not None
+
+
+def test_a_put_that_is_withdrawn_is_answered_and_forgotten(office: Office) -> None:
+    """Its call is over; room that comes later is not for it. Calls that do not wait for room are not meant."""
+    office.put_done(1, ["a"], row_bytes=900)
+    put, claim = office.grant(1, ["b"], row_bytes=200), office.waiting_claim(1, batch=4, min_rows=3)
+    office.event(Withdrawn(frozenset({put, claim, 999})))
+    assert office.reply(put).code == "DataPlaneUnavailable"  # type: ignore[union-attr]
+    assert office.reply(claim) is None
+    office.pop(1, ["a"])
+    assert office.audit().put == 1
+    assert not office.ledger.desk.state.grants
 
 
 def test_finishing_what_was_admitted_never_queues_behind_new_groups(office: Office) -> None:

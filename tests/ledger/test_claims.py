@@ -264,6 +264,15 @@ def test_a_waiting_claim_that_was_abandoned_does_not_come_back(office: Office) -
     assert office.claim(2).keys == ["a"]
 
 
+def test_a_waiting_claim_that_was_abandoned_is_answered(office: Office) -> None:
+    """Nobody reads it, but its call is over: a connection may have so many open ones, and is then read no more."""
+    call = office.post(1, Claim("p", "train", ["x"], 1), seq=90)
+    office.event(ev.Heard(1, abandoned=[90]))
+    assert office.reply(call).code == "DataPlaneTimeout"  # type: ignore[union-attr]
+    office.event(ev.Heard(1, abandoned=[90]))
+    assert len(office.answers[call]) == 1
+
+
 def test_a_claim_that_nobody_waits_for_is_not_counted_as_waiting(office: Office) -> None:
     """Abandoned, or of a session that ended, it leaves the list at once; the others stay, in order."""
     calls = [office.post(who, Claim("p", "train", ["x"], 1), seq=seq) for who, seq in ((1, 90), (2, 90), (1, 91))]

@@ -96,6 +96,10 @@ def located(*pins: int) -> Located:
     return Located(blocks, [], [], [])
 
 
+def grant(key: str) -> Grant:
+    return Grant("p", [key], [], [], 64, [8])
+
+
 def granted(number: int) -> Granted:
     return Granted(number, BlockPlace(number, 1, 0, 64, 1), ArenaPlace(1, 4096, True))
 
@@ -380,7 +384,7 @@ def test_a_heartbeat_lists_what_is_held() -> None:
     client = up()
     answer(client, submit(client, 1, Locate("p", ["a"], ["x"])), located(3, 5))
     client.handle(ev.Take(1), 0.0)
-    answer(client, submit(client, 2, Grant("p", ["a"], [], [], 64, [8])), granted(9))
+    answer(client, submit(client, 2, grant("a")), granted(9))
     client.handle(ev.Take(2), 0.0)
     assert heartbeat(client) == Heartbeat(9, 5, [9], [3, 5])
     client.handle(ev.Unpinned((3,)), 0.0)
@@ -388,15 +392,56 @@ def test_a_heartbeat_lists_what_is_held() -> None:
     assert heartbeat(client) == Heartbeat(9, 5, [], [5])
 
 
-def test_a_heartbeat_never_condemns_a_grant_that_is_on_its_way() -> None:
-    """An older grant whose reply was overtaken must not look given up: a writer would copy into a freed slot."""
+def test_a_heartbeat_names_the_grant_that_came_last() -> None:
+    """Not the highest: the plane goes by the order of its answers, and one that waited for room came after newer ones.
+
+    One that is still on its way is answered later than any that came, so it is never given up.
+    """
     client = up()
-    older = submit(client, 1, Grant("p", ["a"], [], [], 64, [8]))
-    newer = submit(client, 2, Grant("p", ["b"], [], [], 64, [8]))
+    older, newer, waiting = (submit(client, number, grant("a")) for number in (1, 2, 3))
     answer(client, newer, granted(8))
-    assert heartbeat(client).grant_high == 0
+    assert heartbeat(client) == Heartbeat(8, 0, [8], [])
     answer(client, older, granted(7))
-    assert heartbeat(client).grant_high == 8
+    client.handle(ev.GrantOver(7), 0.0)
+    assert heartbeat(client) == Heartbeat(7, 0, [8], [])
+    answer(client, waiting, granted(6))
+    assert heartbeat(client) == Heartbeat(6, 0, [6, 8], [])
+
+
+def test_a_put_that_leaves_while_it_waits_for_room_is_withdrawn_at_once() -> None:
+    """Its call is named, once, so that the plane keeps no place in the queue for it."""
+    client = up()
+    call = submit(client, 1, grant("a"))
+    (beat,) = calls(client.handle(ev.Leave(1), 0.0))
+    assert beat.body == Heartbeat(0, 0, [], [], [call.id])
+    assert heartbeat(client) == Heartbeat(0, 0, [], [])
+
+
+def test_room_that_comes_for_a_put_that_has_left_is_given_back_at_once() -> None:
+    """Also while another put of this client waits: it may be waiting for just this room."""
+    client = up()
+    left, _waiting = submit(client, 1, grant("a")), submit(client, 2, grant("b"))
+    client.handle(ev.Leave(1), 0.0)
+    (beat,) = calls(answer(client, left, granted(9)))
+    assert beat.body == Heartbeat(9, 0, [], [])
+
+
+def test_room_that_came_and_was_not_taken_is_given_back_at_once() -> None:
+    """A signal between the reply's arrival and its handing over holds up nobody."""
+    client = up()
+    answer(client, submit(client, 1, grant("a")), granted(9))
+    (beat,) = calls(client.handle(ev.Leave(1), 0.0))
+    assert beat.body == Heartbeat(9, 0, [], [])
+
+
+def test_a_put_that_was_never_sent_is_not_withdrawn() -> None:
+    """No byte of it has left, or there is no connection: the plane knows nothing of it."""
+    client = up()
+    submit(client, 1, grant("a"))
+    submit(client, 2, grant("b"))
+    assert calls(client.handle(ev.Leave(1, kept=True), 0.0)) == []
+    client.handle(ev.Lost("cut"), 0.0)
+    assert calls(client.handle(ev.Leave(2), 0.0)) == []
 
 
 def test_pins_of_an_earlier_life_are_never_named_to_a_later_one() -> None:

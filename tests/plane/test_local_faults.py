@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from penstock.payload.block import Bytes
 from penstock.plane.arenas import Arenas
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
+from penstock.plane.recall import Recall, Recalled
 from penstock.records import KVBatchMeta
 from penstock.requests import ArenaPlace, BlockPlace, Locate, Located
 from penstock.retry import Deadline
@@ -318,6 +320,116 @@ def test_a_new_client_does_not_wait_for_ever_for_a_stopped_plane(plane: LocalDat
         with pytest.raises((DataPlaneTimeout, DataPlaneUnavailable), match="does not answer"):
             LocalDataPlaneClient(plane.data_dir, config=ClientConfig(timeout_s=0.5), plane=QUICK)
         assert time.monotonic() - began < 5.0
+
+
+# -- callers leave ----------------------------------------------------------------------------------------------------
+
+
+class _Leaver:
+    """A thread in one call, which it can be told to leave, as Ctrl-C tells the main thread."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.recall = Recall()
+        self.ended: object = None
+        self._call = call
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.recall.cover()
+        try:
+            self.ended = self._call()
+        except (Recalled, DataPlaneError) as error:
+            self.ended = error
+
+    def leave(self) -> None:
+        self.recall.ask()
+        self.thread.join(20)
+        assert isinstance(self.ended, Recalled), self.ended
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def _waiting_puts(plane: LocalDataPlaneClient) -> int:
+    return sum(p.waiting_puts for p in plane.status().partitions)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[LocalDataPlaneClient]:
+    """Room for two rows, and a heartbeat so rare that nothing here can wait for it."""
+    small = PlaneConfig(linger_s=0.2, max_rows=2, reserve_fraction=0.0, heartbeat_s=60.0, dead_after_s=300.0)
+    with LocalDataPlaneClient(tmp_path, plane=small) as made:
+        made.register_partition("p", ["x"], 100, ["train"])
+        yield made
+
+
+def test_puts_that_left_while_they_waited_for_room_take_none(tiny: LocalDataPlaneClient) -> None:
+    """They are off the queue at once, and what waits behind them gets the room as soon as there is some."""
+    put(tiny, "a", "b")
+    left = [_Leaver(partial(put, tiny, f"left{n}", f"left too{n}")) for n in range(4)]
+    _until(lambda: _waiting_puts(tiny) == 4)
+    stays = threading.Thread(target=put, args=(tiny, "stays"))
+    stays.start()
+    _until(lambda: _waiting_puts(tiny) == 5)
+    for leaver in left:
+        leaver.leave()
+    _until(lambda: _waiting_puts(tiny) == 1)
+    tiny.evict(["a"], "p")
+    stays.join(20)
+    assert sorted(group.keys for group in tiny.list_metadata("p")) == [["b"], ["stays"]]
+    tiny.evict(["stays"], "p")
+    tiny.put_samples(["next"], "p", {"x": torch.zeros(1, 4).long()}, timeout_s=20.0)
+    assert tiny.status().counters["grants.withdrawn"] == 4
+
+
+def test_room_that_comes_as_its_put_leaves_is_not_lost(tmp_path: Path) -> None:
+    """Leaving and room cross on the wire, at any moment of the put: another put of the client gets the room."""
+    with LocalDataPlaneClient(tmp_path, plane=PlaneConfig(linger_s=0.2, max_rows=2, reserve_fraction=0.0)) as plane:
+        plane.register_partition("p", ["x"], 100, ["train"])
+
+        def evict_all() -> None:
+            plane.evict([key for group in plane.list_metadata("p") for key in group.keys], "p")
+
+        for n in range(40):
+            put(plane, f"a{n}", f"b{n}")
+            left = _Leaver(partial(put, plane, f"left{n}", f"left too{n}"))
+            _until(lambda: _waiting_puts(plane) == 1)
+            stays = threading.Thread(target=put, args=(plane, f"stays{n}", f"stays too{n}"))
+            evicting = threading.Thread(target=evict_all)
+            for thread in (stays, evicting):
+                thread.start()
+            time.sleep(n * 0.0001)
+            left.recall.ask()
+            for thread in (evicting, left.thread):
+                thread.join(20)
+            began = time.monotonic()
+            while stays.is_alive():
+                assert time.monotonic() - began < 15
+                evict_all()  # what was committed before it was left
+                stays.join(0.01)
+            evict_all()
+        (books,) = plane.audit("p").partitions
+        assert (books.residue, _waiting_puts(plane)) == (0, 0)
+
+
+@pytest.mark.parametrize("what", ["claims", "puts"])
+def test_callers_that_come_and_go_do_not_use_up_the_connection(tiny: LocalDataPlaneClient, what: str) -> None:
+    """The plane reads no more from one with 256 open calls: those whose caller has left are not among them."""
+    put(tiny, "a", "b")
+    for _ in range(270):
+        if what == "claims":
+            leaver = _Leaver(lambda: tiny.claim_meta("p", "train", ["x"], 3, min_rows=3))
+        else:
+            leaver = _Leaver(lambda: put(tiny, "c"))
+        time.sleep(0.001)
+        leaver.leave()
+    tiny.ping(timeout_s=10.0)
+    assert tiny.claim_meta("p", "train", ["x"], 2, timeout_s=10.0).size == 2
 
 
 # -- a client is killed -----------------------------------------------------------------------------------------------

@@ -79,6 +79,75 @@ def test_a_waiting_grant_goes_with_its_connection(tmp_path: Path) -> None:
     inside(tmp_path, scenario)
 
 
+def test_a_grant_that_waits_for_a_slot_is_withdrawn_by_its_client(tmp_path: Path) -> None:
+    """Its caller has left: the call is over, nobody behind it waits for it, and nothing is held for it."""
+
+    async def scenario(world: Inside) -> None:
+        call = world.client.ask(grant_of(["a"], row_bytes=2 * CAPACITY))
+        world.plane.settle()
+        assert len(world.plane.custody.allotment) == 1
+        world.expect(Done, Heartbeat(0, 0, [], [], [call, 999]))
+        assert isinstance(world.client.reply(call), Failed)
+        assert len(world.plane.custody.allotment) == 0
+        assert world.plane.custody._writers == {}
+        assert not world.client.open_calls
+        assert not world.plane.ledger.desk.state.grants
+
+    inside(tmp_path, scenario)
+
+
+def test_a_grant_that_waits_for_capacity_is_withdrawn_by_its_client(tmp_path: Path) -> None:
+    """Room that the same heartbeat gives back goes to the one behind it."""
+
+    async def scenario(world: Inside) -> None:
+        first = world.expect(Granted, grant_of(["a"]))
+        left, waits = world.client.ask(grant_of(["b"])), world.client.ask(grant_of(["c"]))
+        world.plane.settle()
+        world.expect(Done, Heartbeat(first.grant, 0, [], [], [left]))
+        assert isinstance(world.client.reply(left), Failed)
+        assert isinstance(world.client.reply(waits), Granted)
+        assert not world.client.open_calls
+
+    inside(tmp_path, scenario, max_rows=1, reserve_fraction=0.0)
+
+
+def test_a_client_withdraws_its_own_calls_only(tmp_path: Path) -> None:
+    """Call numbers are each connection's own; what was answered, or is no put, is left alone."""
+
+    async def scenario(world: Inside) -> None:
+        other = Wireless(world.reception, world.journal)
+        other.ask(OpenSession(WIRE_VERSION, 8, "o", "r", "h", 1))
+        granted = world.expect(Granted, grant_of(["a"]))
+        claim = world.client.ask(Claim("p", "train", ["x"], 1))
+        put = world.client.ask(grant_of(["b"]))
+        other.ask(Heartbeat(0, 0, [], [], list(range(100))))
+        world.expect(Done, Heartbeat(granted.grant, 0, [granted.grant], [], [claim]))
+        assert world.client.reply(put) is None
+        assert world.client.reply(claim) is None
+        world.expect(Done, world.write(granted, 1))
+        assert world.client.reply(claim) is not None
+
+    inside(tmp_path, scenario, max_rows=1, reserve_fraction=0.0)
+
+
+def test_a_put_that_waits_for_capacity_goes_with_its_connection(tmp_path: Path) -> None:
+    """It is asked anew on the next connection; what it held up has its turn now."""
+
+    async def scenario(world: Inside) -> None:
+        other = Wireless(world.reception, world.journal)
+        other.ask(OpenSession(WIRE_VERSION, 8, "o", "r", "h", 1))
+        world.put(["a"])
+        other.ask(grant_of(["b", "c"]))
+        behind = world.client.ask(grant_of(["d"]))
+        world.plane.settle()
+        assert world.client.reply(behind) is None
+        world.reception.disconnected(other)
+        world.plane.settle()
+        assert isinstance(world.client.reply(behind), Granted)
+
+    inside(tmp_path, scenario, max_rows=2, reserve_fraction=0.0)
+
+
 def test_a_grant_of_an_ended_session_is_not_placed(tmp_path: Path) -> None:
     """There is nobody to hold it."""
 

@@ -7,9 +7,11 @@ queue behind new ones: a plane full of rows that lack their last column must not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from penstock.config import PlaneConfig
-from penstock.errors import DataPlaneFull, UnknownName
-from penstock.ledger.desk import Desk
+from penstock.errors import DataPlaneFull, DataPlaneUnavailable, UnknownName
+from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Allot
 from penstock.ledger.state import Charge, Partition, PendingGrant, State, Waiter
 from penstock.ledger.writes import TagValues
@@ -120,12 +122,26 @@ def serve_waiting(desk: Desk) -> None:
     desk.grants = left
 
 
+def leave_queue(desk: Desk, leaves: Callable[[Waiter], bool]) -> list[Waiter]:
+    """Take the grants that ``leaves`` says off the queue and return them; those they held up have their turn."""
+    gone = [waiter for waiter in desk.grants if leaves(waiter)]
+    if gone:
+        desk.grants = [waiter for waiter in desk.grants if not leaves(waiter)]
+    for waiter in gone:
+        desk.books.touch(waiter.body.partition)
+    return gone
+
+
+def withdraw(desk: Desk, calls: frozenset[int]) -> None:
+    """End the wait of those grants whose callers have left: room would come to nobody."""
+    for waiter in leave_queue(desk, lambda w: w.call_id in calls):
+        desk.counters["grants.withdrawn"] += 1
+        desk.answer(waiter, failed(DataPlaneUnavailable("the caller of this put has left")))
+
+
 def expire_waiting(desk: Desk) -> None:
     """Answer the grants whose deadline has passed."""
-    late = [w for w in desk.grants if w.deadline <= desk.now]
-    if late:
-        desk.grants = [w for w in desk.grants if w.deadline > desk.now]
-    for waiter in late:
+    for waiter in leave_queue(desk, lambda w: w.deadline <= desk.now):
         desk.refused[waiter.body.partition] = waiter
         desk.refuse(waiter, _full(desk, waiter))
 

@@ -66,6 +66,12 @@ class Disconnected(Event, frozen=True):
     session_id: int
 
 
+class Withdrawn(Event, frozen=True):
+    """Nobody waits for the answers to these calls any more: puts among them leave the queue for room."""
+
+    calls: frozenset[int]
+
+
 class SessionGone(Event, frozen=True):
     """The session ended for certain: goodbye, or the kernel says that its process is dead."""
 
@@ -178,6 +184,7 @@ AnyEvent: TypeAlias = (
     | Asked
     | Heard
     | Disconnected
+    | Withdrawn
     | SessionGone
     | Allotted
     | NotAllotted

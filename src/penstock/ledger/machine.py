@@ -128,6 +128,7 @@ class Ledger:
             events.Asked: self._asked,
             events.Heard: self._heard,
             events.Disconnected: self._disconnected,
+            events.Withdrawn: lambda e: capacity.withdraw(self.desk, e.calls),
             events.SessionGone: self._session_gone,
             events.Allotted: self._allotted,
             events.NotAllotted: lambda e: puts.drop(self.desk, e.grant),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hmac
 
 from penstock.errors import DataPlaneUnavailable
+from penstock.ledger import capacity
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, EndSession, SessionOpens, SessionResumes
 from penstock.ledger.facts import AnyFact, GroupClosed, Removed, Returned, SessionEnded, SessionOpened
 from penstock.ledger.limits import MAX_NAME, MAX_REPLIES
-from penstock.ledger.state import Lease, Partition, Row, Session
+from penstock.ledger.state import Lease, Partition, Row, Session, Waiter
 from penstock.requests import WIRE_VERSION, Failed, Welcome
 
 
@@ -64,7 +65,10 @@ def settle(desk: Desk, session: Session, done_below: int, abandoned: list[int]) 
 
 
 def _abandon(desk: Desk, session: Session, seq: int) -> None:
-    _stop_waiting(desk, session, seq)
+    over = Failed("DataPlaneTimeout", "the caller has abandoned this call")
+    waiter = _stop_waiting(desk, session, seq)
+    if waiter is not None:  # a call that is never answered counts as open on its connection for ever
+        desk.out.append(Answer(session.id, waiter.call_id, over))
     reply = session.replies.get(seq)
     if isinstance(reply, Lease) and reply.rows:
         rows = list(reply.rows.values())
@@ -74,20 +78,21 @@ def _abandon(desk: Desk, session: Session, seq: int) -> None:
     elif (
         reply is None and seq >= max(session.done_below, 1) and len(session.replies) < MAX_REPLIES
     ):  # should it still arrive, or arrive again, it must not take effect
-        session.replies[seq] = Failed("DataPlaneTimeout", "the caller has abandoned this call")
+        session.replies[seq] = over
 
 
-def _stop_waiting(desk: Desk, session: Session, seq: int) -> None:
+def _stop_waiting(desk: Desk, session: Session, seq: int) -> Waiter | None:
     """Take a claim that nobody waits for any more off the list, now: cancelled ones come faster than deadlines pass."""
     waiter = session.waiting.pop(seq, None)
     if waiter is None:
-        return
+        return None
     name = waiter.body.partition
     left = [other for other in desk.claims.get(name, ()) if other is not waiter]
     if left:
         desk.claims[name] = left
     else:
         desk.claims.pop(name, None)
+    return waiter
 
 
 def end(desk: Desk, session: Session, why: str) -> None:
@@ -97,7 +102,7 @@ def end(desk: Desk, session: Session, why: str) -> None:
         facts += give_back(desk, lease, f"session of {session.who()} ended: {why}")
     for seq in list(session.waiting):
         _stop_waiting(desk, session, seq)
-    desk.grants = [waiter for waiter in desk.grants if waiter.session_id != session.id]
+    capacity.leave_queue(desk, lambda waiter: waiter.session_id == session.id)
     facts.append(SessionEnded(session.id, why))
     desk.record(facts)
     desk.counters["sessions.ended"] += 1

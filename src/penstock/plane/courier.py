@@ -135,9 +135,8 @@ class Courier:
                 f"{MAX_ERRANDS} calls of this client are under way, which is the most it may have: make another client"
             )
             return [Ended(event.errand, Verdict.NOTHING, why)]
-        floors = (self._grants.high, self._pins.high)
         body = self._with_tokens(event.body) if event.remembered else event.body
-        self._pending[event.errand] = Errand(event.errand, body, event.deadline, event.once, floors)
+        self._pending[event.errand] = Errand(event.errand, body, event.deadline, event.once)
         return []
 
     def _submit(self, event: ev.Submit, now: float) -> list[Effect]:
@@ -162,7 +161,7 @@ class Courier:
             self.book.hold(errand.body.partition, errand.body.task, errand.answer.token, errand.answer.keys)
         return []
 
-    def _leave(self, event: ev.Leave, now: float) -> list[Effect]:
+    def _leave(self, event: ev.Leave, _now: float) -> list[Effect]:
         errand = self._pending.pop(event.errand, None)
         if errand is None:  # it has ended meanwhile
             return []
@@ -172,10 +171,13 @@ class Courier:
         errand.departed |= under_way
         if errand.answer is not None:
             self._drop_held(errand.answer)
-        if not (errand.departed and errand.seq):
-            return self._ended(errand, errand.departed if errand.is_mutation else under_way, "its caller left")
-        self._abandoned.add(errand.seq)
-        return [*self._ended(errand, True, "its caller left"), *self._heartbeat_if_up(now)]
+        ended = self._ended(errand, errand.departed if errand.is_mutation else under_way, "its caller left")
+        if errand.departed and errand.seq:
+            self._abandoned.add(errand.seq)
+            return [*ended, *self._heartbeat_if_up()]
+        if errand.departed and isinstance(errand.body, requests.Grant):  # others wait for this room
+            return [*ended, *self._heartbeat_if_up([errand.call_id] if under_way else [])]
+        return ended
 
     def _unpinned(self, event: ev.Unpinned, _now: float) -> list[Effect]:
         self._drop_pins(event.pins)
@@ -223,8 +225,8 @@ class Courier:
         self._unpins.unread()
         return self._end_all([e for e in self._pending.values() if e.once and e.answer is None], event.why)
 
-    def _beat(self, _event: ev.Beat, now: float) -> list[Effect]:
-        return self._heartbeat_if_up(now)
+    def _beat(self, _event: ev.Beat, _now: float) -> list[Effect]:
+        return self._heartbeat_if_up()
 
     def _nothing(self, _event: Event, _now: float) -> list[Effect]:
         return []
@@ -273,8 +275,6 @@ class Courier:
         self._unpins = News()
         self._grants = Holdings()
         self._pins = Holdings()
-        for errand in self._pending.values():
-            errand.floors = (0, 0)
 
     def _reply(self, event: ev.Received, _now: float) -> list[Effect]:
         reply = event.reply
@@ -286,7 +286,7 @@ class Courier:
         if errand is None or errand.number not in self._pending:
             self._note(reply.body)
             self._drop_held(reply.body)
-            return []
+            return self._heartbeat_if_up() if isinstance(reply.body, requests.Granted) else []
         errand.departed, errand.call_id = True, 0
         if not isinstance(reply.body, (Failed, *_ANSWERS.get(type(errand.body), (requests.Done,)))):
             return [ev.Disconnect(f"{type(errand.body).__name__} was answered with {type(reply.body).__name__}")]
@@ -387,21 +387,12 @@ class Courier:
         )
         return Transmit(call, errand)
 
-    def _heartbeat_if_up(self, _now: float) -> list[Effect]:
+    def _heartbeat_if_up(self, withdrawn: Sequence[int] = ()) -> list[Effect]:
         if self.phase is not Phase.UP:
             return []
-        grant_high = self._safe_high(self._grants, requests.Grant, 0)
-        pin_high = self._safe_high(self._pins, requests.Locate, 1)
-        body = requests.Heartbeat(grant_high, pin_high, sorted(self._grants.held), sorted(self._pins.held))
+        grants, pins = self._grants, self._pins
+        body = requests.Heartbeat(grants.last, pins.last, sorted(grants.held), sorted(pins.held), list(withdrawn))
         return [self._say(body, news=True)]
-
-    def _safe_high(self, holdings: Holdings, asked: type[Request], floor: int) -> int:
-        """The newest number of which every older one has come: replies overtake one another.
-
-        What is still on its way was numbered after its request was made: above what the client had then.
-        """
-        on_the_way = [e.floors[floor] for e in self._pending.values() if e.answer is None and isinstance(e.body, asked)]
-        return min(on_the_way, default=holdings.high)
 
     def _done_below(self) -> int:
         untaken = [e.seq for e in self._pending.values() if e.seq]

@@ -5,7 +5,7 @@ Plain state, changed by ``courier`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from penstock.requests import MUTATIONS, ReplyBody, Request, Shutdown
 
@@ -21,17 +21,15 @@ class Errand:
         call_id: the call that carries it on this connection; 0 = none does.
         departed: bytes of it may have reached the kernel, on this connection or an earlier one.
         answer: the reply, until its caller takes it.
-        floors: the newest grant and pin that had come when it was submitted.
     """
 
-    __slots__ = ("answer", "body", "call_id", "deadline", "departed", "floors", "number", "once", "seq")
+    __slots__ = ("answer", "body", "call_id", "deadline", "departed", "number", "once", "seq")
 
-    def __init__(self, number: int, body: Request, deadline: float, once: bool, floors: tuple[int, int]) -> None:
+    def __init__(self, number: int, body: Request, deadline: float, once: bool) -> None:
         self.number = number
         self.body = body
         self.deadline = deadline
         self.once = once
-        self.floors = floors
         self.seq = 0
         self.call_id = 0
         self.departed = False
@@ -79,15 +77,14 @@ class News:
 
 
 class Holdings:
-    """Grants or pins of one life of the plane: those held, and the newest that ever came."""
+    """Grants or pins of one life of the plane: those held, and the one that came last, in the order of its answers."""
 
-    __slots__ = ("held", "high")
+    __slots__ = ("held", "last")
 
     def __init__(self) -> None:
         self.held: set[int] = set()
-        self.high = 0
+        self.last = 0
 
-    def add(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self.held.add(number)
-            self.high = max(self.high, number)
+    def add(self, numbers: Sequence[int]) -> None:
+        self.held.update(numbers)
+        self.last = numbers[-1] if numbers else self.last

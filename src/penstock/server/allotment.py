@@ -83,11 +83,11 @@ class Allotment:
         """Forget ``grant``; whether it was waiting."""
         return self._waiting.pop(grant, None) is not None
 
-    def forsake(self, calls: set[int]) -> list[int]:
-        """Nobody waits for the answers to these calls any more: forget their grants, and return them."""
-        forsaken = [r.grant for r in self._waiting.values() if r.call_id in calls]
-        for grant in forsaken:
-            del self._waiting[grant]
+    def forsake(self, calls: frozenset[int]) -> list[Request]:
+        """Nobody waits for the answers to these calls any more: remove those that wait for one, and return them."""
+        forsaken = [r for r in self._waiting.values() if r.call_id in calls]
+        for request in forsaken:
+            del self._waiting[request.grant]
         return forsaken
 
     def next_deadline(self) -> float | None:

@@ -101,12 +101,10 @@ class Custody:
         for grant in holder.unlisted_grants(heard.grant_high, heard.grants):
             self._give_back(grant)
 
-    def forsake(self, calls: set[int]) -> None:
-        """The connection of these calls is gone: no slot is wanted for the grants among them."""
-        for grant in self.allotment.forsake(calls):
-            self._storage.withdraw(grant)
-            self._writers.pop(grant, None)
-            self._tell(NotAllotted(grant))
+    def forsake(self, calls: frozenset[int]) -> None:
+        """The callers have left, or their connection is gone: no slot is wanted for the grants among these calls."""
+        for request in self.allotment.forsake(calls):
+            self._give_up(request, Failed(code="DataPlaneUnavailable", message="the caller of this put has left"))
 
     def leaves(self, holder: Holder) -> None:
         """The client says that it has finished with everything."""
@@ -141,12 +139,16 @@ class Custody:
     def expire(self, now: float) -> None:
         """Answer the waiting grants whose deadline has come."""
         for request in self.allotment.expired(now):
-            self._storage.withdraw(request.grant)
-            self._writers.pop(request.grant, None)
-            self._tell(NotAllotted(request.grant))
             waited = now - request.asked
             text = f"no room for a block of {request.nbytes} bytes in {waited:.1f} s: {self._storage.summary()}"
-            self._answer(request.call_id, Failed(code="DataPlaneFull", message=text, elapsed_s=waited))
+            self._give_up(request, Failed(code="DataPlaneFull", message=text, elapsed_s=waited))
+
+    def _give_up(self, request: Request, why: Failed) -> None:
+        """A grant that had no slot yet gets none."""
+        self._storage.withdraw(request.grant)
+        self._writers.pop(request.grant, None)
+        self._tell(NotAllotted(request.grant))
+        self._answer(request.call_id, why)
 
     def _granted(self, request: Request, place: BlockPlace) -> None:
         if not self._waits(request.call_id):  # nobody would ever copy into it

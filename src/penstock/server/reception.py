@@ -24,6 +24,7 @@ from penstock.ledger.events import (
     SessionGone,
     SessionOpens,
     SessionResumes,
+    Withdrawn,
 )
 from penstock.points import reached
 from penstock.requests import (
@@ -121,7 +122,7 @@ class Reception:
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self._plane.custody.forsake(connection.open_calls)
+        self._withdraw(frozenset(connection.open_calls))
         session_id = self._plane.sessions.unbind(connection)
         if session_id:
             self._plane.tell(Disconnected(session_id))
@@ -166,6 +167,8 @@ class Reception:
                 raise WireError(f"{type(call.body).__name__} on a connection that has a session")
             case Heartbeat():
                 heard = call.body
+                if heard.withdrawn:
+                    plane.then(lambda: self._withdraw(plane.sessions.numbers(connection, heard.withdrawn)))
                 plane.then(lambda: plane.custody.lists(holder, heard))  # a commit before it may not be carried out yet
                 self._heard(connection, call)
                 plane.answer(number, Done())
@@ -208,6 +211,11 @@ class Reception:
             log.exception("a bug of ours in %s", type(call.body).__name__)
             raise WireError(f"{type(call.body).__name__} met a bug: {bug!r}") from bug
         self.longest.note(type(call.body).__name__, self.clock() - began)
+
+    def _withdraw(self, calls: frozenset[int]) -> None:
+        """Nobody waits for the answers to these calls: puts among them wait for room no longer."""
+        self._plane.custody.forsake(calls)
+        self._plane.tell(Withdrawn(calls))
 
     def _heard(self, connection: Connection, call: Call) -> None:
         self._plane.tell(Heard(connection.session_id, call.done_below, call.abandoned))

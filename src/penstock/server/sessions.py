@@ -8,6 +8,7 @@ Invariants: an answer goes to the connection its call came on, or nowhere; a ses
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import count
 
 from penstock.requests import Failed, Reply, ReplyBody
@@ -56,6 +57,11 @@ class Sessions:
         self._calls[number] = (connection, wire_id)
         connection.open_calls.add(number)
         return number
+
+    def numbers(self, connection: Connection, wire_ids: Collection[int]) -> frozenset[int]:
+        """Return the plane's own numbers for those of the connection's unanswered calls that have these ids there."""
+        wanted = frozenset(wire_ids)
+        return frozenset(number for number in connection.open_calls if self._calls[number][1] in wanted)
 
     def waits(self, number: int) -> bool:
         """Whether somebody still waits for the answer to this call."""
