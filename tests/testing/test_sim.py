@@ -38,10 +38,10 @@ def test_a_report_is_json() -> None:
 
 
 def test_what_is_left_of_groups_does_not_hold_a_full_planes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """World 1102566: groups lost a row each, their producers waited for the room of what nobody could take."""
-    assert sim.run_world(1102566).violations == []
+    """World 1124858: groups lost a row each, their producers waited for the room of what nobody could take."""
+    assert sim.run_world(1124858).violations == []
     monkeypatch.setattr(timers, "stuck", lambda partition, group: False)
-    assert "stuck" in sim.run_world(1102566).violations[0]
+    assert "stuck" in sim.run_world(1124858).violations[0]
 
 
 _TRACE = """

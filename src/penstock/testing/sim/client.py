@@ -25,10 +25,14 @@ _LATE_S = 0.5  # how much later than its deadline an errand may end before it is
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """Send ``body`` and wait. The answer is a reply's body, or the ``Verdict`` of an errand that had none."""
+    """Send ``body`` and wait. The answer is a reply's body, or the ``Verdict`` of an errand that had none.
+
+    ``leaves_s``: the caller goes after so long, before his deadline, as on Ctrl-C.
+    """
 
     body: Request
     timeout_s: float = 5.0
+    leaves_s: float | None = None
 
 
 class Pause(msgspec.Struct, frozen=True):
@@ -99,6 +103,8 @@ class SimClient(Process):
         self.world.say(self.name, "asks", errand, ask.body)
         self._handle(ev.Submit(errand, ask.body, deadline))
         self.world.at(deadline, self.awake, self._overdue, errand)
+        if ask.leaves_s is not None:
+            self.world.after(ask.leaves_s, self.awake, self._overdue, errand)
 
     def _overdue(self, errand: int) -> None:
         waiting = self._waiting.get(errand)

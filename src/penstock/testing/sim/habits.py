@@ -38,6 +38,8 @@ PARTITION = "train"
 _SPECS = {"ids": FieldSpec("ids", "int64", 1), "logp": FieldSpec("logp", "float32", 1)}
 _ROW_BYTES = 1000
 _REFUSED_AT_ONCE = 0.2  # seconds before trying again what was refused
+_LEAVES = 0.1  # of a put's calls, those whose caller leaves
+_LEAVES_S = (0.002, 0.01, 0.3)  # at most, after so long
 
 Sub: TypeAlias = Generator[Ask | Pause, Answer, Any]
 
@@ -63,7 +65,7 @@ def put(
     content = xxhash.xxh3_64_intdigest("|".join([*keys, *fields]).encode())
     grant = Grant(PARTITION, keys, [_SPECS[f] for f in fields], tags, _ROW_BYTES * len(keys), [_ROW_BYTES] * len(keys))
     while True:
-        granted = yield Ask(grant)
+        granted = yield Ask(grant, leaves_s=_leaves_s(client))
         if isinstance(granted, Failed) and granted.code in void:
             return False
         if not isinstance(granted, Granted):
@@ -73,7 +75,7 @@ def put(
         if client.world.chance(0.2):  # a large copy, or a writer that is not scheduled
             yield Pause(client.world.rng.choice((0.05, 0.2, 1.5)))
         client.plane.arena.write(granted.place, keys, fields)
-        done = yield Ask(Commit(granted.grant, content))
+        done = yield Ask(Commit(granted.grant, content), leaves_s=_leaves_s(client))
         client.tell(ev.GrantOver(granted.grant))
         if isinstance(done, Done):
             return True
@@ -81,6 +83,11 @@ def put(
             return False
         if not isinstance(done, GrantAgain):
             expect(client, script, done)
+
+
+def _leaves_s(client: SimClient) -> float | None:
+    rng = client.world.rng
+    return rng.uniform(0, rng.choice(_LEAVES_S)) if client.world.chance(_LEAVES) else None
 
 
 def expect(client: SimClient, script: Surprises, answer: Answer, *codes: str) -> None:

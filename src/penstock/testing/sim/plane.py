@@ -320,6 +320,7 @@ class SimPlane(Process):
             self._unpin(holder, pin)
         if isinstance(body, Heartbeat):
             self.feed(ev.Heard(session_id, call.done_below, call.abandoned), connection)
+            self._withdraw(connection, body.withdrawn)
             self._take_back(holder, body)
             self._outbox.append((ev.Answer(session_id, self._number(connection, call), _DONE), connection))
         elif isinstance(body, Ping):
@@ -345,6 +346,16 @@ class SimPlane(Process):
         self._calls[self._numbers] = (connection, call.id)
         return self._numbers
 
+    def _withdraw(self, connection: Connection, call_ids: list[int] | None = None) -> None:
+        """Nobody waits for the answers to these calls, None = to any on this connection."""
+        numbers = [
+            number
+            for number, (asked_by, call_id) in self._calls.items()
+            if asked_by is connection and (call_ids is None or call_id in call_ids)
+        ]
+        if numbers:
+            self.feed(ev.Withdrawn(frozenset(numbers)))
+
     def _take_back(self, holder: _Holder, beat: Heartbeat) -> None:
         pin_high = max(beat.pin_high, holder.settled_pin)
         for pin in [p for p in holder.pins if p <= pin_high and p not in beat.pins]:
@@ -365,6 +376,7 @@ class SimPlane(Process):
     def _disconnected(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
         connection.discarded = True
+        self._withdraw(connection)
         if self._bound.get(connection.session_id) is connection:
             del self._bound[connection.session_id]
             self.feed(ev.Disconnected(connection.session_id))
