@@ -404,20 +404,26 @@ async def test_a_cancelled_put_is_whole_or_not_at_all(local: LocalDataPlaneClien
 
 
 @on_loop
-async def test_a_put_that_was_cancelled_on_a_full_plane_does_not_starve_the_next(tmp_path: Path) -> None:
-    """It runs on: the room that it waited for is used and given on, and the same put again gets some."""
-    room = PlaneConfig(linger_s=0.2, max_bytes=8 << 20, reserve_fraction=0.0)
-    big = {"x": torch.zeros(1, 3 << 20, dtype=torch.uint8)}
-    async with opened(LocalDataPlaneClient(tmp_path, plane=room)) as plane:
-        await plane.put_samples(["full"], "p", {"x": torch.zeros(1, 6 << 20, dtype=torch.uint8)})
-        for _ in range(3):
+async def test_puts_that_were_cancelled_on_a_full_plane_do_not_starve_the_next(tmp_path: Path) -> None:
+    """They are taken back at once: their threads are free, and room that comes goes to those who still wait."""
+    room = PlaneConfig(linger_s=0.2, max_rows=1, reserve_fraction=0.0)
+    columns = {"x": torch.zeros(1, 4)}
+    async with opened(LocalDataPlaneClient(tmp_path, plane=room), max_puts=2) as plane:
+
+        async def none_waits() -> bool:
+            return [p.waiting_puts for p in (await plane.status()).partitions] == [0]
+
+        await plane.put_samples(["full"], "p", columns)
+        for _ in range(5):
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(plane.put_samples(["next"], "p", big, timeout_s=SOON_S), 0.05)
-        assert [p.waiting_puts for p in (await plane.status()).partitions] == [3]
-        again = asyncio.create_task(plane.put_samples(["next"], "p", big, timeout_s=SOON_S))
+                await asyncio.wait_for(plane.put_samples(["left"], "p", columns, timeout_s=SOON_S), 0.05)
+        await until_true(none_waits)
+        stays = asyncio.create_task(plane.put_samples(["stays"], "p", columns, timeout_s=SOON_S))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(plane.put_samples(["left"], "p", columns, timeout_s=SOON_S), 0.05)
         await plane.evict(["full"], "p")
-        await again
-        assert [group.keys for group in await plane.list_metadata("p")] == [["next"]]
+        await stays
+        assert [group.keys for group in await plane.list_metadata("p")] == [["stays"]]
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
@@ -644,13 +650,7 @@ async def test_a_facade_that_blocked_the_loop_would_be_seen(
     """The same test on an implementation that makes its calls on the loop finds the gap."""
 
     async def run(
-        _: Crossing,
-        __: object,
-        ___: str,
-        call: Callable[[float | None], Any],
-        timeout_s: float,
-        *____: Any,
-        **_____: Any,
+        _: Crossing, __: object, ___: str, call: Callable[[float | None], Any], timeout_s: float | None, *____: object
     ) -> Any:
         return call(timeout_s)
 

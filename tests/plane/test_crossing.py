@@ -293,24 +293,6 @@ async def test_a_cancelled_call_is_recalled_at_once() -> None:
 
 
 @on_loop
-async def test_a_call_that_is_not_to_be_recalled_runs_to_its_end() -> None:
-    """Its awaiter goes at once; its thread stays in the call, which nothing wakes."""
-    crossing, call, ended = Crossing(1, 1, 1), Held(), list[str]()
-
-    def body(left: float | None) -> str:
-        ended.append(call(left))
-        return ended[0]
-
-    task = started(crossing, crossing.puts, body, recalls=False)
-    await until(call.begun.is_set)
-    await cancelled(task)
-    assert crossing.statistics().lanes[-1].threads == 0  # no aftercare
-    call.let_go.set()
-    await until(lambda: ended)
-    await close(crossing)
-
-
-@on_loop
 async def test_what_a_call_brings_that_cannot_be_recalled_is_given_back() -> None:
     """The awaiter goes at once; the result is given back when it comes, in the call's own thread."""
     crossing, call, threads = Crossing(1, 1, 1), Held(recalls=False), list[str]()

@@ -82,9 +82,8 @@ class AsyncDataPlaneClient:
       that makes room. A call that finds no thread free waits for one; that counts against its ``timeout_s``, and when
       nothing is left it is a ``DataPlaneTimeout`` that says so; nothing was sent then.
     - **Cancellation.** A call that is cancelled is taken back: at once where the inner client can do that (``"local"``
-      and ``"noop"`` can), else when it ends. A lease that it brings all the same is released. A cancelled put of
-      columns that has begun runs on to its end, its deadline at the latest; of it, as of any other mutation, the
-      outcome is unknown, as after a ``DataPlaneTimeout``: repeating it is safe.
+      and ``"noop"`` can), else when it ends. A lease that it brings all the same is released. Of a cancelled put or
+      other mutation the outcome is unknown, as after a ``DataPlaneTimeout``: repeating it is safe.
     - **The end.** ``close`` wakes every claim at once with ``DataPlaneUnavailable``: nothing has come of it, since the
       session's leases end with the session. A close that is cancelled goes on in its thread.
 
@@ -243,10 +242,8 @@ class AsyncDataPlaneClient:
         def call(left: float | None) -> KVBatchMeta:
             return self.inner.put_samples(sample_ids, partition_id, fields, tags, timeout_s=left)
 
-        if fields is None:  # tags alone need no room
-            return await self._call("put_samples", call, timeout_s)
-        # Not recalled: room that the plane finds for a put whose caller has gone is nobody's for a while.
-        return await self._call("put_samples", call, timeout_s, self._crossing.puts, recalls=False)
+        lane = self._crossing.calls if fields is None else self._crossing.puts  # tags alone need no room
+        return await self._call("put_samples", call, timeout_s, lane)
 
     @overload
     async def get_samples(
@@ -418,12 +415,10 @@ class AsyncDataPlaneClient:
         timeout_s: float | None,
         lane: Lane | None = None,
         give_back: Callable[[T], None] | None = None,
-        *,
-        recalls: bool = True,
     ) -> T:
-        lane = lane or self._crossing.calls
-        default_s = self.inner.default_timeout_s
-        return await self._crossing.run(lane, method, call, timeout_s, default_s, give_back, recalls=recalls)
+        return await self._crossing.run(
+            lane or self._crossing.calls, method, call, timeout_s, self.inner.default_timeout_s, give_back
+        )
 
     def _give_back(self, meta: KVBatchMeta) -> None:
         """In a thread: nobody received this claim's rows."""

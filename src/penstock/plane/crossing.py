@@ -83,8 +83,6 @@ class Crossing:
         timeout_s: float | None,
         default_s: float,
         give_back: Callable[[T], None] | None = None,
-        *,
-        recalls: bool = True,
     ) -> T:
         """Make ``call`` in a thread of ``lane`` and return its result.
 
@@ -95,7 +93,6 @@ class Crossing:
             timeout_s: the caller's; handed on as it is when a thread is free.
             default_s: what None means.
             give_back: undoes a result that nobody received; None = there is nothing to undo.
-            recalls: take the call back when its awaiter leaves; False = let it run to its end.
 
         Raises:
             DataPlaneUnavailable: the client is closed, or was while its claim waited.
@@ -115,7 +112,7 @@ class Crossing:
         try:
             return await job.future
         except BaseException:
-            self._leave(lane, job, recalls=recalls)
+            self._leave(lane, job)
             raise
         finally:
             if expiry is not None:
@@ -166,7 +163,7 @@ class Crossing:
         with self._lock:
             self._made += 1
 
-    def _leave(self, lane: Lane, job: Job[T], *, recalls: bool) -> None:
+    def _leave(self, lane: Lane, job: Job[T]) -> None:
         """The awaiter goes without a result: nothing shall come of the call, as far as that is possible."""
         if job.failed:
             return
@@ -174,10 +171,7 @@ class Crossing:
             self._left += 1
         if lane.withdraw(job):
             return
-        came = job.leave()
-        if not (came or recalls):
-            return
-        follow = job.dispose if came else job.recall.ask
+        follow = job.dispose if job.leave() else job.recall.ask
         try:
             self._aftercare.submit(Task(follow))  # not here: a recall may take a lock, giving back asks the plane
         except DataPlaneUnavailable as no_thread:
