@@ -75,28 +75,28 @@ class Process:
         self.world = world
         self.frozen_until = 0.0
         self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._goes_on = False
+        self._thaws = False
 
     def awake(self, do: Callable[..., None], *args: Any) -> None:
         """Run ``do(*args)`` now, or as soon as the process goes on."""
         if self.world.now < self.frozen_until:
             self._held.append((do, args))
             if len(self._held) == 1:
-                self.world.at(self.frozen_until, self._go_on)
-        elif self._held and not self._goes_on:
+                self.world.at(self.frozen_until, self._thaw)
+        elif self._held and not self._thaws:
             self._held.append((do, args))
-            self._go_on()
+            self._thaw()
         else:
             do(*args)
 
-    def _go_on(self) -> None:
-        self._goes_on = True
+    def _thaw(self) -> None:
+        self._thaws = True
         while self._held and self.world.now >= self.frozen_until:
             do, args = self._held.popleft()
             do(*args)
-        self._goes_on = False
+        self._thaws = False
         if self._held:  # it was stopped again
-            self.world.at(self.frozen_until, self._go_on)
+            self.world.at(self.frozen_until, self._thaw)
 
     def stop(self, seconds: float) -> None:
         self.frozen_until = max(self.frozen_until, self.world.now + seconds)

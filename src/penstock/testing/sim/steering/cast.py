@@ -43,7 +43,7 @@ class Cast(Surprises, kw_only=True):
         clients: the processes, by name; dead ones too.
         traps: role -> the point of it at which it dies next.
         version: of the newest weights that were spread.
-        losses, delays: messages that are to be lost, or late.
+        losses, delays: messages that are to be lost, or late; ``late_orders``: of a step, by a life that dies then.
         is_over: nobody is started any more.
     """
 
@@ -58,12 +58,19 @@ class Cast(Surprises, kw_only=True):
     version: int = 0
     losses: int = 0
     delays: int = 0
+    late_orders: int = 0
     is_over: bool = False
 
     def post(self, to: SimClient, do: Callable[..., None], *args: Any) -> None:
         """Let ``to`` do something, as soon as the message is there and it is awake."""
         rng = self.world.rng
         delay = rng.uniform(_MIN_S, _MAX_S)
+        if self.late_orders and do.__name__ == "train":
+            self.late_orders -= 1
+            self.traps["controller"] = "after Train"
+            self.world.fault("order_late")
+            self.world.after(rng.choice(_LATE_S), to.awake, do, *args)
+            return
         if self.losses:
             self.losses -= 1
             self.world.fault("message_lost", f"{to.name} {do.__name__}")

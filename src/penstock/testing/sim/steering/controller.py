@@ -7,6 +7,7 @@ effect. What the record must know before an act is checked here, when the act is
 
 from __future__ import annotations
 
+import math
 import typing
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias
 
 from penstock.controller import effects as do
 from penstock.controller import news as nw
-from penstock.controller.events import Again, RunEvent
+from penstock.controller.events import Again, Recovered, RunEvent
 from penstock.controller.machine import ControllerMachine
 from penstock.controller.policies import Windowed
 from penstock.records import DataPlaneGroupMeta, KVBatchMeta
@@ -72,13 +73,14 @@ class Controller(Member):
         self._busy = False
         self._tick = 0
         self._incarnation = 0
+        self._went_on = 0  # the incarnation with which the run last went on
+        self._listed = 0  # groups, when last listed
         super().__init__(cast, "controller")
         scenario = cast.scenario
         self.machine = make_machine(
             scenario.config, cast.book.record, rng=cast.world.rng, now=cast.world.now, accept=scenario.accept
         )
         self.life = self.machine.statistics().life
-        self._incarnation = 0
 
     def begin(self) -> None:
         """The first news, and who is there."""
@@ -193,6 +195,8 @@ class Controller(Member):
             self._wrong(f"{group_id!r} is dispatched again; life {book.dispatched[group_id]} did so first")
         if not book.knows_attempt(prompt, int(group_id.rpartition(".")[2])):
             self._wrong(f"{group_id!r} is dispatched, and the durable record does not know")
+        if group_id.endswith(".0") and (room := self._room()) < 0:
+            self._wrong(f"{group_id!r} is opened, {-room} more than the steps to come take")
         if version > book.stand:
             self._wrong(f"{group_id!r} is dispatched with version {version}; the trainer stands at {book.stand}")
         if scenario.prompts is not None and prompt >= scenario.prompts:
@@ -210,6 +214,14 @@ class Controller(Member):
         self._versions[group_id] = version
         self.cast.post(worker, worker.generate, group_id, prompt, version, reply)
 
+    def _room(self) -> int:
+        """How many prompts more the steps to come could take than are open."""
+        config, record = self.cast.scenario.config, self.cast.book.record
+        if config.max_steps is None or record is None:
+            return 0
+        batch = math.ceil(config.groups_per_step * config.over_sampling)
+        return (config.max_steps - record.step) * batch - len(record.open)
+
     def _cancel(self, group_id: str) -> None:
         if group_id in self._out:
             worker, reply = self._out.pop(group_id)
@@ -222,15 +234,19 @@ class Controller(Member):
     def _ask_trainer(self) -> None:
         trainer: Any = self.cast.clients["trainer"]
         reply = Reply(self, nw.TrainerSilent("no answer in time"), self.cast.scenario.config.train_timeout_s)
-        self.cast.post(trainer, trainer.stands, reply)
+        self.cast.post(trainer, trainer.stands, reply, self.life)
 
     def _order(self, step: int, meta: KVBatchMeta) -> None:
-        record = self.cast.book.record
+        record, ready_tag = self.cast.book.record, self.cast.scenario.config.ready_tag
         if record is None or record.step != step - 1:
             self._wrong(f"step {step} is ordered on the record {record}")
+        if not self.cast.book.published or self.cast.book.published[-1] != step - 1:
+            self._wrong(f"step {step} is ordered before version {step - 1} was published")
+        if ready_tag is not None and any(ready_tag not in tags for tags in meta.tags or ()):
+            self._wrong(f"step {step} is ordered of rows without the tag {ready_tag!r}")
         trainer: Any = self.cast.clients["trainer"]
         reply = Reply(self, nw.StepFailed(step, "no answer in time"), self.cast.scenario.config.train_timeout_s)
-        self.cast.post(trainer, trainer.train, step, meta, reply)
+        self.cast.post(trainer, trainer.train, step, meta, reply, self.life)
 
     def _publish(self, version: int) -> None:
         book, rng = self.cast.book, self.world.rng
@@ -269,9 +285,17 @@ class Controller(Member):
                 self._wrong(f"the version passes {left}, which are being generated")
 
     def _check_word(self, event: RunEvent) -> None:
+        """What listeners are told is so."""
+        if isinstance(event, Recovered):
+            is_new = self._went_on not in (0, self._incarnation)
+            if self._went_on and event.empty != (is_new and not self._listed):
+                self._wrong(f"it is told that the plane came back empty={event.empty}, with {self._listed} groups")
+            self._went_on = self._incarnation
+        elif isinstance(event, Again) and event.why == "its rows are gone":
+            self._check_gone(event)
+
+    def _check_gone(self, event: Again) -> None:
         """A group that its generator has committed, and that nobody removed, is not said to be gone."""
-        if not isinstance(event, Again) or event.why != "its rows are gone":
-            return
         group_id = f"{self.cast.scenario.config.run}.{event.prompt}.{event.attempt - 1}"
         keys = self.cast.book.attempts[group_id].keys if group_id in self._generated else []
         gone = self.plane.removed.keys() | self.plane.forgotten
@@ -336,6 +360,7 @@ class Controller(Member):
             return _not_listed(now)
         if now.value.incarnation != self._incarnation:
             return nw.CallFailed("the plane was restarted")
+        self._listed = len(groups)
         return nw.Listed(groups)
 
     def _await_plane(self) -> Program:

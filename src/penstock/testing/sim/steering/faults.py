@@ -25,7 +25,9 @@ _OWN = (
     "everything",
     "message_lost",
     "message_late",
+    "order_late",
     "step_unreadable",
+    "stop_in_step",
     "publish_fails",
     "stop_asked",
     "gate",
@@ -102,6 +104,12 @@ class RunFaults(Faults):
 
     def _message_late(self) -> None:
         self._cast.delays += 1
+
+    def _order_late(self) -> None:
+        self._cast.late_orders += 1
+
+    def _stop_in_step(self) -> None:
+        self._cast.traps["stop"] = "before save"
 
     def _step_unreadable(self) -> None:
         self._cast.traps["rows"] = "before read"

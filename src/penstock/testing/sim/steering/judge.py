@@ -103,9 +103,10 @@ def _prompts(scenario: RunScenario, book: Book, *, is_complete: bool) -> Iterato
     by_step = [_attempts(book, record.groups) for record in book.steps]
     if isinstance(scenario.config.policy, InOrder):
         yield from _in_order("prompts", [[attempt.prompt for attempt in step] for step in by_step])
-    if isinstance(scenario.config.policy, WeightFifo):
+    if isinstance(scenario.config.policy, WeightFifo) and not scenario.is_untagged:  # a new life cannot know
         yield from _in_order("versions", [[attempt.version for attempt in step] for step in by_step])
-    if any(scenario.filters(prompt) or scenario.rejects(prompt) for prompt in trained):
+    refuses = (scenario.filters, scenario.rejects, scenario.poisons)
+    if any(refused(prompt) for prompt in trained for refused in refuses):
         yield f"prompts were trained that the filter or the generator refuses: {trained}"
     if is_complete:
         yield from _accounts(scenario, book, set(trained))

@@ -18,7 +18,8 @@ from penstock.records import DataPlaneGroupMeta, GroupPolicy, as_int
 
 __all__ = ["RunScenario", "draw"]
 
-_FILTERED, _REJECTED = (5, 3), (7, 4)  # every 5th prompt from 3, every 7th from 4
+_FILTERED, _REJECTED, _POISONED = (5, 3), (7, 4), (6, 2)  # every 5th prompt from 3, ...
+_FEW_ATTEMPTS = 3
 _ROW_BYTES = 2000
 
 
@@ -30,6 +31,7 @@ class RunScenario(msgspec.Struct, frozen=True, kw_only=True):
         bound: versions by which a trained group may lag; None = not bounded.
         workers: rollout processes.
         is_filtered, is_rejecting: the controller's filter, and the generators, refuse some prompts.
+        is_poisoned: some prompts make every generator fail.
         is_untagged: generators do not say with which weights they generated.
         is_short: generators leave a row out now and then, as the group policy lets them.
         page: groups of one page of a listing.
@@ -42,6 +44,7 @@ class RunScenario(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     is_filtered: bool
     is_rejecting: bool
+    is_poisoned: bool
     is_untagged: bool
     is_short: bool
     page: int
@@ -53,6 +56,10 @@ class RunScenario(msgspec.Struct, frozen=True, kw_only=True):
     def rejects(self, prompt: int) -> bool:
         """Whether no generator can answer this prompt."""
         return self.is_rejecting and prompt % _REJECTED[0] == _REJECTED[1]
+
+    def poisons(self, prompt: int) -> bool:
+        """Whether every attempt at this prompt fails."""
+        return self.is_poisoned and prompt % _POISONED[0] == _POISONED[1]
 
     @property
     def accept(self) -> Accept | None:
@@ -82,7 +89,7 @@ def draw(rng: random.Random) -> RunScenario:
         ready_tag="scored" if rng.random() < 0.25 else None,
         max_in_flight=rng.choice((1, 3, 64)),
         max_groups=max_groups,
-        max_attempts=rng.choice((3, 20, 20)),
+        max_attempts=rng.choice((_FEW_ATTEMPTS, 20, 20)),
         on_stale=rng.choice(("again", "drop")),
         on_stall=rng.choice(("warn", "warn", "abort")),
         leftovers=rng.choice(("keep", "evict")),
@@ -97,6 +104,7 @@ def draw(rng: random.Random) -> RunScenario:
         workers=rng.randint(1, 3),
         is_filtered=rng.random() < 0.3,
         is_rejecting=rng.random() < 0.3,
+        is_poisoned=config.max_attempts <= _FEW_ATTEMPTS and rng.random() < 0.5,
         is_untagged=rng.random() < 0.1,
         is_short=group_policy is not None and group_policy.on_deadline == "partial",
         page=rng.choice((2, 1000)),

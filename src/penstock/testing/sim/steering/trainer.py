@@ -1,7 +1,8 @@
 """The simulated trainer: one step at a time, durable with its record, as ``controller.roles.Trainer`` asks.
 
 Its disk is the book's ``steps``. Invariants: a step is made once; an order for a recorded step is answered with its
-record; where it stands is told only when no step is under way; an order waits for the one before it.
+record; where it stands is told only when no step is under way; an order waits for the one before it; once a life of the
+controller has asked, no order of an earlier one is begun.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from penstock.controller.news import (
     StepFailed,
     StepMade,
     StepUnreadable,
+    StopAsked,
     TrainerSilent,
     TrainerStands,
 )
@@ -29,11 +31,12 @@ __all__ = ["POINTS", "Trainer"]
 
 POINTS = ("before read", "before save", "after save")
 _SPEED_S = (0.01, 0.05, 0.3, 1.0)
+_LONG_S = 1.5
 _FAILS = 0.03
 _NOTICE = 0.7
 _BEAT_S = 1.0
 
-_Order: TypeAlias = tuple[int, KVBatchMeta, Reply]
+_Order: TypeAlias = tuple[int, KVBatchMeta, Reply, int]  # the last: by which life of the controller
 
 
 class Trainer(Member):
@@ -43,6 +46,7 @@ class Trainer(Member):
         self._orders: deque[_Order] = deque()
         self._asking: list[Reply] = []
         self._busy = False
+        self._newest = 0  # life of the controller that has asked
         super().__init__(cast, name)
         if cast.scenario.config.needs:
             self._beat_on()
@@ -55,27 +59,31 @@ class Trainer(Member):
             self.cast.post(controller, controller.hear, ReplicaJoined(self.name, "trainer"))
         self.world.after(_BEAT_S, self.awake, self._beat_on)
 
-    def stands(self, reply: Reply) -> None:
+    def stands(self, reply: Reply, life: int) -> None:
         """Tell the last durable step, once none is under way."""
         if not self.alive:
             if self.world.chance(_NOTICE):
                 reply.send(TrainerSilent("nobody listens"))
             return
+        self._newest = max(self._newest, life)
         self._asking.append(reply)
         self._go_on()
 
-    def train(self, step: int, meta: KVBatchMeta, reply: Reply) -> None:
+    def train(self, step: int, meta: KVBatchMeta, reply: Reply, life: int) -> None:
         """Make a step."""
         if not self.alive:
             if self.world.chance(_NOTICE):
                 reply.send(StepFailed(step, "nobody listens"))
             return
-        self._orders.append((step, meta, reply))
+        if life < self._newest:
+            self.world.say(self.name, "refuses an order of life", life)
+            return
+        self._orders.append((step, meta, reply, life))
         self._go_on()
 
     def kill(self, noticed_s: float) -> None:
         super().kill(noticed_s)
-        for step, _, reply in self._orders:
+        for step, _, reply, _ in self._orders:
             if self.world.chance(_NOTICE):
                 reply.send(StepFailed(step, "the trainer died"))
         for reply in self._asking:
@@ -90,7 +98,8 @@ class Trainer(Member):
             return
         if self._orders:
             self._busy = True
-            self.run(self._make(*self._orders[0]))
+            step, meta, reply, _ = self._orders[0]
+            self.run(self._make(step, meta, reply))
             return
         for reply in self._asking:
             steps = self.cast.book.steps
@@ -126,6 +135,11 @@ class Trainer(Member):
             ours = [key for key in bad if key in meta.sample_ids]
             return StepUnreadable(step, ours, "rows cannot be read") if ours else StepFailed(step, "cannot read")
         yield Pause(self.world.rng.choice(_SPEED_S))
+        controller = self.cast.controller
+        if controller.alive and self.cast.traps.pop("stop", ""):
+            self.world.fault("stop_in_step", step)
+            self.cast.post(controller, controller.hear, StopAsked("the user wants it in the middle of a step"))
+            yield Pause(_LONG_S)
         if self.world.chance(_FAILS):
             self.world.fault("step_fails", step)
             return StepFailed(step, "out of memory")

@@ -100,7 +100,7 @@ class Worker(Member):
             return why
         if self.cast.dies(self, "before commit"):
             return "dead"
-        if self.world.chance(_FAILS):
+        if scenario.poisons(prompt) or self.world.chance(_FAILS):
             self.world.fault("generator_fails", group_id)
             return "out of memory"
         newest = []
