@@ -82,6 +82,7 @@ def result(**changed: Any) -> SoakResult:
         "recovery_s": {"worker": times},
         "after_stop_s": {},
         "resume_s": times,
+        "strike_s": {"all": times},
         "pairs": {"plane+worker": PairFigures(strikes=1, fired=2, slowest_s=3.0)},
         "died": {},
     }
@@ -126,7 +127,15 @@ def test_people_are_shown_tables_and_programs_the_whole_result(
     """Progress is on stderr, so that stdout is the answer alone."""
     soaked(found := result())
     shown = runner.invoke(app, ["chaos"], env={"COLUMNS": "200"})
-    for word in ("3 faults in 2 strikes", "1.25, 2.50, 2.50 s", "8 stale", "plane+worker", "strike 9", "PASS"):
+    for word in (
+        "3 faults in 2 strikes",
+        "1.25, 2.50, 2.50 s",
+        "8 stale",
+        "strike at all",
+        "plane+worker",
+        "strike 9",
+        "PASS",
+    ):
         assert word in shown.stdout
     assert "3 faults so far" in shown.stderr
     told = runner.invoke(app, ["chaos", "--json"])

@@ -44,7 +44,7 @@ def test_what_only_a_fault_brings_about_has_one_that_leads_to_it() -> None:
     kinds = {place.point: lead.kind for place, lead in leads.items() if lead is not None}
     assert kinds["server.replayed"] == kinds["server.moved"] == kinds["controller.recovering"] == "kill"
     assert kinds["server.stopping"] == kinds["server.ended"] == "terminate"
-    assert kinds["controller.evicted"] == "stop"
+    assert kinds["server.restated"] == kinds["controller.evicted"] == "kill"
     assert "client.put" not in kinds
     often = {place.point for place in PLACES if place.often}
     assert {lead.point for lead in leads.values() if lead is not None} <= often

@@ -7,6 +7,7 @@ from penstock.demo.soak.opponent import Struck
 from penstock.demo.soak.options import PairFigures
 from penstock.demo.soak.places import PLACES, Place
 from penstock.demo.soak.schedule import Strike
+from penstock.demo.soak.verdict import Times
 from penstock.demo.soak.view import faults_line
 from penstock.testing.faults import Fired, Sentence, kill, stop
 
@@ -44,6 +45,7 @@ def test_pairs_are_summed_up_in_whatever_order_they_were_named() -> None:
         "plane+trainer": PairFigures(strikes=2, fired=3, slowest_s=3.0),
         "plane+worker": PairFigures(strikes=1, fired=0, slowest_s=None),
     }
+    assert sums.by_shape(many) == {"pair": Times(count=2, p50=1.0, p95=3.0, max=3.0)}
     assert [said.split(":")[0] for said in sums.never_fired(many)] == ["strike 2", "strike 3", "strike 3"]
 
 

@@ -177,6 +177,7 @@ class _Soak:
             recovery_s=sums.times_by_role(job.faults.seconds()),
             after_stop_s=sums.times_by_role(job.faults.seconds(of_stops=True)),
             resume_s=Times.of(resumptions(EventTail(self._files.events).read())),
+            strike_s=sums.by_shape(opponent.struck),
             pairs=sums.by_pair(opponent.struck),
             stuck=opponent.stuck,
             died=dict(job.deaths),

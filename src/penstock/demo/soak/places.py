@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penstock.errors import BadArgument, abbreviate
 from penstock.points import POINTS
-from penstock.testing.faults import Sentence, kill, stop, terminate
+from penstock.testing.faults import Sentence, kill, terminate
 
 __all__ = ["PLACES", "ROLES", "Place", "lead_to", "select"]
 
@@ -28,13 +28,16 @@ _CALLS: Mapping[str, tuple[str, ...]] = {  # a client's points are passed by who
 }
 _ROOMS: Mapping[str, tuple[str, ...]] = {"plane": ("server", "journal")}  # whose own points they are; else the role's
 
-# Points that are passed by a process that begins, or ends, or when groups have grown stale.
-_BEGINS = ("server.replayed", "server.recovered", "server.listening", "server.moved")
+# Points that are passed by a plane that begins (it restates its journal soon after), by one that ends, and after a
+# worker's death between its put and its commit.
+_BEGINS = (
+    *("server.replayed", "server.recovered", "server.listening", "server.moved"),
+    *("server.checkpointing", "server.restated", "server.checkpointed", "journal.rebased"),
+    "controller.recovering",
+)
 _ENDS = ("server.stopping", "server.parted", "server.rescued", "server.ended")
-_ALIVE, _GENERATED = "server.received", "worker.generated"  # where leads strike
-_WAIT_S = 4.0  # of a worker, by then what it had in hand is too old
-_RARE = (*_BEGINS, *_ENDS, "server.restated", "server.checkpointed", "server.checkpointing", "journal.rebased")
-_SELDOM = ("controller.recovering", "controller.evicted")
+_LEAVES = ("controller.evicted",)
+_ALIVE, _HALF_PUT = "server.received", "worker.put"  # where leads strike
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +49,7 @@ class Place:
 
     @property
     def often(self) -> bool:
-        return self.point not in _RARE and self.point not in _SELDOM
+        return self.point not in (*_BEGINS, *_ENDS, *_LEAVES)
 
     def __str__(self) -> str:
         return f"{self.role}/{self.point}"
@@ -64,12 +67,12 @@ PLACES = tuple(_places())
 
 def lead_to(place: Place, nth: int) -> Sentence | None:
     """Return the fault that brings ``place`` about; None = it is passed anyway. ``nth``: when that fault comes."""
-    if place.point in _BEGINS or place.point == "controller.recovering":
+    if place.point in _BEGINS:
         return kill("plane", at=_ALIVE, nth=nth)
     if place.point in _ENDS:
         return terminate("plane", at=_ALIVE, nth=nth)
-    if place.point == "controller.evicted":
-        return stop("worker", at=_GENERATED, for_s=_WAIT_S)
+    if place.point in _LEAVES:
+        return kill("worker", at=_HALF_PUT)
     return None
 
 

@@ -68,9 +68,15 @@ def _books(result: SoakResult) -> Table:
         *((name, len(rows)) for name, rows in named.items()),
         ("residue of the plane's books", result.residue),
         ("plane back to training", "it was not away" if result.resume_s is None else _seconds(result.resume_s)),
+        *((f"to get over a strike at {name}", _seconds(found)) for name, found in _strikes(result)),
         ("stuck, died by themselves, left behind", f"{len(result.stuck)}, {len(result.died)}, {len(result.left)}"),
     ]
     return table("the books", ("", ""), rows)
+
+
+def _strikes(result: SoakResult) -> list[tuple[str, Times]]:
+    names = {"single": "one", "pair": "two", "all": "all"}
+    return [(names[shape], times) for shape, times in result.strike_s.items()]
 
 
 def _pairs(result: SoakResult) -> Table:

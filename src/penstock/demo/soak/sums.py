@@ -9,11 +9,11 @@ from penstock.demo.processes import kind_of
 from penstock.demo.soak.opponent import Struck
 from penstock.demo.soak.options import PairFigures
 from penstock.demo.soak.places import PLACES, Place
-from penstock.demo.soak.schedule import KINDS
+from penstock.demo.soak.schedule import KINDS, SHAPES
 from penstock.demo.soak.verdict import Times
 from penstock.testing.faults import Fired
 
-__all__ = ["by_kind", "by_pair", "by_place", "never_fired", "places_struck", "times_by_role"]
+__all__ = ["by_kind", "by_pair", "by_place", "by_shape", "never_fired", "places_struck", "times_by_role"]
 
 
 def by_kind(fired: Iterable[Fired]) -> dict[str, dict[str, int]]:
@@ -60,6 +60,15 @@ def _figures(strikes: Sequence[Struck]) -> PairFigures:
         fired=sum(len(one.fired) for one in strikes),
         slowest_s=round(max(seconds), 3) if seconds else None,
     )
+
+
+def by_shape(struck: Iterable[Struck]) -> dict[str, Times]:
+    """Return how long the run took to get over strikes, those at one, at two and at everybody apart."""
+    seconds: dict[str, list[float]] = {shape: [] for shape in SHAPES}
+    for one in struck:
+        if one.seconds is not None:
+            seconds[one.strike.shape].append(one.seconds)
+    return times_by_role(seconds)
 
 
 def times_by_role(seconds: Mapping[str, Sequence[float]]) -> dict[str, Times]:
