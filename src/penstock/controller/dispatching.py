@@ -21,11 +21,11 @@ def dispatch(run: Run, training: Training, now: float) -> None:
     oldest = run.config.policy.oldest_version(run.step)
     if run.gate is not None or run.published is None or (oldest is not None and run.published < oldest):
         return  # with weights that lag so far a group would be born stale
-    waiting = sorted(run.prompts.at(Where.WAITING), key=lambda prompt: prompt.index)
-    for prompt in [prompt for prompt in waiting if prompt.not_before <= now][: _free(run)]:
+    for prompt in [one for one in run.prompts.at(Where.WAITING) if one.not_before <= now][: _free(run)]:
         _send(run, prompt, now)
-    for _ in range(min(_free(run, run.prompts.count(Where.WAITING)), room(run, training))):
-        _send(run, run.prompts.begin(now), now)
+    if free := _free(run, run.prompts.count(Where.WAITING)):
+        for _ in range(min(free, room(run, training))):
+            _send(run, run.prompts.begin(now), now)
 
 
 def _free(run: Run, kept: int = 0) -> int:

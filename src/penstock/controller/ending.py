@@ -110,7 +110,7 @@ class Ending:
             self.over(now)
 
     def _cancel(self, now: float) -> None:
-        for prompt in list(self.run.prompts.at(Where.OUT)):
+        for prompt in self.run.prompts.at(Where.OUT):
             self.run.do(Cancel(self.run.prompts.group_id(prompt)))
             self.run.prompts.land(prompt, now)
             self.lane.wants_list = True

@@ -97,7 +97,8 @@ class ControllerMachine:
             return []
         try:
             self._handlers[type(news)](news, now)
-            self._proceed(now)
+            if not isinstance(news, nw.Heard):  # nothing follows from it, and there are many
+                self._proceed(now)
         except WrongStep as wrong:
             self._ending.break_off(str(wrong), went_back=wrong.back)
         effects, run.effects = run.effects, []

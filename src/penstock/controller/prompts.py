@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from penstock.controller.policies import Candidate
@@ -85,6 +84,9 @@ class PromptLedger:
         }
         self.exhausted = False  # the source has no more
         self._arrivals = 0
+        self._at: dict[Where, dict[int, Prompt]] = {where: {} for where in Where}
+        self._at[Where.LANDED].update(self.open)
+        self._lasting: tuple[OpenPrompt, ...] | None = None  # until it changes
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -106,20 +108,21 @@ class PromptLedger:
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    def at(self, *places: Where) -> Iterator[Prompt]:
-        """Yield the open prompts that are at one of ``places``, by number."""
-        return (prompt for prompt in self.open.values() if prompt.where in places)
+    def at(self, *places: Where) -> list[Prompt]:
+        """Return the open prompts that are at one of ``places``, by number."""
+        return sorted((prompt for where in places for prompt in self._at[where].values()), key=lambda one: one.index)
 
     def count(self, *places: Where) -> int:
         """How many are."""
-        return sum(prompt.where in places for prompt in self.open.values())
+        return sum(len(self._at[where]) for where in places)
 
     # -- moving -------------------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> Prompt:
         """Open the next new prompt."""
-        prompt = self.open[self.cursor] = Prompt(self.cursor, 0, since=now)
+        prompt = self.open[self.cursor] = self._at[Where.WAITING][self.cursor] = Prompt(self.cursor, 0, since=now)
         self.cursor += 1
+        self._lasting = None
         return prompt
 
     def is_news(self, prompt: Prompt) -> bool:
@@ -129,8 +132,9 @@ class PromptLedger:
 
     def unbegin(self, prompt: Prompt) -> None:
         """The source has no such prompt: it, and any opened after it, never were."""
+        for index in range(prompt.index, self.cursor):
+            self._leave(self.open[index])
         self.cursor = prompt.index
-        self.open = {index: one for index, one in self.open.items() if index < prompt.index}
 
     def send_out(self, prompt: Prompt, version: int, now: float) -> None:
         """Its attempt goes to a generator."""
@@ -172,24 +176,33 @@ class PromptLedger:
         prompt.attempt += 1
         prompt.failures += failed
         prompt.not_before, prompt.group, prompt.version = not_before, None, None
+        self._lasting = None
         self._move(prompt, Where.WAITING, now)
 
     def close(self, prompt: Prompt, reason: str | None) -> None:
         """It is trained, or dropped for ``reason``."""
-        del self.open[prompt.index]
+        self._leave(prompt)
         if reason is None:
             self.trained += 1
         else:
             self.dropped[reason] += 1
 
     def _move(self, prompt: Prompt, where: Where, now: float) -> None:
+        del self._at[prompt.where][prompt.index]
+        self._at[where][prompt.index] = prompt
         prompt.where, prompt.since, prompt.unseen = where, now, False
+
+    def _leave(self, prompt: Prompt) -> None:
+        del self.open[prompt.index], self._at[prompt.where][prompt.index]
+        self._lasting = None
 
     # -- lasting ------------------------------------------------------------------------------------------------------
 
     def lasting(self) -> tuple[OpenPrompt, ...]:
         """What a record keeps of the open prompts."""
-        return tuple(OpenPrompt(p.index, p.attempt, p.failures) for _, p in sorted(self.open.items()))
+        if self._lasting is None:
+            self._lasting = tuple(OpenPrompt(p.index, p.attempt, p.failures) for _, p in sorted(self.open.items()))
+        return self._lasting
 
     def check_invariants(self) -> None:
         """Raise if prompts are not conserved."""
@@ -198,6 +211,9 @@ class PromptLedger:
             f"{self.cursor} dispatched, {self.trained} trained, {dropped} dropped, {len(self.open)} open"
         )
         assert all(index < self.cursor and prompt.index == index for index, prompt in self.open.items())
+        places = {index: where for where, prompts in self._at.items() for index in prompts}
+        assert places == {index: prompt.where for index, prompt in self.open.items()}
+        assert sum(map(len, self._at.values())) == len(places)
 
 
 def _is_number(text: str) -> bool:

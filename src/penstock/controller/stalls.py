@@ -48,7 +48,7 @@ def _lately(trouble: str) -> str:
 
 
 def _of_prompts(run: Run, now: float) -> Iterator[str]:
-    out = list(run.prompts.at(Where.OUT))
+    out = run.prompts.at(Where.OUT)
     if out:
         oldest = min(out, key=lambda prompt: prompt.since)
         name = run.prompts.group_id(oldest)

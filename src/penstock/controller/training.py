@@ -300,7 +300,7 @@ class Training:
             if named is not None and (prompt := run.prompts.open.get(named[0])) is not None:
                 run.prompts.close(prompt, None)
         if out is not None:  # the trainer may have recorded another batch, of the controller's life before
-            for prompt in list(run.prompts.at(Where.TRAINING)):
+            for prompt in run.prompts.at(Where.TRAINING):
                 run.prompts.land(prompt, now)
             trained = set(record.keys)
             if rest := out.meta.drop([i for i, key in enumerate(out.meta.sample_ids) if key in trained]):
