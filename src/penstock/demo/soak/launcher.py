@@ -50,8 +50,13 @@ def run(options: SoakOptions, say: Callable[[str], None]) -> SoakResult:
         soak = _Soak(options, places, directory, interrupt)
         try:
             result = soak.run(say)
+        except KeyboardInterrupt:
+            raise  # nobody wants its logs
         except DataPlaneError as error:
-            error.message += f"; {soak.opponent.director!r}; replay: {options.replay}; logs: {directory.keep()}"
+            error.message += f"; replay: {options.replay}; logs: {directory.keep()}"
+            raise
+        except BaseException as error:  # a bug of ours
+            error.add_note(f"replay: {options.replay}; logs: {directory.keep()}")
             raise
         folder = (
             str(directory.files.root if options.out else directory.keep()) if options.out or not result.ok else None
