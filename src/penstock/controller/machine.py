@@ -223,9 +223,8 @@ class ControllerMachine:
 
     def _leased(self, news: nw.Leased, now: float) -> None:
         asked, meta = self._lane.answered(Claim), news.meta
-        is_whole = set(asked.keys) == set(
-            meta.sample_ids
-        )  # a reply that outlived a plane lacks what was lost meanwhile
+        # A reply that outlived its plane lacks the rows that were lost meanwhile.
+        is_whole = set(asked.keys) == set(meta.sample_ids)
         if self._run.phase is Phase.FINISHING or not is_whole:
             self._training.returned(meta)
             self._lane.wants_list |= meta.size > 0

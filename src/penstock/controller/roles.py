@@ -74,7 +74,8 @@ class Trainer(Protocol):
     async def last_step(self) -> StepRecord | None:
         """Return the record of the last durable step, None before the first; wait for a step that is under way.
 
-        Called when the run starts and after every failed ``train``.
+        Called when the run starts and after every failed ``train``. Once a controller was answered, no order of an
+        earlier one may be begun: one that was still on its way is refused.
         """
 
     async def train(self, meta: KVBatchMeta, step: int) -> TrainResult:
