@@ -108,6 +108,7 @@ class Member(SimClient):
 
     def __init__(self, cast: Cast, name: str) -> None:
         self.cast = cast
+        self.born_at = cast.world.now
         super().__init__(cast.world, cast.plane, name, cast.world.rng.getrandbits(62) + 1)
 
 

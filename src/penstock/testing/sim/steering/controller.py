@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from penstock.controller import effects as do
 from penstock.controller import news as nw
-from penstock.controller.events import Again, Recovered, RunEvent
+from penstock.controller.events import Again, Reaped, Recovered, RunEvent
 from penstock.controller.machine import ControllerMachine
 from penstock.controller.policies import Windowed
 from penstock.records import DataPlaneGroupMeta, KVBatchMeta
@@ -49,6 +49,7 @@ _KINDS: tuple[type[do.Effect], ...] = typing.get_args(do.Effect)
 _OFTEN = (do.Save, do.Dispatch, do.Claim, do.Train, do.Pop, do.Publish, do.Evict, do.List)
 POINTS = tuple(f"{when} {kind.__name__}" for when in ("before", "after") for kind in (*_KINDS, *_OFTEN, *_OFTEN))
 _PING_S = 2.0
+_MUTE = 3  # so many signs of life in a row must be lost
 _AGAIN_S = (0.05, 0.2, 0.5)
 _SLOW_SAVE, _SAVE_S = 0.1, (0.01, 0.3)
 _PUBLISH_S = (0.01, 0.1, 0.5)
@@ -291,8 +292,19 @@ class Controller(Member):
             if self._went_on and event.empty != (is_new and not self._listed):
                 self._wrong(f"it is told that the plane came back empty={event.empty}, with {self._listed} groups")
             self._went_on = self._incarnation
+        elif isinstance(event, Reaped) and event.silent_s:
+            self._check_burial(event)
         elif isinstance(event, Again) and event.why == "its rows are gone":
             self._check_gone(event)
+
+    def _check_burial(self, event: Reaped) -> None:
+        """Who says that he lives, and is heard, is not taken for dead; not even by one who was stopped himself."""
+        one, now = self.cast.clients[event.replica], self.world.now
+        assert isinstance(one, Member)
+        awake_since = max(one.born_at, one.frozen_until)
+        mute = sum(self.world.faults[kind] for kind in ("message_lost", "message_late"))
+        if one.alive and now - awake_since > self.cast.scenario.config.replica_dead_s + 1.0 and mute < _MUTE:
+            self._wrong(f"{event.replica!r} is buried alive: {event}")
 
     def _check_gone(self, event: Again) -> None:
         """A group that its generator has committed, and that nobody removed, is not said to be gone."""
