@@ -470,6 +470,7 @@ client = LocalDataPlaneClient({str(tmp_path)!r})
 meta = client.claim_meta("p", "train", ["x"], 2)
 print(*meta.sample_ids, flush=True)
 sys.stdin.readline()
+client.depth("p")  # a question goes again under the next session; an ack that met the dead one would be a timeout
 client.ack(meta.subset([0]))
 try:
     client.ack(meta.subset([1]))
