@@ -108,3 +108,27 @@ def test_recovery_times_are_summed_up_by_kind_and_together() -> None:
         "plane": RecoveryTimes(3.0, 3.0),
         ANY: RecoveryTimes(2.0, 3.0),
     }
+
+
+def test_a_fault_that_a_director_saw_has_fired_already() -> None:
+    """Whatever the victim's exit status is; two that ended one process are both over with its next life's progress."""
+    ledger = FaultLedger()
+    ledger.struck("controller-0", 11, 1.0)
+    ledger.struck("controller-0", 11, 1.5)
+    assert (ledger.fired(), ledger.unrecovered()) == (2, ["controller-0", "controller-0"])
+    assert ledger.ended(Ended("controller-0.1", 11, 0)) == Fault("controller", 11)
+    assert ledger.ended(Ended("controller-0.1", 11, 0)) is None
+    ledger.progress("controller-0", 2.0, 3.0)
+    assert (ledger.unrecovered(), ledger.seconds()) == ([], {"controller": [2.0, 1.5]})
+
+
+def test_a_stop_is_over_with_the_first_progress_after_it() -> None:
+    """By the same life; its end is no death of ours, and its time counts from where it could go on."""
+    ledger = FaultLedger()
+    ledger.struck("worker-0", 11, 10.0, until=12.0)
+    ledger.progress("worker-0", 0.0, 11.9)
+    assert ledger.unrecovered() == ["worker-0"]
+    ledger.progress("worker-0", 0.0, 12.5)
+    assert (ledger.seconds(), ledger.seconds(of_stops=True)) == ({}, {"worker": [0.5]})
+    assert ledger.recovery() == {}
+    assert ledger.ended(Ended("worker-0.1", 11, 1)) is None

@@ -45,3 +45,16 @@ def test_another_thread_gets_a_flag_that_nothing_raises() -> None:
     thread.start()
     thread.join()
     assert seen == [(0, before)]
+
+
+def test_a_signal_that_was_heeded_lets_the_next_waits_pass() -> None:
+    """Until the next one comes, which asks for a quick end."""
+    interrupt = Interrupt()
+    interrupt.note()
+    interrupt.heed()
+    interrupt.sleep(0.0)
+    assert not interrupt.hurry()
+    interrupt.note()
+    assert interrupt.hurry()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.check()
