@@ -71,8 +71,14 @@ def _of_dispatch(run: Run, training: Training) -> Iterator[str]:
         yield f"dispatch is paused by the user: {run.gate}"
     elif run.config.max_groups is not None and run.in_plane >= run.config.max_groups:
         yield f"the run holds all of its max_groups = {run.config.max_groups} groups in the plane"
-    elif not run.prompts_are_used_up() and room(run, training) == 0:
+    elif _is_held_back(run, training):
         yield f"the policy {type(run.config.policy).__name__} admits no more prompts at version {run.step}"
+
+
+def _is_held_back(run: Run, training: Training) -> bool:
+    """Whether more could be dispatched, nobody is at work on anything, and the policy says no."""
+    at_work = run.prompts.count(Where.WAITING, Where.OUT, Where.TRAINING)
+    return not at_work and not run.prompts_are_used_up() and not room(run, training)
 
 
 def _of_roles(run: Run, now: float) -> Iterator[str]:
