@@ -93,6 +93,12 @@ def test_a_refusal_names_its_rows_where_rows_can_be_refused(
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: type(call).__name__)
+def test_a_plane_that_does_not_know_the_partition_any_more_is_another_one(call: do.PlaneCall) -> None:
+    """It was registered: a plane that came back empty took over between two calls, and is to be learned anew."""
+    assert isinstance(news(call, errors.UnknownName("unknown partition 'train'")), nw.CallFailed)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: type(call).__name__)
 def test_every_other_error_of_the_plane_breaks_the_run(call: do.PlaneCall) -> None:
     """Going on would be guessing; the news names the error."""
     found = news(call, errors.BadArgument("nonsense"))

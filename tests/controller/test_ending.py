@@ -10,7 +10,9 @@ from penstock.controller import effects as do
 from penstock.controller import events as ev
 from penstock.controller import news as nw
 from penstock.controller.config import Role
-from penstock.controller.policies import ready_first
+from penstock.controller.policies import ready_first, windowed
+from penstock.controller.record import ControllerRecord, OpenPrompt
+from penstock.controller.roles import StepRecord
 from penstock.controller.run import Phase
 from tests.controller.steering import Steering, config
 
@@ -58,6 +60,26 @@ def test_a_run_ends_when_its_prompts_are_used_up() -> None:
     more = Steering(config(max_steps=None, max_prompts=6), last=s).begin().run()
     assert more.state.trained == 6
     assert more.shop.trained == dict.fromkeys(range(6), 1)
+
+
+def test_a_run_does_not_end_on_a_group_that_is_about_to_go_again() -> None:
+    """The last step made it stale: no listing has said so yet, and the prompt is not left behind."""
+    saved = ControllerRecord(run="run", life=1, step=2, cursor=3, open=tuple(OpenPrompt(i, 0) for i in range(3)))
+    settings = config(max_steps=None, max_prompts=3, policy=windowed(1))
+    s = Steering(settings, record=saved)
+    s.rules[do.AskTrainer] = lambda one: nw.TrainerStands(StepRecord(step=2))
+    for index in range(3):
+        s.plane.put(f"run.{index}.0", 1)
+    s.begin().until(do.Pop)
+    s.rules[do.List] = lambda one: None
+    s.run(1.0)
+    assert s.state.published == 3
+    assert s.finish is None
+    del s.rules[do.List]
+    s.answered(s.plane.answer(do.List()))
+    s.run()
+    assert ok(s) == "the prompts are used up"
+    assert [(event.prompt, event.why) for event in s.of(ev.Again)] == [(2, "stale")]
 
 
 def test_a_run_that_is_done_already_ends_at_once() -> None:
