@@ -6,12 +6,13 @@ late, or a process dies at a point of its own, a fault said so before, and is co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
 
-from penstock.controller.news import News
+from penstock.controller.config import Role
+from penstock.controller.news import Left, News, ReplicaJoined
 from penstock.testing.sim.client import SimClient
 from penstock.testing.sim.habits import Surprises
 from penstock.testing.sim.plane import SimPlane
@@ -19,12 +20,14 @@ from penstock.testing.sim.steering.book import Book
 from penstock.testing.sim.steering.scenario import RunScenario
 from penstock.testing.sim.world import World
 
-__all__ = ["Cast", "Member", "Reply"]
+__all__ = ["NOTICE", "Cast", "Member", "Reply"]
 
 _MIN_S, _MAX_S = 0.0003, 0.004  # on the way
 _LATE_S = (0.5, 3.0, 9.0)
 _NOTICED_S = (0.005, 0.1, 4.0, 14.0)  # until the plane hears of a death
 _RESTART_S = (0.01, 0.5, 3.0)
+_BEAT_S = 1.0
+NOTICE = 0.7  # how often a death is seen by whoever waits, before its deadline
 
 
 class Hearer(Protocol):
@@ -104,12 +107,34 @@ class Cast(Surprises, kw_only=True):
 
 
 class Member(SimClient):
-    """A process of a run."""
+    """A process of a run.
+
+    Attributes:
+        born_at: when it began.
+    """
 
     def __init__(self, cast: Cast, name: str) -> None:
         self.cast = cast
         self.born_at = cast.world.now
         super().__init__(cast.world, cast.plane, name, cast.world.rng.getrandbits(62) + 1)
+
+    def beat_as(self, role: Role) -> None:
+        """Tell the controller that it lives; register each time, for it may be another one by now."""
+        if self.alive and not self.cast.is_over:
+            self._tell_controller(ReplicaJoined(self.name, role))
+            self.world.after(_BEAT_S, self.awake, self.beat_as, role)
+
+    def tell_death(self, replies: Iterable[tuple[Reply, News]]) -> None:
+        """Most of those who wait for it see that its connection is gone."""
+        for reply, news in replies:
+            if self.world.chance(NOTICE):
+                reply.send(news)
+        self._tell_controller(Left(self.name), NOTICE)
+
+    def _tell_controller(self, news: News, probability: float = 1.0) -> None:
+        controller = self.cast.controller
+        if controller is not None and controller.alive and (probability == 1.0 or self.world.chance(probability)):
+            self.cast.post(controller, controller.hear, news)
 
 
 class Reply:

@@ -11,8 +11,6 @@ from collections import deque
 from typing import TypeAlias
 
 from penstock.controller.news import (
-    Left,
-    ReplicaJoined,
     StepFailed,
     StepMade,
     StepUnreadable,
@@ -25,7 +23,7 @@ from penstock.records import KVBatchMeta
 from penstock.testing import checker
 from penstock.testing.sim.client import Pause, Program
 from penstock.testing.sim.habits import Sub, read
-from penstock.testing.sim.steering.cast import Cast, Member, Reply
+from penstock.testing.sim.steering.cast import NOTICE, Cast, Member, Reply
 
 __all__ = ["POINTS", "Trainer"]
 
@@ -33,8 +31,6 @@ POINTS = ("before read", "before save", "after save")
 _SPEED_S = (0.01, 0.05, 0.3, 1.0)
 _LONG_S = 1.5
 _FAILS = 0.03
-_NOTICE = 0.7
-_BEAT_S = 1.0
 
 _Order: TypeAlias = tuple[int, KVBatchMeta, Reply, int]  # the last: by which life of the controller
 
@@ -49,20 +45,12 @@ class Trainer(Member):
         self._newest = 0  # life of the controller that has asked
         super().__init__(cast, name)
         if cast.scenario.config.needs:
-            self._beat_on()
-
-    def _beat_on(self) -> None:
-        controller = self.cast.controller
-        if not self.alive or self.cast.is_over:
-            return
-        if controller is not None and controller.alive:
-            self.cast.post(controller, controller.hear, ReplicaJoined(self.name, "trainer"))
-        self.world.after(_BEAT_S, self.awake, self._beat_on)
+            self.beat_as("trainer")
 
     def stands(self, reply: Reply, life: int) -> None:
         """Tell the last durable step, once none is under way."""
         if not self.alive:
-            if self.world.chance(_NOTICE):
+            if self.world.chance(NOTICE):
                 reply.send(TrainerSilent("nobody listens"))
             return
         self._newest = max(self._newest, life)
@@ -72,7 +60,7 @@ class Trainer(Member):
     def train(self, step: int, meta: KVBatchMeta, reply: Reply, life: int) -> None:
         """Make a step."""
         if not self.alive:
-            if self.world.chance(_NOTICE):
+            if self.world.chance(NOTICE):
                 reply.send(StepFailed(step, "nobody listens"))
             return
         if life < self._newest:
@@ -83,15 +71,8 @@ class Trainer(Member):
 
     def kill(self, noticed_s: float) -> None:
         super().kill(noticed_s)
-        for step, _, reply, _ in self._orders:
-            if self.world.chance(_NOTICE):
-                reply.send(StepFailed(step, "the trainer died"))
-        for reply in self._asking:
-            if self.world.chance(_NOTICE):
-                reply.send(TrainerSilent("the trainer died"))
-        controller = self.cast.controller
-        if controller is not None and controller.alive and self.world.chance(_NOTICE):
-            self.cast.post(controller, controller.hear, Left(self.name))
+        orders = [(reply, StepFailed(step, "the trainer died")) for step, _, reply, _ in self._orders]
+        self.tell_death([*orders, *((reply, TrainerSilent("the trainer died")) for reply in self._asking)])
 
     def _go_on(self) -> None:
         if self._busy or not self.alive:

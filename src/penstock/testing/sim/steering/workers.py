@@ -6,7 +6,7 @@ attempt's. Invariant: rows go in uncommitted, one tag-only put commits them; a g
 
 from __future__ import annotations
 
-from penstock.controller.news import Generated, GenerationFailed, Left, ReplicaJoined
+from penstock.controller.news import Generated, GenerationFailed
 from penstock.records import Tag
 from penstock.requests import Done, Groups, ListMetadata, PutTags, TagColumn
 from penstock.testing import checker
@@ -14,7 +14,7 @@ from penstock.testing.sim.arena import value_of
 from penstock.testing.sim.client import Ask, Pause, Program
 from penstock.testing.sim.habits import PARTITION, Sub, expect, put, until_done
 from penstock.testing.sim.steering.book import Attempt
-from penstock.testing.sim.steering.cast import Cast, Member, Reply
+from penstock.testing.sim.steering.cast import NOTICE, Cast, Member, Reply
 
 __all__ = ["POINTS", "Scorer", "Worker", "hash_of"]
 
@@ -23,8 +23,6 @@ _SPEED_S = (0.005, 0.005, 0.02, 0.1, 0.4, 1.5)
 _HANG_S = 9.0
 _HANGS, _FAILS, _STOPS = 0.03, 0.03, 0.5
 _VOID = ("RowRemoved", "UnknownName")  # removed under us, or the plane came back empty
-_NOTICE = 0.7  # how often a death is seen by whoever waits, before its deadline
-_BEAT_S = 1.0
 
 
 def hash_of(key: str) -> str:
@@ -40,21 +38,12 @@ class Worker(Member):
         self._stopped: set[str] = set()
         super().__init__(cast, name)
         if cast.scenario.config.needs:
-            self._beat_on()
-
-    def _beat_on(self) -> None:
-        """Tell the controller that it lives; register each time, for it may be another one by now."""
-        controller = self.cast.controller
-        if not self.alive or self.cast.is_over:
-            return
-        if controller is not None and controller.alive:
-            self.cast.post(controller, controller.hear, ReplicaJoined(self.name, "rollout"))
-        self.world.after(_BEAT_S, self.awake, self._beat_on)
+            self.beat_as("rollout")
 
     def generate(self, group_id: str, prompt: int, version: int, reply: Reply) -> None:
         """Answer a prompt."""
         if not self.alive:
-            if self.world.chance(_NOTICE):
+            if self.world.chance(NOTICE):
                 reply.send(GenerationFailed(group_id, "nobody listens"))
             return
         self._orders[group_id] = reply
@@ -67,12 +56,8 @@ class Worker(Member):
 
     def kill(self, noticed_s: float) -> None:
         super().kill(noticed_s)
-        for group_id, reply in self._orders.items():
-            if self.world.chance(_NOTICE):
-                reply.send(GenerationFailed(group_id, f"{self.name} died"))
-        controller = self.cast.controller
-        if controller is not None and controller.alive and self.world.chance(_NOTICE):
-            self.cast.post(controller, controller.hear, Left(self.name))
+        why = f"{self.name} died"
+        self.tell_death((reply, GenerationFailed(group_id, why)) for group_id, reply in self._orders.items())
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
