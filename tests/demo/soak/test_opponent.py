@@ -50,7 +50,6 @@ class FakeJob:
     lives: dict[str, FakeLife] = field(default_factory=dict)
     faults: FaultLedger = field(default_factory=FaultLedger)
     progress: Progress = field(default_factory=Progress)
-    fault_steps: list[tuple[int, str]] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)  # not by our hand
 
     @property

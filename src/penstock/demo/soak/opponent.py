@@ -68,8 +68,8 @@ class Opponent:
         limits: when it is done anyway.
 
     Attributes:
+        director: who carries the faults out; the job's processes take part in it.
         struck: what was tried so far.
-        stuck: what to say of times in which everybody was well and nothing happened.
     """
 
     def __init__(self, strikes: Iterator[Strike], limits: Limits) -> None:
@@ -89,6 +89,7 @@ class Opponent:
 
     @property
     def stuck(self) -> list[str]:
+        """What to say of times in which everybody was well and nothing happened."""
         return self._watch.episodes
 
     @property
@@ -190,11 +191,8 @@ class Opponent:
     def _note_news(self, job: Job) -> None:
         fired, self._seen_fired = self.director.fired[self._seen_fired :], len(self.director.fired)
         for one in fired:
-            is_stop = one.sentence.kind == "stop"
-            until = one.at + one.sentence.for_s if is_stop else None
+            until = one.at + one.sentence.for_s if one.sentence.kind == "stop" else None
             job.faults.struck(self._slots[one.pid], one.pid, one.at, until)
-            if is_stop:
-                job.fault_steps.append((job.progress.steps, self._slots[one.pid]))
             self._owner_of(one.sentence).fired.append(one)
         missed, self._seen_missed = self.director.missed[self._seen_missed :], len(self.director.missed)
         for miss in missed:
