@@ -80,7 +80,8 @@ def ray_folder() -> Iterator[str]:
 @pytest.mark.timeout(240)
 def test_the_ray_example_survives_the_killing_of_its_actors(tmp_path: Path, ray_folder: str) -> None:
     """On real Ray, actors that are killed are restarted, and each prompt is trained once all the same."""
-    said = finish(start("ray_grpo.py", tmp_path, "--steps", "10", "--kills", "2", "--workers", "1", RAY_TMPDIR=ray_folder))
+    limits = ("--steps", "10", "--kills", "2", "--workers", "1")
+    said = finish(start("ray_grpo.py", tmp_path, *limits, RAY_TMPDIR=ray_folder))
     assert said.count("killed") >= 1, "no fault fired"
     record = books(tmp_path)
     assert (record["step"], record["trained"], record["cursor"]) == (10, 160, 160)
