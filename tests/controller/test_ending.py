@@ -150,6 +150,24 @@ def test_a_step_that_was_given_up_keeps_its_rows() -> None:
     assert after.of(ev.Popped)[0].lost == []
 
 
+@pytest.mark.parametrize("leftovers", ["keep", "evict"])
+def test_a_group_of_a_step_that_was_given_up_is_not_judged(leftovers: str) -> None:
+    """A row of it is lost meanwhile: what is left stays, and its prompt does not go again, for it may be trained."""
+    s = Steering(config(**stoppable(leftovers=leftovers, max_steps=2)), train_s=60.0).begin()
+    s.until(do.Train)
+    s.tell(nw.StopAsked("enough"))
+    s.run(STEP_STOP_S)
+    s.plane.answer(do.Evict(("run.0.0_g0",), "lost"))
+    s.run(10.0)
+    assert ok(s) == "enough"
+    assert "run.0.0_g1" in s.plane.rows
+    assert s.of(ev.Again) == []
+    s.shop.make(1, s.of(do.Train)[0].meta)  # after the end
+    after = Steering(config(max_steps=2), last=s).begin().run()
+    assert after.shop.trained[0] == after.shop.trained[1] == 1
+    assert after.of(ev.Popped)[0].lost == ["run.0.0_g0"]
+
+
 # -- stop -------------------------------------------------------------------------------------------------------------
 
 

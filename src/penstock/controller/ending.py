@@ -103,7 +103,7 @@ class Ending:
             self._cancel(now)
         gives_up = training.out is not None and training.recorded is None
         if gives_up and (not training.is_ordered or now >= self.since + run.config.step_stop_s):
-            training.give_up(now)
+            training.give_up()
         busy = run.prompts.count(Where.OUT) or not training.is_idle or training.releasing or self.lane.evictions
         if (not busy and self.swept) or now >= self.since + run.config.stop_s / 2 or self.lane.away is not None:
             run.turn("settled")

@@ -352,6 +352,6 @@ class ControllerMachine:
         run, training = self._run, self._training
         run.prompts.check_invariants()
         in_training = {run.prompts.group_id(prompt) for prompt in run.prompts.at(Where.TRAINING)}
-        out = set() if training.out is None else set(training.out.groups)
+        out = set(training.given_up if training.out is None else training.out.groups)
         assert in_training <= out, f"{in_training - out} are in training and in no step"
         assert run.published is None or run.published <= run.step

@@ -316,13 +316,13 @@ class Training:
         if gone and rest is not None and rest.size < meta.size:
             self.releasing.insert(0, rest)
 
-    def give_up(self, now: float) -> None:
-        """The run ends and will not wait for the step that is out; the next life asks the trainer what became of it."""
+    def give_up(self) -> None:
+        """The run ends and will not wait for the step that is out; the next life asks the trainer what became of it.
+
+        Its prompts stay in training: whatever a listing says of their groups, the step may yet become durable.
+        """
         out, self.out, self.chosen = self.out, None, ()
         self.given_up = [] if out is None else out.groups
-        for group_id in [] if out is None else out.groups:
-            if (prompt := self.run.prompts.live(group_id)) is not None:
-                self.run.prompts.land(prompt, now)
 
     # -- publication --------------------------------------------------------------------------------------------------
 
