@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -120,6 +121,8 @@ def test_a_fault_that_a_director_saw_has_fired_already() -> None:
     assert ledger.ended(Ended("controller-0.1", 11, 0)) is None
     ledger.progress("controller-0", 2.0, 3.0)
     assert (ledger.unrecovered(), ledger.seconds()) == ([], {"controller": [2.0, 1.5]})
+    ledger.struck("plane-0", 12, 4.0)
+    assert ledger.outages() == [("controller-0", 1.0, 3.0), ("controller-0", 1.5, 3.0), ("plane-0", 4.0, math.inf)]
 
 
 def test_a_stop_is_over_with_the_first_progress_after_it() -> None:

@@ -82,6 +82,7 @@ def result(**changed: Any) -> SoakResult:
         "recovery_s": {"worker": times},
         "after_stop_s": {},
         "resume_s": times,
+        "resume_alone_s": None,
         "strike_s": {"all": times},
         "pairs": {"plane+worker": PairFigures(strikes=1, fired=2, slowest_s=3.0)},
         "died": {},

@@ -7,6 +7,7 @@ after its death, or after its stop.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import Counter
@@ -149,6 +150,12 @@ class FaultLedger:
                 if seconds is not None and (hit.until is not None) == of_stops:
                     times.setdefault(kind_of(hit.slot), []).append(seconds)
         return {kind: times[kind] for kind in KINDS if kind in times}
+
+    def outages(self) -> list[tuple[str, float, float]]:
+        """Who was struck, from when, and until when it had not got on: slot, and two moments in monotonic seconds."""
+        with self._lock:
+            hits = [hit for hit in self._hits if hit.fired]
+        return [(hit.slot, hit.at, math.inf if hit.recovered_at is None else hit.recovered_at) for hit in hits]
 
     def recovery(self) -> dict[str, RecoveryTimes]:
         """How long recoveries from deaths took, by kind, and "any" for all together; a kind without any is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.controller.events import Committed, Paused, Recovered, RunEvent, Started, Trained
-from penstock.demo.soak.verdict import Times, held_findings, resumptions, step_findings
+from penstock.demo.soak.verdict import Resumption, Times, alone, held_findings, resumptions, step_findings
 from penstock.requests import AuditReport, PartitionAudit
 from penstock.testing import checker
 
@@ -54,7 +54,7 @@ def test_a_plane_that_is_back_is_followed_by_work() -> None:
         back(10.0, 0.0),
         Trained(at=12.0, step=1, groups=[], rows=8, seconds=1.0),
     ]
-    assert resumptions([*first, *second]) == [0.75, 2.0]
+    assert resumptions([*first, *second]) == [Resumption(4.5, 5.25), Resumption(10.0, 12.0)]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,25 @@ def test_a_plane_that_is_back_is_followed_by_work() -> None:
 def test_a_controllers_own_return_is_not_the_planes(events: list[RunEvent]) -> None:
     """The first look of a new life is no return of the plane; nor does a controller that died tell how long it took."""
     assert resumptions(events) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "left"),
+    [
+        ([], [1.0, 2.0]),
+        ([(0.0, 4.0)], [1.0, 2.0]),
+        ([(0.0, 5.5)], [2.0]),
+        ([(5.5, 5.6)], [2.0]),
+        ([(5.5, 99.0)], []),
+        ([(20.0, 99.0)], [1.0, 2.0]),
+    ],
+)
+def test_a_return_with_somebody_else_missing_is_told_apart(
+    others: list[tuple[float, float]], left: list[float]
+) -> None:
+    """Who was struck before and is not at work, or is struck in between, is why it takes so long."""
+    both = [Resumption(5.0, 6.0), Resumption(10.0, 12.0)]
+    assert [one.seconds for one in alone(both, others)] == left
 
 
 def test_what_is_still_held_when_all_was_settled_is_found() -> None:

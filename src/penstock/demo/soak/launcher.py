@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from penstock.demo.interrupt import Interrupt, signals_as_flag
-from penstock.demo.job import Job, Outcome
+from penstock.demo.job import PLANE, Job, Outcome
 from penstock.demo.launcher import RunDirectory, require_packages, run_directory
 from penstock.demo.progress import EventTail
 from penstock.demo.soak import sums
@@ -22,7 +22,7 @@ from penstock.demo.soak.options import SoakOptions, SoakResult
 from penstock.demo.soak.places import Place, select
 from penstock.demo.soak.remains import Census, plane_remains
 from penstock.demo.soak.schedule import Strike, pairs, schedule
-from penstock.demo.soak.verdict import Times, held_findings, resumptions, step_findings
+from penstock.demo.soak.verdict import Times, alone, held_findings, resumptions, step_findings
 from penstock.demo.soak.view import SoakView
 from penstock.demo.spec import DemoOptions
 from penstock.errors import DataPlaneError
@@ -30,7 +30,7 @@ from penstock.testing.checker import read_log
 
 __all__ = ["run"]
 
-PLANE = ("segment_bytes=65536",)  # small, so that checkpoints and new segments come often enough to be struck
+OPTIONS = ("segment_bytes=65536",)  # small, so that checkpoints and new segments come often enough to be struck
 FAULT_S = 30.0  # the most that one fault may take, on average
 END_S = 120.0  # to begin, and to get over the last fault
 
@@ -84,7 +84,7 @@ class _Soak:
         self.opponent = Opponent(strikes_of(options, places), Limits(options.faults, options.limit_s))
         strike_s = options.limit_s or (options.faults or 100) * FAULT_S
         demo = DemoOptions(chaos=True, seed=options.seed, time_limit_s=strike_s + END_S)
-        self._job = Job(demo, self._files, interrupt, self.opponent, PLANE)
+        self._job = Job(demo, self._files, interrupt, self.opponent, OPTIONS)
         self._interrupted = False
 
     def run(self, say: Callable[[str], None]) -> SoakResult:
@@ -146,9 +146,15 @@ class _Soak:
             found.append(f"only {fired} of {wanted or 1} faults fired")
         return found
 
+    def _others_away(self) -> list[tuple[float, float]]:
+        """When somebody else than the plane was struck and had not got on, in seconds since the epoch."""
+        offset = time.time() - time.monotonic()
+        return [(since + offset, until + offset) for slot, since, until in self._job.faults.outages() if slot != PLANE]
+
     def _result(self, outcome: Outcome, left: list[str]) -> SoakResult:
         findings = self._findings(outcome, left)
         opponent, job, report, result = self.opponent, self._job, outcome.report, outcome.result
+        resumed = resumptions(EventTail(self._files.events).read())
         return SoakResult(
             ok=not findings,
             findings=findings,
@@ -181,7 +187,8 @@ class _Soak:
             prompts=result.prompts,
             recovery_s=sums.times_by_role(job.faults.seconds()),
             after_stop_s=sums.times_by_role(job.faults.seconds(of_stops=True)),
-            resume_s=Times.of(resumptions(EventTail(self._files.events).read())),
+            resume_s=Times.of([one.seconds for one in resumed]),
+            resume_alone_s=Times.of([one.seconds for one in alone(resumed, self._others_away())]),
             strike_s=sums.by_shape(opponent.struck),
             pairs=sums.by_pair(opponent.struck),
             stuck=opponent.stuck,

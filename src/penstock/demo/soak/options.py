@@ -83,7 +83,8 @@ class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
         prompts: by the controller's record and the others' logs.
         recovery_s: from a death to the next work of the slot that died, by role.
         after_stop_s: from the end of a stop to the next work of the slot that was stopped, by role.
-        resume_s: from the first answer of a plane that was away to the next work of the run.
+        resume_s: from the first answer of a plane that was away to the next work of the run; resume_alone_s: those of
+            them at which nobody else was missing.
         strike_s: from a strike's first fault until all that it hit were at work again, by shape.
         pairs: by "role+role", of strikes at two.
         stuck, died, left: when nothing happened; who died, not by our hand, and how often; what was left behind.
@@ -121,6 +122,7 @@ class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
     recovery_s: dict[str, Times]
     after_stop_s: dict[str, Times]
     resume_s: Times | None
+    resume_alone_s: Times | None
     strike_s: dict[str, Times]
     pairs: dict[str, PairFigures]
     stuck: list[str]

@@ -67,11 +67,16 @@ def _books(result: SoakResult) -> Table:
         ("put without an answer, and trained", result.recovered),
         *((name, len(rows)) for name, rows in named.items()),
         ("residue of the plane's books", result.residue),
-        ("plane back to training", "it was not away" if result.resume_s is None else _seconds(result.resume_s)),
+        ("plane back to work on it", _resumed(result.resume_s)),
+        ("the same, with everybody else there", _resumed(result.resume_alone_s)),
         *((f"to get over a strike at {name}", _seconds(found)) for name, found in _strikes(result)),
         ("stuck, died by themselves, left behind", f"{len(result.stuck)}, {len(result.died)}, {len(result.left)}"),
     ]
     return table("the books", ("", ""), rows)
+
+
+def _resumed(times: Times | None) -> str:
+    return "it was not away" if times is None else f"{_seconds(times)} ({times.count} times)"
 
 
 def _strikes(result: SoakResult) -> list[tuple[str, Times]]:

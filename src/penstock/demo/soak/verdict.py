@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,7 +18,7 @@ from penstock.errors import abbreviate
 from penstock.requests import AuditReport
 from penstock.testing import checker
 
-__all__ = ["Times", "held_findings", "resumptions", "step_findings"]
+__all__ = ["Resumption", "Times", "alone", "held_findings", "resumptions", "step_findings"]
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +56,23 @@ def step_findings(entries: Iterable[checker.Entry], last_step: int, rows_per_ste
     return [f"{len(steps)} steps {what}: {abbreviate(steps)}" for what, steps in said if steps]
 
 
-def resumptions(events: Iterable[RunEvent]) -> list[float]:
-    """Return, for each time that the plane was away, the seconds from its first answer to the next work on it.
+class Resumption(NamedTuple):
+    """The plane was away, and is back. Seconds since the epoch: its first answer, and the next work on it."""
+
+    back_at: float
+    work_at: float
+
+    @property
+    def seconds(self) -> float:
+        return self.work_at - self.back_at
+
+
+def resumptions(events: Iterable[RunEvent]) -> list[Resumption]:
+    """Return each time that the plane was away and the run went on.
 
     Work is a group that was committed, or a step that was made. A controller that died meanwhile tells nothing.
     """
-    found: list[float] = []
+    found: list[Resumption] = []
     is_away, back_at = False, None
     for event in events:
         match event:
@@ -71,9 +83,14 @@ def resumptions(events: Iterable[RunEvent]) -> list[float]:
             case Recovered(at=at, plane_s=plane_s) if is_away:
                 is_away, back_at = False, at - plane_s
             case Trained(at=at) | Committed(at=at) if back_at is not None:
-                found.append(at - back_at)
+                found.append(Resumption(back_at, at))
                 back_at = None
     return found
+
+
+def alone(found: Iterable[Resumption], others: Sequence[tuple[float, float]]) -> list[Resumption]:
+    """Return those at which nobody but the plane was missing. ``others``: from when until when somebody was."""
+    return [r for r in found if not any(begin <= r.work_at and end >= r.back_at for begin, end in others)]
 
 
 def held_findings(audit: AuditReport) -> list[str]:
