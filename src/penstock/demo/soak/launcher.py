@@ -30,7 +30,10 @@ from penstock.testing.checker import read_log
 
 __all__ = ["run"]
 
-OPTIONS = ("segment_bytes=65536",)  # small, so that checkpoints and new segments come often enough to be struck
+OPTIONS = (  # of the plane
+    "segment_bytes=65536",  # small, so that checkpoints and new segments come often enough to be struck
+    *("heartbeat_s=0.5", "dead_after_s=2.5"),  # so that who is stopped for long has lost its session when it wakes
+)
 FAULT_S = 30.0  # the most that one fault may take, on average
 END_S = 120.0  # to begin, and to get over the last fault
 
