@@ -413,6 +413,19 @@ def test_a_new_run_goes_on_from_a_trainer_that_has_made_steps() -> None:
     assert s.state.trained == 4
 
 
+@pytest.mark.parametrize(
+    "saved", [ControllerRecord(run="run"), ControllerRecord(run="run", life=1, step=4, cursor=9, trained=9)]
+)
+def test_a_record_that_was_lost_or_is_an_older_copy_is_refused(saved: ControllerRecord) -> None:
+    """The trainer has trained a prompt of this run that the record does not know: it would be trained twice."""
+    s = seeded(config(max_steps=7), Plane(), made(5, "run.8.0", "run.9.0"), saved).begin().run()
+    assert s.finish is not None
+    assert not s.finish.ok
+    assert "'run.9.0'" in s.finish.reason or "'run.8.0'" in s.finish.reason
+    assert "controller.json" in s.finish.reason
+    assert s.of(do.Dispatch) == []
+
+
 def test_a_run_that_has_begun_does_not_jump() -> None:
     """A record with prompts and no step is not a new run: the trainer cannot be far ahead of it."""
     saved = ControllerRecord(run="run", life=1, cursor=1, open=(OpenPrompt(0, 0),))

@@ -233,7 +233,21 @@ class Training:
             )
         self._made(result, now)
 
+    def _check_known(self, record: StepRecord) -> None:
+        """A run that does not know of a prompt that was trained would send it out once more."""
+        known = self.run.prompts.cursor
+        for group_id in record.groups:
+            named = self.run.prompts.parse(group_id)
+            if named is not None and named[0] >= known:
+                raise WrongStep(
+                    f"the trainer's step {record.step} has trained {group_id!r}, and the run knows of {known} prompts: "
+                    "its controller.json was lost or is an older copy, and prompts would be trained twice; put the "
+                    "latest one back, or start a new run with another name (run=...) and folder",
+                    back=False,
+                )
+
     def _made(self, result: TrainResult, now: float) -> None:
+        self._check_known(result.record)
         ordered_at = None if self.out is None else self.out.ordered_at
         self.recorded, self.lost = result.record, []
         self.run.progress_at = now
