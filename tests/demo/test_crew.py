@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 
 import msgspec
@@ -155,3 +156,20 @@ async def test_two_who_wait_for_the_same_peer_do_not_both_get_it() -> None:
     assert not second.done()
     exchange.answer(Here())
     assert await second == "trainer-0.2"
+
+
+def test_a_peer_that_leaves_before_its_first_answer_leaves_no_noise() -> None:
+    """Its greeting is awaited by nobody: the log must not end with an error that says so."""
+    noise: list[dict[str, object]] = []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: noise.append(context))
+        exchange = Exchange()
+        exchange.join("worker-0.1", free=False)
+        exchange.leave("worker-0.1")
+        assert exchange.left == ["worker-0.1"]
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(test())
+    assert noise == []

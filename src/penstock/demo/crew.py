@@ -106,7 +106,7 @@ class Crew:
     def _enrol(self, news: Joined) -> None:
         self._owed[news.peer] = {}
         self._joined(news.peer)
-        self.order(news.peer, Hello())
+        self.order(news.peer, Hello()).add_done_callback(_seen)
 
     def _strike_off(self, news: Left) -> None:
         owed = self._owed.pop(news.peer, {})
@@ -132,3 +132,9 @@ class Crew:
                 future.set_result(None)
         for act in self._on_free:
             act()
+
+
+def _seen(answer: asyncio.Future[Answer]) -> None:
+    """Nobody awaits it; a peer that left instead must not appear in the log as an error that nobody looked at."""
+    if not answer.cancelled():
+        answer.exception()
