@@ -10,6 +10,8 @@ from penstock.controller.config import ControllerConfig
 from penstock.errors import BadArgument
 from tests.controller.steering import config
 
+TIMEOUTS = ("call", "generate", "train", "publish", "stall")
+
 
 @pytest.mark.parametrize(
     ("changes", "match"),
@@ -24,6 +26,11 @@ from tests.controller.steering import config
         ({"max_groups": 1}, "max_groups must be at least groups_per_step"),
         ({"over_sampling": 0.9}, "over_sampling must be at least 1"),
         ({"over_sampling": float("nan")}, "over_sampling must be at least 1"),
+        ({"over_sampling": float("inf")}, "over_sampling must be at least 1, and finite"),
+        ({"max_steps": -1}, "max_steps must be 0 or more"),
+        ({"max_prompts": -1}, "max_prompts must be 0 or more"),
+        ({"recover_deadline_s": float("inf")}, "recover_deadline_s must be 0 or more and at most"),
+        *(({f"{name}_timeout_s": 0.0}, f"{name}_timeout_s must be more than 0") for name in TIMEOUTS),
         ({"stop_s": -1.0}, "stop_s must be 0 or more"),
         ({"list_every_s": float("nan")}, "list_every_s must be 0 or more"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -15,6 +16,8 @@ __all__ = ["ControllerConfig", "Role"]
 
 Role = Literal["rollout", "trainer"]
 _RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MAX_S = 1e9  # thirty years: nothing waits for ever
+_TAKE_TIME = ("call_timeout_s", "generate_timeout_s", "train_timeout_s", "publish_timeout_s", "stall_timeout_s")
 
 
 class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +54,8 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
         startup_grace_s: replicas that ``needs`` names must register within this.
         replica_dead_s: a replica that is silent for this long is reaped.
         replica_grace_s: how long a role that the run needs may be without a replica (it may be restarting).
-        stop_s: the whole shutdown; ``drain_s`` of it may be spent on groups that are being generated.
-        step_stop_s: of the shutdown, how long a step that is out may go on.
+        stop_s: the whole shutdown: half of it for what is under way, half for closing what was used.
+        drain_s, step_stop_s: of its first half, how long groups may go on being generated, and a step that is out.
     """
 
     fields: tuple[str, ...]
@@ -107,12 +110,13 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise BadArgument(f"min_groups_per_step must lie in 1..{self.groups_per_step}, got {self.minimum}")
         if self.max_groups is not None and self.max_groups < self.groups_per_step:
             raise BadArgument(f"max_groups must be at least groups_per_step ({self.groups_per_step})")
-        if not self.over_sampling >= 1.0:
-            raise BadArgument(f"over_sampling must be at least 1, got {self.over_sampling!r}")
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if name.endswith("_s") and not value >= 0:
-                raise BadArgument(f"{name} must be 0 or more, got {value!r}")
+        for name in ("max_steps", "max_prompts"):
+            if (getattr(self, name) or 0) < 0:
+                raise BadArgument(f"{name} must be 0 or more, or None, got {getattr(self, name)}")
+        if not 1.0 <= self.over_sampling < math.inf:
+            raise BadArgument(f"over_sampling must be at least 1, and finite, got {self.over_sampling!r}")
+        for name in [name for name in self.__struct_fields__ if name.endswith("_s")]:
+            _check_seconds(name, getattr(self, name))
 
     @property
     def minimum(self) -> int:
@@ -123,3 +127,10 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def consumers(self) -> tuple[str, ...]:
         """All tasks of the partition."""
         return self.tasks or (self.task,)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 <= value <= _MAX_S:
+        raise BadArgument(f"{name} must be 0 or more and at most {_MAX_S:g} seconds, got {value!r}")
+    if not value and name in _TAKE_TIME:
+        raise BadArgument(f"{name} must be more than 0: nothing is done in no time")
