@@ -114,7 +114,7 @@ def test_a_step_that_failed_goes_again_under_the_same_lease() -> None:
     s.until(ev.Popped)
     again = [move for move in s.moves(*NOISE) if not move.startswith(">") and move not in ("Save", "Popped", "Publish")]
     assert again == ["AskTrainer", "Ordered", "Train"] * 3 + ["Trained", "Pop"]
-    assert [event.attempt for event in s.of(ev.Ordered)] == [2, 3, 4]
+    assert [(event.attempt, event.why) for event in s.of(ev.Ordered)] == [(n, "out of memory") for n in (2, 3, 4)]
     orders = s.of(do.Train)
     assert {(one.step, tuple(one.meta.sample_ids), one.meta.lease) for one in orders} == {
         (1, tuple(s.shop.steps[0].keys), ("t1",))

@@ -197,8 +197,8 @@ class Training:
 
     def _order(self, out: StepOut, now: float) -> None:
         out.attempts += 1
+        self.run.tell(ev.Ordered(step=out.number, attempt=out.attempts, why=out.trouble))
         out.ordered_at, out.trouble = now, ""
-        self.run.tell(ev.Ordered(step=out.number, attempt=out.attempts))
         self.run.do(Train(out.number, out.meta))
 
     # -- the trainer answers ------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Training:
     def silent(self, why: str, now: float) -> None:
         """The trainer could not be asked."""
         self.asking, self.ask_trouble = Asking.UNKNOWN, why
-        self._fail(why, now)
+        self._fail(now)
 
     def made(self, result: TrainResult, now: float) -> None:
         """A step is durable."""
@@ -267,12 +267,10 @@ class Training:
             return True
         self.out.ordered_at, self.out.trouble = None, why
         self.asking, self.failures = Asking.UNKNOWN, self.out.attempts - 1  # a trainer that answers has not made it yet
-        self._fail(why, now)
+        self._fail(now)
         return self.out.attempts < self.run.config.max_attempts
 
-    def _fail(self, why: str, now: float) -> None:
-        if self.out is not None:
-            self.out.trouble = why
+    def _fail(self, now: float) -> None:
         self.failures += 1
         self.not_before = self.run.later(self.failures, now)
 
@@ -349,7 +347,7 @@ class Training:
     def not_published(self, why: str, now: float) -> None:
         """They may not yet."""
         self.publishing, self.publish_trouble = None, why
-        self._fail(why, now)
+        self._fail(now)
 
     def next_timer(self) -> float | None:
         """When something is due again."""
