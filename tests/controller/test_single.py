@@ -16,8 +16,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from penstock.controller.events import Again, Committed, Dispatched, Evicted, Popped, Published, Started, Trained
-from penstock.controller.policies import ready_first
+from penstock.controller.events import (
+    Again,
+    Committed,
+    Dispatched,
+    Evicted,
+    Finished,
+    Popped,
+    Published,
+    Started,
+    Trained,
+)
+from penstock.controller.policies import Standing, ready_first
 from penstock.controller.record import ControllerRecord, RecordFile
 from penstock.controller.roles import StepRecord
 from penstock.controller.single import SingleController
@@ -25,7 +35,7 @@ from penstock.errors import BadArgument, ControllerError, PromptRejected, Versio
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.noop import NoOpDataPlaneClient
-from penstock.records import GroupPolicy
+from penstock.records import GroupPolicy, KVBatchMeta
 from penstock.testing.crew import Crew
 from tests.controller.lives import Files, Outcome, serve_plane, work
 from tests.controller.planes import balanced, life, local, run_to_end, told
@@ -243,6 +253,137 @@ def test_a_trainer_that_lost_its_checkpoint_is_refused(memory: NoOpDataPlaneClie
     shop.record = StepRecord(step=1)
     with pytest.raises(VersionWentBack, match="step 1"):
         asyncio.run(run_to_end(memory.peer, tmp_path, shop=shop))
+
+
+# -- what nobody promised ---------------------------------------------------------------------------------------------
+
+
+def foreign(*_: Any, **__: Any) -> Any:
+    raise OSError("a foreign error")
+
+
+@pytest.mark.parametrize("call", ["ping", "list_metadata", "register_partition", "claim_meta"])
+def test_a_client_that_raises_what_is_no_planes_ends_the_run(
+    call: str, memory: NoOpDataPlaneClient, tmp_path: Path
+) -> None:
+    """A call whose answer never comes would be waited for without end; the error names it."""
+
+    async def run() -> Cast:
+        async with life(memory.peer, tmp_path) as made:
+            setattr(made.controller._calls._plane.inner, call, foreign)
+            with pytest.raises(ControllerError, match="OSError: a foreign error"):
+                await asyncio.wait_for(made.controller.run(), 10.0)
+            return made
+
+    made = asyncio.run(run())
+    assert [event.ok for event in made.of(Finished)] == [False]
+
+
+class Choosy:
+    """A policy of a user's that fails."""
+
+    def admits(self, _now: Standing) -> int:
+        return 1
+
+    def oldest_version(self, _version: int) -> int | None:
+        return None
+
+    def select(self, _now: Standing) -> Any:
+        raise KeyError("nothing like it")
+
+
+def never(_group: object) -> bool:
+    raise ValueError("no such tag")
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"), [({"accept": never}, ValueError), ({"policy": Choosy()}, KeyError)], ids=["accept", "policy"]
+)
+def test_a_filter_or_a_policy_that_fails_ends_the_run(
+    options: dict[str, Any], cause: type[Exception], memory: NoOpDataPlaneClient, tmp_path: Path
+) -> None:
+    """With a typed error that has it as its cause; and whoever listens is told that the life is over."""
+
+    async def run() -> Cast:
+        async with life(memory.peer, tmp_path, **options) as made:
+            with pytest.raises(ControllerError, match=f"failed: {cause.__name__}") as raised:
+                await asyncio.wait_for(made.controller.run(), 10.0)
+            assert isinstance(raised.value.__cause__, cause)
+            return made
+
+    made = asyncio.run(run())
+    assert [(event.ok, event.step) for event in made.of(Finished)] == [(False, 0)]
+
+
+def test_a_trainer_that_answers_with_something_else_has_failed(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+    """It is told what an answer is, not which attribute something lacks."""
+
+    async def run() -> None:
+        async with life(memory.peer, tmp_path, max_attempts=2) as made:
+
+            async def train(meta: KVBatchMeta, step: int) -> Any:
+                return None
+
+            made.trainer.train = train  # type: ignore[method-assign]
+            with pytest.raises(ControllerError, match="answers with a TrainResult, this one did with a NoneType"):
+                await asyncio.wait_for(made.controller.run(), 10.0)
+
+    asyncio.run(run())
+
+
+def test_a_record_that_cannot_be_written_is_told(
+    memory: NoOpDataPlaneClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is raised, and whoever listens sees the life end."""
+    saves = 0
+    save = RecordFile.save
+
+    def full(file: RecordFile, record: ControllerRecord) -> None:
+        nonlocal saves
+        saves += 1
+        if saves > 3:
+            raise ControllerError("no space left")
+        save(file, record)
+
+    monkeypatch.setattr(RecordFile, "save", full)
+
+    async def run() -> Cast:
+        async with life(memory.peer, tmp_path) as made:
+            with pytest.raises(ControllerError, match="no space left"):
+                await asyncio.wait_for(made.controller.run(), 10.0)
+            return made
+
+    made = asyncio.run(run())
+    assert saves == 4
+    assert [event.reason for event in made.of(Finished)] == ["no space left"]
+
+
+def test_a_run_that_is_cancelled_is_told(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+    """Else it would seem to run for ever."""
+
+    async def run() -> Cast:
+        async with life(memory.peer, tmp_path, max_steps=None) as made:
+            running = asyncio.create_task(made.controller.run())
+            await told(made, Trained)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            return made
+
+    made = asyncio.run(run())
+    assert [(event.reason, event.ok) for event in made.of(Finished)] == [("cancelled", False)]
+
+
+def test_a_stop_without_any_time_is_an_end_in_order(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+    """A disk that is well is not said to hang."""
+
+    async def run() -> None:
+        async with life(memory.peer, tmp_path, stop_s=0.0) as made:
+            made.controller.stop("at once")
+            result = await asyncio.wait_for(made.controller.run(), 10.0)
+            assert (result.reason, result.step) == ("at once", 0)
+
+    asyncio.run(run())
 
 
 # -- said from other threads ------------------------------------------------------------------------------------------

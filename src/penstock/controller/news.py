@@ -133,7 +133,7 @@ class CallFailed:
 
 @dataclass(frozen=True, slots=True)
 class CallBroken:
-    """The plane refused what it should not have: going on would be guessing."""
+    """The plane refused what it should not have, or its client raised what is none of ours: going on is guessing."""
 
     why: str
 

@@ -41,12 +41,13 @@ class Shutdown:
 
     async def all_of(self, name: str, tasks: set[asyncio.Task[Any]], limit_s: float) -> None:
         """Cancel ``tasks``, and wait for them to end, as ``step`` does."""
-        left = set(tasks)
+        left, began = set(tasks), time.monotonic()
         for task in left:
             task.cancel()
-        if left and not await self._in_time(asyncio.wait(left), limit_s):
-            names = sorted(task.get_name() for task in left if not task.done())
-            await self._too_late(f"{name} ({', '.join(names)})", limit_s)
+        if not left or await self._in_time(asyncio.wait(left), limit_s):
+            return
+        if names := sorted(task.get_name() for task in left if not task.done()):
+            await self._too_late(f"{name} ({', '.join(names)})", time.monotonic() - began)
 
     async def step(self, name: str, work: Awaitable[object], limit_s: float) -> None:
         """Do one step, for at most ``limit_s`` and what is left of the whole.

@@ -28,7 +28,7 @@ from penstock.controller.events import RunEvent
 from penstock.controller.folder_lock import FolderLock
 from penstock.controller.machine import ControllerMachine, ControllerStatistics
 from penstock.controller.record import ControllerRecord, RecordFile
-from penstock.controller.roles import Generator, PromptSource, Trainer, WeightSync
+from penstock.controller.roles import Generator, PromptSource, StepRecord, Trainer, TrainResult, WeightSync
 from penstock.controller.run import Accept
 from penstock.controller.shutdown import Shutdown
 from penstock.controller.underway import Underway, in_thread
@@ -57,6 +57,7 @@ Listener = Callable[[RunEvent], None]
 PING_S = 2.0  # one look at a plane that may be away
 CANCEL_S = 1.0  # for cancelled work to end
 CLOSE_S = 1.5  # for the plane to be told goodbye
+DISK_S = 0.25  # for the record to be written when nothing else is waited for any more
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +135,7 @@ class SingleController:
 
         Raises:
             ControllerError: it cannot go on: the plane stayed away, a step kept failing, the record cannot be written,
-                another controller drives it.
+                another controller drives it, a policy or a filter of the user's raised (it is the cause).
             VersionWentBack: the trainer stands at an earlier step than the run.
             BadArgument: the folder holds the record of another run.
         """
@@ -147,9 +148,21 @@ class SingleController:
             for news in self._early:
                 self._hear(news)
             await self._steer()
+        except (asyncio.CancelledError, DataPlaneError) as error:
+            self._tell_broken(str(error) or "cancelled")
+            raise
+        except Exception as error:  # top frame: of a user's policy or filter, and of our own bugs
+            why = f"the policy, the filter or the controller itself failed: {_said(error)}"
+            self._tell_broken(why)
+            raise ControllerError(why) from error
         finally:
             await self._close()
         return self._result()
+
+    def _tell_broken(self, why: str) -> None:
+        """A life that ends without its machine's word ends in the events, too: else it would seem to run for ever."""
+        if self._machine is not None and self._finish is None:
+            self._tell(ev.Finished(reason=why, ok=False, step=self._machine.statistics().step))
 
     async def _steer(self) -> None:
         record = await self._on_disk("loading", self._begin)
@@ -220,12 +233,17 @@ class SingleController:
                 self._listeners.remove(listener)
 
     def _start(self, name: str, work: Coroutine[Any, Any, nw.News]) -> asyncio.Task[None]:
-        task = self._underway.start(f"await {name}", self._report(work))
+        task = self._underway.start(f"await {name}", self._report(name, work))
         task.add_done_callback(lambda _: work.close())  # cancelled before it began
         return task
 
-    async def _report(self, work: Coroutine[Any, Any, nw.News]) -> None:
-        self._inbox.put_nowait(await work)
+    async def _report(self, name: str, work: Coroutine[Any, Any, nw.News]) -> None:
+        try:
+            news = await work
+        except Exception as error:  # top frame: of a client that raises what is not ours, of our own bugs; the run ends
+            log.exception("%s failed as nothing should", name)
+            news = nw.CallBroken(f"{name}: {_said(error)}")
+        self._inbox.put_nowait(news)
 
     async def _on_disk(self, what: str, work: Callable[[], T]) -> T:
         """Read or write the record. Nothing else goes on meanwhile, so a disk that hangs is told like any stall."""
@@ -234,6 +252,8 @@ class SingleController:
         either: list[asyncio.Future[Any]] = [done, self._hurry]
         while not done.done():
             await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._hurry.done():
+                await asyncio.wait([done], timeout=DISK_S)  # a disk that is well needs no more: the end stays in order
             if done.done():
                 break
             seconds = time.monotonic() - began
@@ -274,7 +294,8 @@ class SingleController:
     async def _ask_trainer(self) -> nw.News:
         try:
             work = self._trainer.last_step()
-            return nw.TrainerStands(await self._underway.bounded("last step", work, self.config.train_timeout_s))
+            record = await self._underway.bounded("last step", work, self.config.train_timeout_s)
+            return nw.TrainerStands(None if record is None else _is_a(StepRecord, record))
         except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; it is asked again
             return nw.TrainerSilent(_said(error))
 
@@ -282,6 +303,7 @@ class SingleController:
         name, limit_s = f"train step {step}", self.config.train_timeout_s
         try:
             result = await self._underway.bounded(name, self._trainer.train(meta, step), limit_s, "controller.ordered")
+            _is_a(StepRecord, _is_a(TrainResult, result).record)
         except (DataPlaneReadError, UnknownName, FieldNotProduced) as unreadable:
             if set(unreadable.keys) & set(meta.sample_ids):
                 return nw.StepUnreadable(step, list(unreadable.keys), str(unreadable))
@@ -404,6 +426,12 @@ class SingleController:
         now = self.statistics()
         where = "not begun" if now is None else f"{now.phase}, step {now.step}, {now.dispatched} dispatched"
         return f"SingleController({self.config.run!r}, {where})"
+
+
+def _is_a(kind: type[T], answer: T) -> T:
+    if not isinstance(answer, kind):
+        raise TypeError(f"a trainer answers with a {kind.__name__}, this one did with a {type(answer).__name__}")
+    return answer
 
 
 def _said(error: Exception) -> str:
