@@ -28,23 +28,15 @@ from penstock.controller.events import RunEvent
 from penstock.controller.folder_lock import FolderLock
 from penstock.controller.machine import ControllerMachine, ControllerStatistics
 from penstock.controller.record import ControllerRecord, RecordFile
-from penstock.controller.roles import Generator, PromptSource, StepRecord, Trainer, TrainResult, WeightSync
+from penstock.controller.role_calls import RoleCalls, said
+from penstock.controller.roles import Generator, PromptSource, Trainer, WeightSync
 from penstock.controller.run import Accept
 from penstock.controller.shutdown import Shutdown
 from penstock.controller.underway import Underway, in_thread
-from penstock.errors import (
-    ControllerError,
-    DataPlaneError,
-    DataPlaneReadError,
-    FieldNotProduced,
-    PromptRejected,
-    UnknownName,
-    VersionWentBack,
-)
+from penstock.errors import ControllerError, DataPlaneError, VersionWentBack
 from penstock.plane.aio import AsyncDataPlaneClient
 from penstock.plane.contract import DataPlaneClient
 from penstock.points import reached
-from penstock.records import KVBatchMeta
 from penstock.retry import Deadline, reconnect_delays
 
 __all__ = ["Listener", "RunResult", "SingleController"]
@@ -109,12 +101,13 @@ class SingleController:
         rng: random.Random | None = None,
     ) -> None:
         self.config = config
-        self._prompts, self._generator, self._trainer, self._weights = prompts, generator, trainer, weights
+        self._prompts = prompts
         self._accept, self._listeners = accept, list(listeners)
         self._folder, self._file = FolderLock(folder), RecordFile(folder)
         self._rng = rng or random.Random()
         self._calls = MetadataCalls(AsyncDataPlaneClient(client), config)
         self._underway = Underway()
+        self._roles = RoleCalls(generator, trainer, weights, self._underway, config)
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._inbox: asyncio.Queue[nw.News] = asyncio.Queue()
         self._lock = threading.RLock()  # on the machine; a signal handler may speak while it is held
@@ -152,7 +145,7 @@ class SingleController:
             self._tell_broken(str(error) or "cancelled")
             raise
         except Exception as error:  # top frame: of a user's policy or filter, and of our own bugs
-            why = f"the policy, the filter or the controller itself failed: {_said(error)}"
+            why = f"the policy, the filter or the controller itself failed: {said(error)}"
             self._tell_broken(why)
             raise ControllerError(why) from error
         finally:
@@ -208,12 +201,12 @@ class SingleController:
                 if (task := self._attempts.pop(group_id, None)) is not None:
                     task.cancel()
             case do.AskTrainer():
-                self._start("ask trainer", self._ask_trainer())
+                self._start("ask trainer", self._roles.ask_trainer())
             case do.Train(step, meta):
-                self._start(f"step {step}", self._train(step, meta))
+                self._start(f"step {step}", self._roles.train(step, meta))
             case do.Publish(version):
                 reached("controller.settled")
-                self._start(f"publish {version}", self._publish(version))
+                self._start(f"publish {version}", self._roles.publish(version))
             case do.AwaitPlane():
                 self._start("await plane", self._await_plane())
             case do.AskWhy():
@@ -242,7 +235,7 @@ class SingleController:
             news = await work
         except Exception as error:  # top frame: of a client that raises what is not ours, of our own bugs; the run ends
             log.exception("%s failed as nothing should", name)
-            news = nw.CallBroken(f"{name}: {_said(error)}")
+            news = nw.CallBroken(f"{name}: {said(error)}")
         self._inbox.put_nowait(news)
 
     async def _on_disk(self, what: str, work: Callable[[], T]) -> T:
@@ -270,56 +263,15 @@ class SingleController:
         try:
             prompt = self._prompts.prompt(one.prompt)
         except Exception as error:  # noqa: BLE001  # top frame: of a user's source; the prompt goes again
-            self._inbox.put_nowait(nw.GenerationFailed(group_id, f"the prompt source: {_said(error)}"))
+            self._inbox.put_nowait(nw.GenerationFailed(group_id, f"the prompt source: {said(error)}"))
             return
         if prompt is None:
             self._inbox.put_nowait(nw.NoSuchPrompt(group_id))
             return
         self._tell(ev.Dispatched(group_id=group_id, prompt=one.prompt, attempt=one.attempt, version=version))
-        task = self._start(f"generate {group_id}", self._generate(prompt, group_id, version))
+        task = self._start(f"generate {group_id}", self._roles.generate(prompt, group_id, version))
         self._attempts[group_id] = task
         task.add_done_callback(lambda _: self._attempts.pop(group_id, None))
-
-    async def _generate(self, prompt: Any, group_id: str, version: int) -> nw.News:
-        name, limit_s = f"generate {group_id}", self.config.generate_timeout_s
-        try:
-            work = self._generator.generate(prompt, version, group_id)
-            await self._underway.bounded(name, work, limit_s, "controller.dispatched")
-        except PromptRejected as rejected:
-            return nw.GenerationFailed(group_id, str(rejected), rejected=True)
-        except Exception as error:  # noqa: BLE001  # top frame: of a user's generator; the prompt goes again
-            return nw.GenerationFailed(group_id, _said(error))
-        return nw.Generated(group_id)
-
-    async def _ask_trainer(self) -> nw.News:
-        try:
-            work = self._trainer.last_step()
-            record = await self._underway.bounded("last step", work, self.config.train_timeout_s)
-            return nw.TrainerStands(None if record is None else _is_a(StepRecord, record))
-        except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; it is asked again
-            return nw.TrainerSilent(_said(error))
-
-    async def _train(self, step: int, meta: KVBatchMeta) -> nw.News:
-        name, limit_s = f"train step {step}", self.config.train_timeout_s
-        try:
-            result = await self._underway.bounded(name, self._trainer.train(meta, step), limit_s, "controller.ordered")
-            _is_a(StepRecord, _is_a(TrainResult, result).record)
-        except (DataPlaneReadError, UnknownName, FieldNotProduced) as unreadable:
-            if set(unreadable.keys) & set(meta.sample_ids):
-                return nw.StepUnreadable(step, list(unreadable.keys), str(unreadable))
-            return nw.StepFailed(step, str(unreadable))
-        except Exception as error:  # noqa: BLE001  # top frame: of a user's trainer; the step goes again
-            return nw.StepFailed(step, _said(error))
-        reached("controller.recorded")
-        return nw.StepMade(result)
-
-    async def _publish(self, version: int) -> nw.News:
-        name, limit_s = f"publish {version}", self.config.publish_timeout_s
-        try:
-            await self._underway.bounded(name, self._weights.publish(version), limit_s)
-        except Exception as error:  # noqa: BLE001  # top frame: of a user's weight sync; it is called again
-            return nw.PublicationFailed(version, _said(error))
-        return nw.PublicationMade(version)
 
     async def _await_plane(self) -> nw.News:
         deadline = Deadline(self.config.recover_deadline_s)
@@ -426,13 +378,3 @@ class SingleController:
         now = self.statistics()
         where = "not begun" if now is None else f"{now.phase}, step {now.step}, {now.dispatched} dispatched"
         return f"SingleController({self.config.run!r}, {where})"
-
-
-def _is_a(kind: type[T], answer: T) -> T:
-    if not isinstance(answer, kind):
-        raise TypeError(f"a trainer answers with a {kind.__name__}, this one did with a {type(answer).__name__}")
-    return answer
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
