@@ -74,6 +74,21 @@ def files_in(root: Path) -> RunFiles:
 CHANNEL: Any = SimpleNamespace(me="controller-0.1", send=lambda _line: None, note=lambda _note: None)
 
 
+class Run:
+    """A controller that does nothing until it is stopped."""
+
+    def __init__(self, *_parts: object, **_options: object) -> None:
+        self.why, self.stopped = "", asyncio.Event()
+
+    def stop(self, why: str) -> None:
+        self.why = self.why or why
+        self.stopped.set()
+
+    async def run(self) -> RunResult:
+        await self.stopped.wait()
+        return RunResult(reason=self.why, step=0, dispatched=0, trained=0, rows=0, dropped={}, open=0)
+
+
 @pytest.mark.usefixtures("_sigterm")
 def test_a_sigterm_while_the_plane_is_awaited_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was begun, so nothing is to be settled: it exits 0."""
@@ -99,21 +114,11 @@ def test_a_sigterm_ends_the_run_in_order(
 ) -> None:
     """Whether it came before the run or in it; one that comes after it changes nothing any more."""
 
-    class Run:
-        """A controller that does nothing until it is stopped."""
-
-        def __init__(self, *_parts: object, **_options: object) -> None:
-            self.why, self.stopped = "", asyncio.Event()
-
-        def stop(self, why: str) -> None:
-            self.why = why
-            self.stopped.set()
-
+    class Struck(Run):
         async def run(self) -> RunResult:
             if moment == "running":
                 os.kill(os.getpid(), signal.SIGTERM)
-            await self.stopped.wait()
-            return RunResult(reason=self.why, step=0, dispatched=0, trained=0, rows=0, dropped={}, open=0)
+            return await super().run()
 
     def connect_by(*_args: object) -> None:
         if moment == "connecting":
@@ -121,10 +126,33 @@ def test_a_sigterm_ends_the_run_in_order(
 
     async def nothing(_self: object) -> None:
         """No letters."""
+        await asyncio.Event().wait()
 
     monkeypatch.setattr(steering, "connect_by", connect_by)
-    monkeypatch.setattr(steering, "SingleController", Run)
+    monkeypatch.setattr(steering, "SingleController", Struck)
     monkeypatch.setattr(steering._Steering, "_read", nothing)
     steer(files_in(tmp_path), CHANNEL)
     assert "the run is over: the launcher said so" in capsys.readouterr().err
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("_sigterm")
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_a_controller_that_hears_nothing_more_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_torn: bool
+) -> None:
+    """In order where the launcher has closed the pipe; with the error where a letter cannot be read."""
+
+    async def read(_self: object) -> None:
+        if is_torn:
+            raise ValueError("a letter that is too long")
+
+    monkeypatch.setattr(steering, "connect_by", lambda *_: None)
+    monkeypatch.setattr(steering, "SingleController", Run)
+    monkeypatch.setattr(steering._Steering, "_read", read)
+    if is_torn:
+        with pytest.raises(ValueError, match="too long"):
+            steer(files_in(tmp_path), CHANNEL)
+    else:
+        steer(files_in(tmp_path), CHANNEL)
+        assert "the run is over: the launcher's letters have ended" in capsys.readouterr().err

@@ -122,11 +122,16 @@ class _Steering:
 
     async def run(self) -> RunResult:
         reading = asyncio.create_task(self._read())
+        reading.add_done_callback(lambda _: self._controller.stop("the launcher's letters have ended"))
         self._channel.note(Ready())
         try:
-            return await self._controller.run()
+            result = await self._controller.run()
         finally:
             reading.cancel()
+            await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.result()  # a letter that cannot be read is no end in order
+        return result
 
     def _joined(self, peer: str) -> None:
         self._controller.register(peer, "trainer" if kind_of(peer) == "trainer" else "rollout", beats=False)
@@ -143,4 +148,3 @@ class _Steering:
                 self._crew.receive(line)
         finally:
             transport.close()
-        self._controller.stop("the launcher closed the pipe")
