@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Ended(Exception):
-    """The work was cancelled, and not by us: internal to the shell, which says so."""
+    """The work was cancelled, and not by us, or raised no ``Exception``: internal to the shell, which says so."""
 
 
 class Underway:
@@ -53,7 +53,7 @@ class Underway:
 
         Raises:
             TimeoutError: it has not ended within ``limit_s``; it has been cancelled, and may or may not heed that.
-            Ended: it was cancelled by somebody else.
+            Ended: it was cancelled by somebody else, or raised what is no ``Exception``.
         """
         task = self.start(name, work)
         try:
@@ -67,6 +67,8 @@ class Underway:
             raise TimeoutError(f"no answer within {limit_s:g} s")
         if task.cancelled():
             raise Ended("it was cancelled, and not by the controller")
+        if (error := task.exception()) is not None and not isinstance(error, Exception):
+            raise Ended(f"{type(error).__name__}: {error}") from error  # else nobody would ever hear of it
         return task.result()
 
 
