@@ -14,6 +14,7 @@ from penstock.demo.role import connect
 from penstock.demo.spec import RunFiles, RunSpec, TaskSpec
 from penstock.testing.director import Director
 from penstock.testing.faults import Sentence, kill, stop, terminate
+from penstock.wire.paths import arena_files
 
 SOON_S = 30.0
 SPARE_SCRIPT = """
@@ -46,6 +47,8 @@ def processes(files: RunFiles, director: Director) -> Iterator[Processes]:
     yield made
     director.close()
     made.close()
+    for path, _ in arena_files(files.plane):  # of a plane that could not end by itself
+        path.unlink(missing_ok=True)
 
 
 def until(director: Director, happened: Callable[[], object]) -> None:
