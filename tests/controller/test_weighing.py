@@ -55,11 +55,12 @@ def test_a_committed_and_complete_group_is_ready() -> None:
 
 
 def test_foreign_groups_are_left_alone() -> None:
-    """Other runs' groups, and names that we would never write, are neither trained nor evicted."""
+    """Other runs' groups, and names that we would never write, are neither trained nor evicted, nor counted as kept."""
     s = life(*((name, {}) for name in FOREIGN)).begin()
     s.run(20.0)
     assert {tag["group_id"] for tag in s.plane.rows.values()} == set(FOREIGN)
     assert s.of(do.Evict) == []
+    assert [event.kept for event in s.of(ev.Recovered)] == [0]
     assert s.state.places["ready"] == 0
 
 

@@ -218,7 +218,8 @@ class ControllerMachine:
         self._lane.evict(evictions)
         if self._run.phase is Phase.RECOVERING:
             again = sum(isinstance(e, Tell) and isinstance(e.event, ev.Again) for e in self._run.effects)
-            self._lane.rebuilt(len(news.groups) - len(evictions), again, came_empty=came_empty, now=now)
+            ours = sum(self._run.prompts.parse(group.group_id) is not None for group in news.groups)
+            self._lane.rebuilt(ours - len(evictions), again, came_empty=came_empty, now=now)
         self._ending.sweep(news.groups)
 
     def _leased(self, news: nw.Leased, now: float) -> None:
