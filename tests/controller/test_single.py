@@ -239,6 +239,18 @@ def test_a_controller_runs_once(memory: NoOpDataPlaneClient, tmp_path: Path) -> 
     asyncio.run(run())
 
 
+def test_a_replica_of_no_known_role_is_refused(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
+    """Nobody would miss it."""
+
+    async def run() -> None:
+        async with life(memory.peer, tmp_path, max_steps=0) as made:
+            with pytest.raises(BadArgument, match="role must be one of rollout, trainer, got 'rollouts'"):
+                made.controller.register("a", "rollouts")  # type: ignore[arg-type]
+            await made.controller.run()
+
+    asyncio.run(run())
+
+
 def test_a_folder_of_another_run_is_refused(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
     """Its record would be lost."""
     asyncio.run(run_to_end(memory.peer, tmp_path, max_steps=1))

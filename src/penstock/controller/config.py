@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import msgspec
 
@@ -12,10 +13,11 @@ from penstock.controller.policies import StalenessPolicy, Windowed
 from penstock.errors import BadArgument
 from penstock.records import GroupPolicy
 
-__all__ = ["ControllerConfig", "Role"]
+__all__ = ["ControllerConfig", "Role", "check_word"]
 
 Role = Literal["rollout", "trainer"]
 _RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_WORDS = {"on_stale": ("again", "drop"), "leftovers": ("keep", "evict"), "on_stall": ("warn", "abort")}
 _MAX_S = 1e9  # thirty years: nothing waits for ever
 _TAKE_TIME = ("call_timeout_s", "generate_timeout_s", "train_timeout_s", "publish_timeout_s", "stall_timeout_s")
 
@@ -103,6 +105,15 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise BadArgument("fields must name at least one column")
         if self.tasks and self.tasks[-1] != self.task:
             raise BadArgument(f"task {self.task!r} must be the last of tasks, got {list(self.tasks)}")
+        self._check_counts()
+        for name in [name for name in self.__struct_fields__ if name.endswith("_s")]:
+            _check_seconds(name, getattr(self, name))
+        for name, words in _WORDS.items():
+            check_word(name, getattr(self, name), words)
+        for role in self.needs:
+            check_word("a role in needs", role, get_args(Role))
+
+    def _check_counts(self) -> None:
         for name in ("group_size", "groups_per_step", "max_in_flight", "max_attempts"):
             if getattr(self, name) < 1:
                 raise BadArgument(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -115,8 +126,6 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise BadArgument(f"{name} must be 0 or more, or None, got {getattr(self, name)}")
         if not 1.0 <= self.over_sampling < math.inf:
             raise BadArgument(f"over_sampling must be at least 1, and finite, got {self.over_sampling!r}")
-        for name in [name for name in self.__struct_fields__ if name.endswith("_s")]:
-            _check_seconds(name, getattr(self, name))
 
     @property
     def minimum(self) -> int:
@@ -127,6 +136,12 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def consumers(self) -> tuple[str, ...]:
         """All tasks of the partition."""
         return self.tasks or (self.task,)
+
+
+def check_word(name: str, word: str, words: Sequence[str]) -> None:
+    """Raise ``BadArgument`` unless ``word`` is one of ``words``: a misspelt one would silently mean another."""
+    if word not in words:
+        raise BadArgument(f"{name} must be one of {', '.join(words)}, got {word!r}")
 
 
 def _check_seconds(name: str, value: float) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -23,7 +23,7 @@ from penstock.controller import effects as do
 from penstock.controller import events as ev
 from penstock.controller import news as nw
 from penstock.controller.calls import MetadataCalls
-from penstock.controller.config import ControllerConfig, Role
+from penstock.controller.config import ControllerConfig, Role, check_word
 from penstock.controller.events import RunEvent
 from penstock.controller.folder_lock import FolderLock
 from penstock.controller.machine import ControllerMachine, ControllerStatistics
@@ -313,7 +313,11 @@ class SingleController:
             replica: its name, unique.
             role: what it does.
             beats: it will be ``heard`` from, and is reaped when it is not; False = the caller tells when it ``left``.
+
+        Raises:
+            BadArgument: there is no such role.
         """
+        check_word("role", role, get_args(Role))
         self._say(nw.ReplicaJoined(replica, role, beats))
 
     def heard(self, replica: str) -> None:
