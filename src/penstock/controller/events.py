@@ -146,7 +146,7 @@ class Recovered(_Event, frozen=True, tag=True, kw_only=True):
     Attributes:
         seconds: since the pause.
         plane_s: since the plane answered again.
-        empty: it came back with nothing, under a new incarnation.
+        empty: it came back with nothing, under a new incarnation, and there had been groups in it.
         kept, again: groups that were there, prompts that go again.
     """
 

@@ -213,13 +213,14 @@ class ControllerMachine:
             self._ending.break_off(f"the plane answers, and its calls have failed for {limit:g} s: {news.why}")
 
     def _listed(self, news: nw.Listed, now: float) -> None:
+        held = self._run.prompts.count(Where.READY, Where.TRAINING)  # that we know of
         came_empty = self._lane.listed(now) and not news.groups
         evictions = weigh(self._run, news.groups, now, came_empty=came_empty)
         self._lane.evict(evictions)
         if self._run.phase is Phase.RECOVERING:
             again = sum(isinstance(e, Tell) and isinstance(e.event, ev.Again) for e in self._run.effects)
             ours = sum(self._run.prompts.parse(group.group_id) is not None for group in news.groups)
-            self._lane.rebuilt(ours - len(evictions), again, came_empty=came_empty, now=now)
+            self._lane.rebuilt(ours - len(evictions), again, came_empty=came_empty and held > 0, now=now)
         self._ending.sweep(news.groups)
 
     def _leased(self, news: nw.Leased, now: float) -> None:
