@@ -122,8 +122,8 @@ class Watch:
         """What listeners are told is so."""
         if isinstance(event, Recovered):
             is_new = self._went_on not in (0, self._incarnation)
-            if self._went_on and event.empty != (is_new and not self._listed):
-                self._wrong(f"it is told that the plane came back empty={event.empty}, with {self._listed} groups")
+            if event.empty and (self._listed or not is_new):
+                self._wrong(f"it is told that the plane came back empty, with {self._listed} groups, new: {is_new}")
             self._went_on = self._incarnation
         elif isinstance(event, Reaped) and event.silent_s:
             self._burial(event)
