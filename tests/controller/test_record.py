@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from penstock.controller.record import ControllerRecord, OpenPrompt, RecordFile
 from penstock.errors import BadArgument, ControllerError
 
 LEFT = ControllerRecord(
-    run="run", life=3, step=2, cursor=9, trained=4, rows=8, dropped={"stale": 2}, open=(OpenPrompt(5, 1, 1),)
+    run="run", life=3, step=2, cursor=7, trained=4, rows=8, dropped={"stale": 2}, open=(OpenPrompt(5, 1, 1),)
 )
 
 
@@ -30,27 +32,28 @@ def test_what_was_saved_is_found(tmp_path: Path) -> None:
 
 
 @given(
-    counts=st.lists(st.integers(0, 2**53), min_size=5, max_size=5),
+    counts=st.lists(st.integers(0, 2**53), min_size=4, max_size=4),
     dropped=st.dictionaries(st.text(max_size=8), st.integers(0, 99), max_size=3),
-    prompts=st.lists(st.tuples(st.integers(0, 2**53), st.integers(0, 99), st.integers(0, 99)), max_size=5),
+    prompts=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=5),
 )
 def test_any_record_is_found_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,
     counts: list[int],
     dropped: dict[str, int],
-    prompts: list[tuple[int, int, int]],
+    prompts: list[tuple[int, int]],
 ) -> None:
-    """Whatever is in it."""
-    life, step, cursor, trained, rows = counts
+    """Whatever is in it, if its sums are right."""
+    life, step, trained, rows = counts
+    closed = trained + sum(dropped.values())
     record = ControllerRecord(
         run="run",
         life=life,
         step=step,
-        cursor=cursor,
+        cursor=closed + len(prompts),
         trained=trained,
         rows=rows,
         dropped=dropped,
-        open=tuple(OpenPrompt(*one) for one in prompts),
+        open=tuple(OpenPrompt(closed + i, *one) for i, one in enumerate(prompts)),
     )
     file = RecordFile(tmp_path_factory.getbasetemp())
     file.save(record)
@@ -78,6 +81,23 @@ def test_a_damaged_file_is_refused(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(ControllerError, match=r"cannot read the run.s record .*controller\.json"):
         file.load("run")
     assert file.path.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cursor": 8}, "8 prompts were begun, 6 are over and 1 under way"),
+        ({"trained": 3, "open": (OpenPrompt(5, 1), OpenPrompt(5, 1))}, r"\[5, 5\]"),
+        ({"open": (OpenPrompt(7, 0),)}, "of 7 prompts"),
+        ({"step": -1}, "step -1"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """A flipped digit may leave what can be read: a prompt would be skipped, or trained twice."""
+    file = RecordFile(tmp_path)
+    file.save(msgspec.structs.replace(LEFT, **changes))
+    with pytest.raises(ControllerError, match=rf"controller\.json is damaged: .*{said}"):
+        file.load("run")
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:

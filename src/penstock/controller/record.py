@@ -81,6 +81,8 @@ class RecordFile:
             return None
         except (OSError, msgspec.DecodeError) as bad:
             raise ControllerError(f"cannot read the run's record {self.path}: {bad}") from bad
+        if trouble := _contradiction(found):
+            raise ControllerError(f"the run's record {self.path} is damaged: {trouble}")
         if found.run != run:
             raise BadArgument(f"{self.path} belongs to the run {found.run!r}, not {run!r}: name another folder")
         return found
@@ -101,6 +103,19 @@ class RecordFile:
             _sync_folder(self.path.parent)
         except OSError as bad:
             raise ControllerError(f"cannot save the run's record {self.path}: {bad}; nothing was done since") from bad
+
+
+def _contradiction(record: ControllerRecord) -> str:
+    """Return what in ``record`` cannot be; nothing if it may be what was saved."""
+    numbers = [one.index for one in record.open]
+    closed = record.trained + sum(record.dropped.values())
+    if record.cursor != closed + len(numbers):
+        return f"{record.cursor} prompts were begun, {closed} are over and {len(numbers)} under way"
+    if len(set(numbers)) < len(numbers) or not all(0 <= number < record.cursor for number in numbers):
+        return f"of {record.cursor} prompts, the numbers {numbers} are under way"
+    if record.step < 0:
+        return f"it stands at step {record.step}"
+    return ""
 
 
 def _sync_folder(folder: Path) -> None:
