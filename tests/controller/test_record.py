@@ -78,7 +78,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, text: bytes) -> None:
     """It is said which file and why; nothing is guessed, and the file is left as it is."""
     file = RecordFile(tmp_path)
     file.path.write_bytes(text)
-    with pytest.raises(ControllerError, match=r"cannot read the run.s record .*controller\.json"):
+    with pytest.raises(ControllerError, match=r"the run.s record .*controller\.json"):
         file.load("run")
     assert file.path.read_bytes() == text
 
@@ -97,6 +97,22 @@ def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, changes: di
     file = RecordFile(tmp_path)
     file.save(msgspec.structs.replace(LEFT, **changes))
     with pytest.raises(ControllerError, match=rf"controller\.json is damaged: .*{said}"):
+        file.load("run")
+
+
+def test_a_digit_that_flipped_is_noticed(tmp_path: Path) -> None:
+    """A record that reads well and says something else is refused, whatever was changed, and how to go on is said."""
+    file = RecordFile(tmp_path)
+    file.save(LEFT)
+    whole = file.path.read_bytes()
+    digits = [place for place, byte in enumerate(whole) if chr(byte).isdigit()]
+    for place in digits:
+        other = b"1" if whole[place : place + 1] != b"1" else b"2"
+        file.path.write_bytes(whole[:place] + other + whole[place + 1 :])
+        with pytest.raises(ControllerError):
+            file.load("run")
+    file.path.write_bytes(whole.replace(b'"step":', b'"step": '))
+    with pytest.raises(ControllerError, match="does not match its checksum; put the latest good copy back"):
         file.load("run")
 
 

@@ -413,6 +413,26 @@ def test_a_new_run_goes_on_from_a_trainer_that_has_made_steps() -> None:
     assert s.state.trained == 4
 
 
+def test_a_trainer_that_records_what_was_over_is_refused() -> None:
+    """A prompt that was trained before would count twice."""
+    plane = Plane()
+    saved = ControllerRecord(run="run", life=1, step=4, cursor=9, trained=8, open=(OpenPrompt(8, 0),))
+    s = seeded(config(max_steps=7), plane, made(5, "run.8.0", "run.3.0"), saved).begin().run()
+    assert s.finish is not None
+    assert not s.finish.ok
+    assert "'run.3.0', and that prompt was over" in s.finish.reason
+
+
+def test_a_run_that_has_settled_a_step_has_nothing_of_it_under_way() -> None:
+    """A record whose step is one too high would send out again what that step has trained."""
+    plane = Plane()
+    saved = ControllerRecord(run="run", life=1, step=5, cursor=9, trained=8, open=(OpenPrompt(8, 0),))
+    s = seeded(config(max_steps=7), plane, made(5, "run.8.0"), saved).begin().run()
+    assert s.finish is not None
+    assert not s.finish.ok
+    assert "'run.8.0' is under way, and the trainer has trained it" in s.finish.reason
+
+
 @pytest.mark.parametrize(
     "saved", [ControllerRecord(run="run"), ControllerRecord(run="run", life=1, step=4, cursor=9, trained=9)]
 )

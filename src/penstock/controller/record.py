@@ -1,21 +1,25 @@
 """The controller's small durable record: what a new life must know before it does anything.
 
 Invariants: it is saved before whatever it tells of is done, so a life that dies has done nothing that its successor
-does not know of; a file appears whole or not at all (written aside, fsync'd, renamed, folder fsync'd).
+does not know of; a file appears whole or not at all (written aside, fsync'd, renamed, folder fsync'd), sealed by its
+own checksum.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from penstock.errors import BadArgument, ControllerError
 
 __all__ = ["ControllerRecord", "OpenPrompt", "RecordFile"]
 
 FORMAT = 1
+_SEAL = re.compile(rb',"xxh3":"([0-9a-f]{16})"\}\s*\Z')
 
 
 class OpenPrompt(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +80,7 @@ class RecordFile:
             written = msgspec.json.decode(text, type=_Format).format
             if written != FORMAT:
                 raise ControllerError(f"{self.path} is of format {written}; this release reads {FORMAT}")
-            found = msgspec.json.decode(text, type=ControllerRecord)
+            found = msgspec.json.decode(self._unsealed(text), type=ControllerRecord)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as bad:
@@ -87,6 +91,18 @@ class RecordFile:
             raise BadArgument(f"{self.path} belongs to the run {found.run!r}, not {run!r}: name another folder")
         return found
 
+    def _unsealed(self, text: bytes) -> bytes:
+        """Return ``text`` without its seal, which must be that of the rest: one digit more, and prompts go twice."""
+        seal = _SEAL.search(text)
+        if seal is not None:
+            body = text[: seal.start()] + b"}"
+            if xxhash.xxh3_64_hexdigest(body).encode() == seal[1]:
+                return body
+        raise ControllerError(
+            f"the run's record {self.path} is damaged: what it says does not match its checksum; put the latest good "
+            "copy back, or start a new run with another name (run=...) and folder"
+        )
+
     def save(self, record: ControllerRecord) -> None:
         """Make ``record`` the one that is found; on return it is durable.
 
@@ -96,13 +112,18 @@ class RecordFile:
         aside = self.path.with_suffix(".tmp")
         try:
             with aside.open("wb") as file:
-                file.write(msgspec.json.encode(record))
+                file.write(_sealed(msgspec.json.encode(record)))
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self.path)
             _sync_folder(self.path.parent)
         except OSError as bad:
             raise ControllerError(f"cannot save the run's record {self.path}: {bad}; nothing was done since") from bad
+
+
+def _sealed(body: bytes) -> bytes:
+    """Return a JSON object with its own checksum as the last member."""
+    return b'%s,"xxh3":"%s"}' % (body[:-1], xxhash.xxh3_64_hexdigest(body).encode())
 
 
 def _contradiction(record: ControllerRecord) -> str:

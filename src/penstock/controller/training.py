@@ -211,9 +211,11 @@ class Training:
             run.step = stand - 1  # a new run on a trainer that has made steps: it goes on from there
         if record is not None and stand == run.step + 1:
             self._made(TrainResult(record=record), now)
-        elif stand == run.step and self.out is not None:
-            self._order(self.out, now)
-        elif stand != run.step:
+        elif stand == run.step:
+            self._check_settled(record)
+            if self.out is not None:
+                self._order(self.out, now)
+        else:
             raise WrongStep(
                 f"the trainer stands at step {stand}, the run at step {run.step}: its checkpoint is not this run's",
                 back=stand < run.step,
@@ -234,15 +236,30 @@ class Training:
         self._made(result, now)
 
     def _check_known(self, record: StepRecord) -> None:
-        """A run that does not know of a prompt that was trained would send it out once more."""
-        known = self.run.prompts.cursor
-        for group_id in record.groups:
-            named = self.run.prompts.parse(group_id)
-            if named is not None and named[0] >= known:
+        """A run that does not know of a prompt that was trained, or takes it for over, would have it trained twice."""
+        prompts = self.run.prompts
+        named = {group_id: one[0] for group_id in record.groups if (one := prompts.parse(group_id)) is not None}
+        if unknown := [group_id for group_id, index in named.items() if index >= prompts.cursor]:
+            raise WrongStep(
+                f"the trainer's step {record.step} has trained {unknown[0]!r}, and the run knows of {prompts.cursor} "
+                "prompts: its controller.json was lost or is an older copy, and prompts would be trained twice; put "
+                "the latest one back, or start a new run with another name (run=...) and folder",
+                back=False,
+            )
+        if over := [group_id for group_id, index in named.items() if index not in prompts.open]:
+            raise WrongStep(
+                f"the trainer's step {record.step} has trained {over[0]!r}, and that prompt was over: a trainer must "
+                "make the step of the rows that it was ordered to, and record those",
+                back=False,
+            )
+
+    def _check_settled(self, record: StepRecord | None) -> None:
+        """What the last settled step has trained is over: else it would be trained once more."""
+        for group_id in [] if record is None else record.groups:
+            if self.run.prompts.live(group_id) is not None:
                 raise WrongStep(
-                    f"the trainer's step {record.step} has trained {group_id!r}, and the run knows of {known} prompts: "
-                    "its controller.json was lost or is an older copy, and prompts would be trained twice; put the "
-                    "latest one back, or start a new run with another name (run=...) and folder",
+                    f"{group_id!r} is under way, and the trainer has trained it in step {self.run.step}, which the run "
+                    "has settled: its controller.json is not this run's; put the latest one back",
                     back=False,
                 )
 
