@@ -79,7 +79,9 @@ class Grpo:
         return self.last.record
 
     async def train(self, meta: KVBatchMeta, step: int) -> TrainResult:
-        if self.last.record.step < step:  # else it is made already
+        if step > self.last.record.step + 1:
+            raise RuntimeError(f"ordered to make step {step}, and the checkpoint is of step {self.last.record.step}")
+        if step > self.last.record.step:  # else it is made already
             rows = await self.plane.get_data(meta)
             record = StepRecord.of(step, meta)
             await asyncio.to_thread(self._learn, rows["question"], rows["answer"], rows["reward"], record)

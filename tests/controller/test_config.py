@@ -17,7 +17,7 @@ TIMEOUTS = ("call", "generate", "train", "publish", "stall")
     ("changes", "match"),
     [
         *(({"run": run}, "run must be 1 to 64") for run in ("", "a.b", "a b", "x" * 65, "é", "a\n")),
-        ({"fields": ()}, "fields must name"),
+        ({"fields": ()}, "fields must be at least one name"),
         ({"tasks": ("train", "other")}, "must be the last of tasks"),
         *(({name: 0}, f"{name} must be at least 1") for name in ("group_size", "groups_per_step", "max_in_flight")),
         ({"max_attempts": 0}, "max_attempts must be at least 1"),
@@ -59,3 +59,24 @@ def test_the_defaults_are_the_strict_ones() -> None:
     assert plain.consumers == ("train",)
     assert config(tasks=("logprobs", "train")).consumers == ("logprobs", "train")
     assert plain.drain_s + plain.step_stop_s < plain.stop_s
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fields": "x"}, "fields must be non-empty names"),
+        ({"fields": ("x", "x")}, "each once"),
+        ({"fields": ("",)}, "non-empty"),
+        ({"fields": ()}, "at least one"),
+        ({"partition": ""}, "partition"),
+        ({"policy": None}, "policy must have admits"),
+        ({"groups_per_step": 2.5}, "groups_per_step must be a whole number, got 2.5"),
+        ({"group_size": "4"}, "group_size must be a whole number, got '4'"),
+        ({"max_steps": True}, "max_steps must be a whole number"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused(changes: dict[str, Any], said: str) -> None:
+    """At once and by name, and not somewhere in the run."""
+    options: dict[str, Any] = {"fields": ("x",), "group_size": 2, "groups_per_step": 3}
+    with pytest.raises(BadArgument, match=said):
+        ControllerConfig(**{**options, **changes})

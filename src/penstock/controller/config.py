@@ -22,6 +22,18 @@ _MAX_S = 1e9  # thirty years: nothing waits for ever
 _TAKE_TIME = ("call_timeout_s", "generate_timeout_s", "train_timeout_s", "publish_timeout_s", "stall_timeout_s")
 
 
+_COUNTS = (
+    "group_size",
+    "groups_per_step",
+    "min_groups_per_step",
+    "max_steps",
+    "max_prompts",
+    "max_in_flight",
+    "max_groups",
+    "max_attempts",
+)
+
+
 class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a run does. Seconds, groups and rows as the names say.
 
@@ -101,8 +113,11 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not _RUN.fullmatch(self.run):
             raise BadArgument(f"run must be 1 to 64 letters, digits, - or _, got {self.run!r}")
-        if not self.fields:
-            raise BadArgument("fields must name at least one column")
+        _check_names("fields", self.fields)
+        _check_names("tasks", self.consumers)
+        _check_names("partition", (self.partition,))
+        if not all(hasattr(self.policy, name) for name in ("admits", "oldest_version", "select")):
+            raise BadArgument(f"policy must have admits, oldest_version and select, got {self.policy!r}")
         if self.tasks and self.tasks[-1] != self.task:
             raise BadArgument(f"task {self.task!r} must be the last of tasks, got {list(self.tasks)}")
         self._check_counts()
@@ -114,6 +129,10 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
             check_word("a role in needs", role, get_args(Role))
 
     def _check_counts(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise BadArgument(f"{name} must be a whole number, got {value!r}")
         for name in ("group_size", "groups_per_step", "max_in_flight", "max_attempts"):
             if getattr(self, name) < 1:
                 raise BadArgument(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -142,6 +161,13 @@ def check_word(name: str, word: str, words: Sequence[str]) -> None:
     """Raise ``BadArgument`` unless ``word`` is one of ``words``: a misspelt one would silently mean another."""
     if word not in words:
         raise BadArgument(f"{name} must be one of {', '.join(words)}, got {word!r}")
+
+
+def _check_names(what: str, names: Sequence[str]) -> None:
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise BadArgument(f"{what} must be non-empty names, got {names!r}")
+    if not names or len(set(names)) < len(names):
+        raise BadArgument(f"{what} must be at least one name, each once, got {names!r}")
 
 
 def _check_seconds(name: str, value: float) -> None:

@@ -81,7 +81,8 @@ class Trainer(Protocol):
     async def train(self, meta: KVBatchMeta, step: int) -> TrainResult:
         """Make step number ``step`` out of the rows of ``meta``; return when weights, optimizer and record are durable.
 
-        A step that is recorded already is not made again: its record is returned.
+        A step that is recorded already is not made again: its record is returned. One that is not the next after the
+        last recorded is refused (raise): this trainer's checkpoint is not the run's.
 
         Raises:
             DataPlaneReadError, UnknownName, FieldNotProduced: rows cannot be read (``keys``); they are evicted, the
