@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.ledger import events as ev
+from penstock.ledger.facts import QueueOpened
 from penstock.records import GroupPolicy
 from penstock.requests import Claim, Clear
 from tests.ledger.office import Office, group_tags
@@ -139,6 +140,26 @@ def test_a_group_larger_than_the_batch_is_a_bad_request(office: Office) -> None:
     reply = office.fails(1, Claim("p", "train", ["x"], 1, whole_groups=True), "BadArgument")
     assert "'g'" in reply.message
     assert office.audit().leased == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (Claim("p", "train", ["x"], 0, keys=["nobody"], whole_groups=True), "UnknownName"),
+        (Claim("p", "train", ["x"], 1, whole_groups=True), "BadArgument"),
+    ],
+)
+def test_how_a_refused_claim_takes_groups_is_remembered_by_the_next_life(
+    office: Office, body: Claim, code: str
+) -> None:
+    """The first claim of a task is refused; the journal still says that it takes whole groups, once."""
+    office.put_done(1, ["g_0", "g_1"], tags=group_tags("g", 2))
+    office.fails(1, body, code)
+    office.fails(1, body, code)
+    assert sum(isinstance(fact, QueueOpened) for entry in office.journal for fact in entry.facts) == 1
+    office.crash()
+    (queue,) = office.ledger.desk.state.partitions["p"].queues
+    assert (queue.task.name, queue.whole, queue.count) == ("train", True, 2)
 
 
 def test_a_group_with_a_leased_row_waits_for_it(office: Office) -> None:

@@ -11,9 +11,9 @@ import heapq
 from penstock.errors import BadArgument, DataPlaneTimeout, RowRemoved, UnknownName
 from penstock.ledger.desk import Desk, claimed, unique
 from penstock.ledger.events import Asked
-from penstock.ledger.facts import AnyFact, Leased, QueueOpened
+from penstock.ledger.facts import Leased, QueueOpened
 from penstock.ledger.limits import MAX_QUEUES, check_fields
-from penstock.ledger.readiness import find_queue, open_queue, ready_rows, row_ready
+from penstock.ledger.readiness import find_queue, ready_rows, row_ready
 from penstock.ledger.state import Group, Partition, Queue, Row, Session, Task, Waiter, Wanted
 from penstock.ledger.waits import missing_for_claim
 from penstock.requests import Claim, Claimed
@@ -131,45 +131,42 @@ def _try(desk: Desk, waiter: Waiter) -> bool:
     assert isinstance(body, Claim)
     partition = desk.registered(body.partition)
     task = desk.task_of(partition, body.task)
-    facts: list[AnyFact] = []
     if body.keys is not None:
         if body.whole_groups:  # no rows come from the queue: it says how the task takes groups
-            _queue_of(partition, task, body, facts)
+            _queue_of(desk, partition, task, body)
         rows = _by_key(partition, task, body, waiter)
     else:
-        queue = waiter.queue = _queue_of(partition, task, body, facts)
+        queue = waiter.queue = _queue_of(desk, partition, task, body)
         rows = _whole_groups(partition, queue, body) if body.whole_groups else _oldest(partition, queue, body)
     if not rows:
-        if facts:
-            desk.record(facts)
         if body.keys == []:
             desk.answer(waiter, _NOTHING)
             return True
         return False
     token = desk.new_token()
     ids = [row.id for row in rows]
-    facts.append(
-        Leased(partition.name, task.name, token, waiter.session_id, waiter.seq, ids, body.lease_s, body.whole_groups)
-    )
-    desk.record(facts, waiter)
+    session_id, seq = waiter.session_id, waiter.seq
+    leased = Leased(partition.name, task.name, token, session_id, seq, ids, body.lease_s, body.whole_groups)
+    desk.record([leased], waiter)
     desk.answer(waiter, claimed(desk.state, desk.state.leases[token]))
     desk.counters["rows.leased"] += len(rows)
     return True
 
 
-def _queue_of(partition: Partition, task: Task, body: Claim, facts: list[AnyFact]) -> Queue:
-    """The queue of claims like this one; its opening is a fact."""
+def _queue_of(desk: Desk, partition: Partition, task: Task, body: Claim) -> Queue:
+    """The queue of claims like this one. Its opening is recorded at once, for it stays if the claim is refused."""
+    queue = find_queue(partition, task, body.required, body.whole_groups)
+    if queue is not None:
+        return queue
     known = len(partition.queues)
-    if known >= MAX_QUEUES and find_queue(partition, task, body.required, body.whole_groups) is None:
+    if known >= MAX_QUEUES:
         raise BadArgument(
             f"claims of partition {partition.name!r} have named {known} different sets of required fields, "
             "more are not kept apart",
             partition=partition.name,
         )
-    queue = open_queue(partition, task, body.required, body.whole_groups)
-    if len(partition.queues) > known:
-        facts.append(QueueOpened(partition.name, task.name, body.required, body.whole_groups))
-    return queue
+    desk.record([QueueOpened(partition.name, task.name, body.required, body.whole_groups)])
+    return partition.queues[-1]
 
 
 def _oldest(partition: Partition, queue: Queue, body: Claim) -> list[Row]:
