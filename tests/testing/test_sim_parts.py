@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from penstock.config import PlaneConfig
 from penstock.ledger.journal_files import DirectoryFiles, SegmentFiles
 from penstock.requests import Call, Done, Ping, Reply
 from penstock.testing.sim.arena import Arena, value_of
+from penstock.testing.sim.client import SimClient
 from penstock.testing.sim.disk import Crashed, MemoryFiles
 from penstock.testing.sim.network import Connection
+from penstock.testing.sim.plane import SimPlane
 from penstock.testing.sim.world import Process, World
 
 # -- time -----------------------------------------------------------------------------------------------------------
@@ -208,3 +211,21 @@ def test_a_block_is_not_visible_before_it_was_written() -> None:
     arena.allot(1, 10)
     with pytest.raises(AssertionError, match="before it was written"):
         arena.fill(1)
+
+
+# -- the plane --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_client_sent_before_its_end_is_read_before_its_burial() -> None:
+    """A stopped plane goes on: it opens the sessions that the dead had asked for, and ends them at once."""
+    world = World(1)
+    plane = SimPlane(world, PlaneConfig())
+    plane.start()
+    plane.stop(5.0)
+    clients = [SimClient(world, plane, f"client{i}", i) for i in range(1, 21)]  # more than one turn of its loop reads
+    world.run(1.0, lambda: False)
+    for client in clients:
+        client.close()
+    world.run(6.0, lambda: False)
+    assert plane.ledger.statistics()["sessions.opened"] == len(clients)
+    assert plane.ledger.sessions == 0

@@ -46,6 +46,7 @@ LedgerFactory: TypeAlias = Callable[[PlaneConfig], Ledger]
 
 _TICK_S = 0.5
 _SEGMENT_BYTES = 4000
+_LAST_WORDS_S = 0.05  # between a client's end and its burial, for what it had sent already; the server's
 _MAX_TURN = 8  # calls that one turn of the loop may take
 _WALL = 1.8e9  # seconds since the epoch when the world begins
 _PLACE = Path("simulated")
@@ -199,8 +200,7 @@ class SimPlane(Process):
         """The kernel says so."""
         self.dying_clients.discard(client_id)
         self.dead_clients.add(client_id)
-        if self.up:
-            self.work(self._bury, client_id)
+        self.work(self.world.after, _LAST_WORDS_S, self.work, self._bury, client_id)
 
     def client_dies(self, client_id: int, noticed_s: float) -> None:
         """A client's process ends; the kernel tells the plane after a while."""
