@@ -40,6 +40,7 @@ from penstock.testing.crew import Crew
 from tests.controller.lives import Files, Outcome, serve_plane, work
 from tests.controller.planes import balanced, life, local, run_to_end, told
 from tests.controller.toys import GROUP, Cast, Numbers, Shop
+from tests.crews import PRELOAD
 
 get_temp_dir()  # before the session moves TMPDIR: multiprocessing keeps this folder until the interpreter ends
 
@@ -507,7 +508,7 @@ assert sys.modules["torch"] is None
 
 def test_a_controller_lives_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     """The whole run of a process in which ``import torch`` fails; workers and trainer are processes of their own."""
-    with Crew([], tmp_path, limit_s=CREW_S, preload=["tests.controller.lives"]) as crew:
+    with Crew([], tmp_path, limit_s=CREW_S, preload=PRELOAD) as crew:
         crew.start("plane", serve_plane, str(tmp_path), 1 << 20)
         crew.start("trainer", work, str(tmp_path), "trainer")
         crew.start("worker", work, str(tmp_path), "worker")

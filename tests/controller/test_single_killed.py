@@ -16,6 +16,7 @@ from penstock.testing.crew import Crew
 from penstock.testing.faults import Sentence, kill
 from tests.controller.lives import Files, Outcome, serve_plane, steer, work
 from tests.controller.toys import GROUP
+from tests.crews import PRELOAD
 
 get_temp_dir()  # before the session moves TMPDIR: multiprocessing keeps this folder until the interpreter ends
 
@@ -29,7 +30,7 @@ def play(
 ) -> Outcome:
     """Run to the end with these faults, each of which must fire; judge the run."""
     files = Files(folder)
-    with Crew(sentences, folder, limit_s=LIMIT_S, preload=["tests.controller.lives"]) as crew:
+    with Crew(sentences, folder, limit_s=LIMIT_S, preload=PRELOAD) as crew:
         crew.start("plane", serve_plane, str(folder), segment_bytes)
         if remote:
             crew.start("trainer", work, str(folder), "trainer")

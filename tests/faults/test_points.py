@@ -18,6 +18,7 @@ from penstock.testing.checker import check, read_log
 from penstock.testing.crew import Crew
 from penstock.testing.faults import Sentence, kill, stop, terminate
 from penstock.wire.paths import arena_files, served_path
+from tests.crews import PRELOAD
 from tests.faults.actors import FIRED, GROUP, PARTITION, PLANE, client_of, consume, produce
 
 get_temp_dir()  # before the session moves TMPDIR: multiprocessing keeps this folder until the interpreter ends
@@ -141,8 +142,7 @@ def _run(folder: Path, sentences: list[Sentence]) -> None:
     """Play it; every fault must have fired, and the plane must have left nothing in shared memory."""
     (folder / "plane").mkdir()
     served_path(folder / "plane").touch()  # no client starts a plane, which would not be heard
-    preload = ["tests.faults.test_points"]
-    with Crew(sentences, folder, limit_s=LIMIT_S, preload=preload, fired_flag=folder / FIRED) as crew:
+    with Crew(sentences, folder, limit_s=LIMIT_S, preload=PRELOAD, fired_flag=folder / FIRED) as crew:
         crew.start("plane", be_plane, str(folder))
         for name in PRODUCERS:
             crew.start(name, be_producer, str(folder), name)

@@ -16,6 +16,7 @@ from penstock.testing.checker import Report, check, read_log
 from penstock.testing.crew import Crew
 from penstock.testing.faults import Sentence, kill, stop, terminate
 from penstock.wire.paths import arena_files, socket_path
+from tests.crews import PRELOAD
 from tests.faults.actors import FIRED, GROUP, PARTITION, client_of, consume, produce
 
 get_temp_dir()  # before the session moves TMPDIR: multiprocessing keeps this folder until the interpreter ends
@@ -122,7 +123,7 @@ def _run(folder: Path, sentences: list[Sentence]) -> list[int]:
             folder,
             limit_s=LIMIT_S,
             others={"plane": plane},
-            preload=["tests.faults.actors"],
+            preload=PRELOAD,
             fired_flag=folder / FIRED,
         ) as crew,
     ):
