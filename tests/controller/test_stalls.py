@@ -195,6 +195,16 @@ def test_there_is_no_alarm_while_the_gate_is_closed() -> None:
     assert [round(event.seconds) for event in stalls(s)] == [30]
 
 
+def test_a_step_that_hangs_is_told_although_the_gate_is_closed() -> None:
+    """The gate is about dispatching: what the trainer owes, it owes."""
+    s = Steering(config(stall_timeout_s=30.0), rules={do.Train: lambda one: None}).begin()
+    s.until(do.Train)
+    s.tell(nw.GateClosed("an incident"))
+    s.run(32.0)
+    assert len(stalls(s)) == 1
+    assert any("the trainer owes step 1" in sentence for sentence in stalls(s)[0].owed)
+
+
 def test_there_is_no_alarm_if_it_moved_meanwhile() -> None:
     """The plane takes its time to say why, and a group arrives: the answer is out of date."""
     s = hanging()

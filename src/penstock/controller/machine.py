@@ -305,7 +305,8 @@ class ControllerMachine:
 
     def _watch(self, now: float) -> None:
         run, limit = self._run, self._run.config.stall_timeout_s
-        if run.phase is Phase.FINISHING or run.gate is not None or self._asked_why:
+        is_paused = run.gate is not None and self._training.is_idle  # a step that is out is owed, gate or no gate
+        if run.phase is Phase.FINISHING or is_paused or self._asked_why:
             return
         if now - max(run.progress_at, self._warned_at) < limit:
             return
