@@ -13,7 +13,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "penstock"
 
-WORDS = frozenset({"errors", "records", "config", "debts", "requests", "points"})
+WORDS = frozenset({"errors", "records", "config", "debts", "requests", "parts", "reports", "hosting", "points"})
 # room -> the rooms that it may import; the words may be imported by all. Rooms that later releases bring are listed.
 ARROWS: dict[str, frozenset[str]] = {
     **dict.fromkeys(WORDS, frozenset[str]()),
@@ -23,6 +23,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "payload": frozenset({"retry"}),
     "endpoint": frozenset({"wire", "retry"}),
     "transport": frozenset({"payload", "endpoint", "wire", "retry"}),
+    "host": frozenset({"server", "plane", "transport", "payload", "endpoint", "wire", "retry"}),
     "server": frozenset({"ledger", "payload", "transport", "wire"}),
     "plane": frozenset({"payload", "transport", "wire", "retry"}),
     "group": frozenset({"wire", "retry"}),

@@ -42,6 +42,7 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_frame_bytes: a larger message ends the connection that sent it.
         max_connections: further clients are refused.
         linger_s: an auto-started plane ends this long after its last client.
+        host_grace_s: rows wait so long for a host that is silent; then those that lie nowhere else are lost, by name.
     """
 
     durability: Durability = "process"
@@ -62,6 +63,7 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_frame_bytes: int = 256 * MIB
     max_connections: int = 1024
     linger_s: float = 1.0
+    host_grace_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_s", "dead_after_s", "max_bytes", "max_rows", "max_deliveries", "max_frame_bytes"):
@@ -82,6 +84,9 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             ``paranoid`` (``full``, and a read-back after each put).
         strict_tensors: True refuses non-tensor columns with a ``TypeError``; False carries msgspec-encodable values.
         owner, role: who this is, for ``why`` and ``status``.
+        replicas: on how many hosts a put lies when it is acknowledged, 1 or 2 (planes of several hosts).
+        under_replicated: True lets a put succeed on one host when no second one takes it; False refuses it.
+        prefer: the wire over which other hosts' blocks are fetched, "tcp" or "ucx".
     """
 
     timeout_s: float = 30.0
@@ -89,12 +94,17 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     strict_tensors: bool = True
     owner: str = ""
     role: str = "client"
+    replicas: int = 1
+    under_replicated: bool = False
+    prefer: Literal["tcp", "ucx"] = "tcp"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.timeout_s) and self.timeout_s >= 0):
             raise BadArgument(f"timeout_s must be finite and not negative, got {self.timeout_s!r}")
         if self.integrity not in ("full", "header", "off", "paranoid"):
             raise BadArgument(f"integrity must be full, header, off or paranoid, got {self.integrity!r}")
+        if self.replicas not in (1, 2):
+            raise BadArgument(f"replicas must be 1 or 2, got {self.replicas!r}")
 
 
 C = TypeVar("C", PlaneConfig, ClientConfig)

@@ -2,7 +2,8 @@
 
     DataPlaneError (RuntimeError)
     ├── DataPlaneUnavailable            it provably did not happen; reads raise it freely
-    │   └── MissingExtra (ImportError)  an optional package is not installed; names the extra
+    │   ├── MissingExtra (ImportError)  an optional package is not installed; names the extra
+    │   └── TransportError              a connection could not be made, or broke; ``code`` says how
     ├── DataPlaneTimeout (TimeoutError) the deadline passed; the outcome is unknown, repeating is safe
     ├── DataPlaneReadError              rows exist but could not be read; names them
     │   ├── StaleSlotError              a reference to a slot that has been recycled
@@ -59,6 +60,7 @@ __all__ = [
     "RefusedType",
     "RowRemoved",
     "StaleSlotError",
+    "TransportError",
     "UnknownName",
     "VersionWentBack",
     "abbreviate",
@@ -118,6 +120,18 @@ class DataPlaneUnavailable(DataPlaneError):
 
 class MissingExtra(DataPlaneUnavailable, ImportError):
     """An optional package is missing; the message says which extra to install."""
+
+
+class TransportError(DataPlaneUnavailable):
+    """A connection could not be made, or broke. What was under way on it did not arrive, as far as is known here.
+
+    Args:
+        code: ``timeout``, ``refused``, ``reset``, ``closed``, ``truncated``, ``unauthorised`` or ``protocol``.
+    """
+
+    def __init__(self, message: str, *, code: str, elapsed_s: float = 0.0) -> None:
+        super().__init__(message, elapsed_s=elapsed_s)
+        self.code = code
 
 
 class DataPlaneTimeout(DataPlaneError, TimeoutError):
@@ -233,8 +247,8 @@ class IllegalTransition(DataPlaneError):
         self.history = list(history)
 
 
-# What may cross a wire, by name. BatchError is built by clients; MissingExtra, IllegalTransition, EventsCorrupt and the
-# controller's errors are local: none of them travels.
+# What may cross a wire, by name. BatchError is built by clients; MissingExtra, TransportError, IllegalTransition,
+# EventsCorrupt and the controller's errors are local: none of them travels.
 _ON_WIRE: dict[str, type[DataPlaneError]] = {
     cls.__name__: cls
     for cls in (

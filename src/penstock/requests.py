@@ -1,7 +1,9 @@
 """What may be asked of a plane, and what it answers: closed, tagged records, the only things that cross its wire.
 
 The same records are the wire's bodies, the ledger's events and the simulator's moves. Arrays, not maps: positions are
-part of ``WIRE_VERSION``, which both sides state in ``OpenSession``/``ResumeSession`` and ``Welcome``.
+part of ``WIRE_VERSION``, which both sides state in ``OpenSession``/``ResumeSession`` and ``Welcome``. What they
+are made of (``parts``), what a plane says of itself (``reports``) and what is about hosts (``hosting``) is named here
+too.
 
 Invariants: no path, no callable, no payload byte; keys are names, tags are primitives; a mutation is identified by
 (session, sequence) in its ``Call``.
@@ -13,82 +15,106 @@ from typing import TypeAlias
 
 import msgspec
 
-from penstock.debts import AnyDebt
+from penstock.hosting import Enlist, Enlisted, Hold, HostReport, Orders, Reserve, Seal, Sealed
+from penstock.parts import (
+    ANY_TOKEN,
+    NO_TOKEN,
+    ArenaPlace,
+    BlockPlace,
+    FieldSpec,
+    HostPlace,
+    Record,
+    RowIssue,
+    Source,
+    TagColumn,
+    Tokens,
+)
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, Tag
+from penstock.reports import (
+    AuditReport,
+    HostStatus,
+    PartitionAudit,
+    PartitionStatus,
+    SessionStatus,
+    StatusReport,
+    WhyReport,
+)
+
+__all__ = [
+    "ANY_TOKEN",
+    "MUTATIONS",
+    "NO_TOKEN",
+    "WIRE_VERSION",
+    "Ack",
+    "ArenaPlace",
+    "Audit",
+    "AuditReport",
+    "BlockPlace",
+    "Call",
+    "Capabilities",
+    "CapabilitiesAre",
+    "CheckConsumption",
+    "Claim",
+    "Claimed",
+    "Clear",
+    "Commit",
+    "Damaged",
+    "Depth",
+    "Done",
+    "Enlist",
+    "Enlisted",
+    "Evict",
+    "Failed",
+    "FieldSpec",
+    "Flag",
+    "Goodbye",
+    "Grant",
+    "GrantAgain",
+    "Granted",
+    "Groups",
+    "Heartbeat",
+    "Hold",
+    "HostPlace",
+    "HostReport",
+    "HostStatus",
+    "ListMetadata",
+    "Locate",
+    "Located",
+    "Mutation",
+    "Number",
+    "OpenSession",
+    "Orders",
+    "PartitionAudit",
+    "PartitionStatus",
+    "Ping",
+    "Pop",
+    "PutTags",
+    "Query",
+    "Record",
+    "RegisterPartition",
+    "Release",
+    "Renew",
+    "Reply",
+    "ReplyBody",
+    "Request",
+    "Reserve",
+    "ResumeSession",
+    "RowIssue",
+    "Seal",
+    "Sealed",
+    "SessionStatus",
+    "Shutdown",
+    "Source",
+    "Status",
+    "StatusReport",
+    "TagColumn",
+    "Tokens",
+    "Welcome",
+    "Why",
+    "WhyReport",
+]
 
 WIRE_VERSION = 1
-
-
-class Record(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of everything on the wire."""
-
-
-# -- shared parts ---------------------------------------------------------------------------------------------------
-
-
-class FieldSpec(msgspec.Struct, frozen=True, array_like=True):
-    """A column's type. ``dtype`` is torch's short name ("int64", "bfloat16") or "object"; ``rank`` is per row."""
-
-    name: str
-    dtype: str
-    rank: int
-
-
-class TagColumn(msgspec.Struct, frozen=True, array_like=True):
-    """One tag of a put's rows.
-
-    Attributes:
-        values: one value for all rows (length 1, ``rows`` None), or one per row, or one per row named in ``rows``.
-        rows: indices, within the put, of the rows that carry this tag; None = all.
-    """
-
-    name: str
-    values: list[Tag]
-    rows: list[int] | None = None
-
-
-class Tokens(msgspec.Struct, frozen=True, array_like=True):
-    """The leases under which a request's keys are held.
-
-    Attributes:
-        lease: distinct tokens.
-        of: per key of the request an index into ``lease``, ``NO_TOKEN``, or ``ANY_TOKEN`` (whichever of ``lease``);
-            empty = the same for all keys: any of ``lease``, or none when that is empty.
-    """
-
-    lease: list[str]
-    of: list[int]
-
-
-NO_TOKEN = -1
-ANY_TOKEN = -2
-
-
-class BlockPlace(msgspec.Struct, frozen=True, array_like=True):
-    """Where a block lies: an arena, bytes ``[offset, offset + nbytes)`` of it, and the slot's generation."""
-
-    block_id: int
-    arena_id: int
-    offset: int
-    nbytes: int
-    generation: int
-    pin: int = 0
-
-
-class Source(msgspec.Struct, frozen=True, array_like=True):
-    """Where some fields of the asked rows lie: row i is row ``index[i]`` of ``Located.blocks[block[i]]``."""
-
-    fields: list[str]
-    block: list[int]
-    index: list[int]
-
-
-class RowIssue(msgspec.Struct, frozen=True, array_like=True):
-    """Why one row cannot be read: an error code (``errors.code_of``) and a sentence."""
-
-    key: str
-    code: str
-    why: str
 
 
 # -- sessions -------------------------------------------------------------------------------------------------------
@@ -156,10 +182,12 @@ class Commit(Record, frozen=True):
     """The granted slot is filled: make the put visible, whole.
 
     ``content`` is xxh3-64 over the block's column checksums: two puts of the same bytes at the same row are the same.
+    ``places``: where hosts' agents have sealed the block, the writer's own host first; empty = in the plane's arena.
     """
 
     grant: int
     content: int
+    places: list[BlockPlace] = []
 
 
 class Claim(Record, frozen=True):
@@ -238,6 +266,8 @@ class Grant(Record, frozen=True):
         nbytes: size of the block, header included.
         row_bytes: payload bytes per row, aligned with ``keys``.
         lengths: per row, the length of the first ragged field; None when there is none.
+        host: the host on which the block will lie; 0 = in the plane's own arena.
+        replicas: on how many hosts it shall lie, and on how many it must (``at_least``) or the put is refused.
     """
 
     partition: str
@@ -247,6 +277,9 @@ class Grant(Record, frozen=True):
     nbytes: int
     row_bytes: list[int]
     lengths: list[int] | None = None
+    host: int = 0
+    replicas: int = 1
+    at_least: int = 1
 
 
 class Locate(Record, frozen=True):
@@ -258,9 +291,10 @@ class Locate(Record, frozen=True):
 
 
 class Damaged(Record, frozen=True):
-    """A block failed its checksum at a reader; the plane verifies for itself before it believes."""
+    """A block failed its checksum at a reader; who owns its arena verifies for itself before it is believed."""
 
     block_id: int
+    host: int = 0
 
 
 class ListMetadata(Record, frozen=True):
@@ -321,6 +355,11 @@ Query: TypeAlias = (
     Grant
     | Locate
     | Damaged
+    | Enlist
+    | HostReport
+    | Reserve
+    | Seal
+    | Hold
     | ListMetadata
     | Depth
     | CheckConsumption
@@ -360,14 +399,6 @@ class Call(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 # -- replies --------------------------------------------------------------------------------------------------------
 
 
-class ArenaPlace(msgspec.Struct, frozen=True, array_like=True):
-    """An arena a client may map: its id and the size of its file. Its path follows from id and data directory."""
-
-    arena_id: int
-    nbytes: int
-    in_shm: bool
-
-
 class Welcome(Record, frozen=True):
     version: int
     session_id: int
@@ -395,11 +426,16 @@ class Failed(Record, frozen=True):
 
 
 class Granted(Record, frozen=True):
-    """Room for a put: copy the block to ``place``, then ``Commit(grant)``."""
+    """Room for a put: copy the block to ``place``, then ``Commit(grant)``.
+
+    For a put on a host ``place`` says no more than which host: its agent finds the slot (``Reserve``). ``replica``: the
+    second host that is to pull the block (``Seal``).
+    """
 
     grant: int
     place: BlockPlace
     arena: ArenaPlace
+    replica: HostPlace | None = None
 
 
 class GrantAgain(Record, frozen=True):
@@ -416,12 +452,18 @@ class Claimed(Record, frozen=True):
 
 
 class Located(Record, frozen=True):
-    """Where the asked rows lie. ``issues`` names rows that cannot be read; ``sources`` covers all others, in order."""
+    """Where the asked rows lie. ``issues`` names rows that cannot be read; ``sources`` covers all others, in order.
+
+    ``others``: second places of some of the blocks (paired by block id); ``hosts``: the agents that hold any of them,
+    those that are silent now last. Blocks on hosts are not pinned: their generation tells a reader that one has gone.
+    """
 
     blocks: list[BlockPlace]
     arenas: list[ArenaPlace]
     sources: list[Source]
     issues: list[RowIssue]
+    others: list[BlockPlace] = []
+    hosts: list[HostPlace] = []
 
 
 class Groups(Record, frozen=True):
@@ -441,100 +483,15 @@ class CapabilitiesAre(Record, frozen=True):
     value: DataPlaneCapabilities
 
 
-class PartitionAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """The conservation equation of one partition, for its final task.
-
-    ``residue`` = put - (in_flight + leased + trained + evicted + cleared + quarantined + lost); 0 or a bug of ours.
-    ``broken`` names live rows whose own state contradicts the counts.
-    """
-
-    partition: str
-    put: int = 0
-    in_flight: int = 0
-    leased: int = 0
-    trained: int = 0
-    evicted: dict[str, int] = {}
-    cleared: int = 0
-    quarantined: int = 0
-    lost: dict[str, int] = {}
-    residue: int = 0
-    broken: list[str] = []
-    live_bytes: int = 0
-    registered: bool = True
-
-
-class AuditReport(Record, frozen=True):
-    incarnation: int
-    partitions: list[PartitionAudit]
-
-    @property
-    def residue(self) -> int:
-        """The sum of absolute residues: 0 when the books balance."""
-        return sum(abs(p.residue) + len(p.broken) for p in self.partitions)
-
-
-class WhyReport(Record, frozen=True):
-    """Why something waits.
-
-    Attributes:
-        waits: who waits for what, in sentences, each with how long.
-        history: the object's last events.
-        owed: what is missing and who owes it, the worst first.
-    """
-
-    subject: str
-    waits: list[str]
-    history: list[str]
-    owed: list[AnyDebt] = []
-
-
-class StatusReport(Record, frozen=True):
-    """The plane at a glance; every number is a count unless its name says otherwise."""
-
-    incarnation: int
-    pid: int
-    uptime_s: float
-    durability: str
-    served: bool
-    rows: int
-    live_bytes: int
-    arena_bytes: int
-    max_bytes: int
-    max_rows: int
-    sessions: list[SessionStatus]
-    partitions: list[PartitionStatus]
-    counters: dict[str, int]
-
-
-class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    session_id: int
-    owner: str
-    role: str
-    pid: int
-    silent_s: float
-    leases: int
-    connected: bool
-
-
-class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    partition: str
-    fields: list[FieldSpec]
-    tasks: list[str]
-    rows: int
-    groups: int
-    depth: int
-    leased: int
-    waiting_claims: int
-    waiting_puts: int
-    live_bytes: int
-
-
 ReplyBody: TypeAlias = (
     Welcome
     | Done
     | Failed
     | Granted
     | GrantAgain
+    | Sealed
+    | Enlisted
+    | Orders
     | Claimed
     | Located
     | Groups
