@@ -10,7 +10,7 @@ from penstock import requests
 from penstock.plane.exchange import method_of
 from penstock.plane.local import LocalDataPlaneClient
 
-_OF_THE_LINK = {"OpenSession", "ResumeSession", "Heartbeat", "Goodbye", "Shutdown"}
+_OF_THE_LINK = {"OpenSession", "ResumeSession", "Heartbeat", "Goodbye", "Shutdown", "Enlist", "HostReport"}
 
 
 @pytest.mark.parametrize("kind", get_args(requests.Request), ids=lambda kind: kind.__name__)

@@ -81,7 +81,7 @@ class Wire(Protocol):
 
     @property
     def name(self) -> str:
-        """ "tcp", "ucx" or "memory"."""
+        """Its name: "tcp", "ucx" or "memory"."""
 
     async def connect(self, address: Address, deadline: Deadline) -> Connection:
         """Connect and authenticate.
