@@ -121,7 +121,10 @@ WIRE_VERSION = 1
 
 
 class OpenSession(Record, frozen=True):
-    """Begin a life on the plane. ``client_id`` (63 random bits) names the client object across its sessions."""
+    """Begin a life on the plane. ``client_id`` (63 random bits) names the client object across its sessions.
+
+    The plane keeps the ``pid`` that the kernel tells; 0, and the client's word in ``host``, for one on another machine.
+    """
 
     version: int
     client_id: int

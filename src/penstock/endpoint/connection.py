@@ -8,26 +8,17 @@ an error or a cancelled call the connection is of no further use, and says so.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.retry import Deadline
+from penstock.wire.address import Address
 
 __all__ = ["Address", "Buffer", "Connection", "Listener", "Serve", "Wire"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
-
-
-class Address(NamedTuple):
-    """Where a listener is reached."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Connection(Protocol):

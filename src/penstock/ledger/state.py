@@ -430,7 +430,8 @@ class Session:
         self.unfinished: set[tuple[str, str]] = set()  # (partition, group) it has put to and that is not done
 
     def who(self) -> str:
-        return f"{self.owner or self.role} (pid {self.pid} on {self.host})"
+        where = f"pid {self.pid} on {self.host}" if self.pid else self.host
+        return f"{self.owner or self.role} ({where})"
 
 
 class Departed:

@@ -1,7 +1,7 @@
 """The ``penstock`` command: one function a command, each thin; what is longer lives beside it.
 
-Invariants: ``PENSTOCK_DATA_DIR`` is the only thing read from the environment, here, and ``--data-dir`` wins over it;
-exit codes are those of ``report.ExitCode``; a command that inspects never starts a plane.
+Invariants: ``PENSTOCK_DATA_DIR`` and ``PENSTOCK_TOKEN_FILE`` are all that is read from the environment, here, and
+arguments win over them; exit codes are those of ``report.ExitCode``; a command that inspects never starts a plane.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ app.add_typer(explore, name="explore")
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", envvar="PENSTOCK_DATA_DIR", help="Directory of the plane.", show_default=False),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", envvar="PENSTOCK_TOKEN_FILE", help="File with the plane's token.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up after this long.")]
@@ -72,18 +76,28 @@ def serve(
     repair: Annotated[
         bool, typer.Option("--repair", help="Start on a damaged journal with what is valid in it.")
     ] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve other machines too: clients and hosts' agents."),
+    ] = None,
+    token_file: TokenFile = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate to show on --listen, chain included.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key of --tls-cert.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a plane in the foreground until Ctrl-C or SIGTERM, which end it cleanly (exit code 0).
 
     Exit code 65: its journal is damaged; 74: its journal cannot be written.
 
-    Example: penstock serve --data-dir /data/run7 --durability process
+    With --listen it makes DATA_DIR/token, unless --token-file names one: what clients and agents must know.
+
+    Example: penstock serve --data-dir /data/run7 --listen 0.0.0.0:7777
     """
     from penstock.ops.serve import Orders, serve_plane
 
     with reporting(as_json) as report:
-        serve_plane(report, Orders(data_dir, durability, option or [], repair))
+        orders = Orders(data_dir, durability, option or [], repair, listen, token_file, tls_cert, tls_key)
+        serve_plane(report, orders)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

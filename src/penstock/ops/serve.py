@@ -18,6 +18,7 @@ from penstock.config import PlaneConfig, config_from
 from penstock.errors import BadArgument
 from penstock.ops.connecting import is_listening
 from penstock.ops.report import ExitCode, Report
+from penstock.wire.address import Address
 from penstock.wire.paths import socket_path
 
 __all__ = ["Orders", "plane_config", "serve_plane"]
@@ -57,13 +58,17 @@ class Orders:
     durability: str
     assignments: list[str]
     repair: bool = False
+    listen: str | None = None
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 def serve_plane(report: Report, orders: Orders) -> None:
     """Run the plane of a directory until SIGTERM or Ctrl-C; say where it listens once it does.
 
     Raises:
-        BadArgument: no directory, or options that are not the plane's.
+        BadArgument: no directory, options that are not the plane's, or secrets that cannot be used.
         typer.Exit: it did not end well; the code is the plane's own, ``UNAVAILABLE`` when it never began.
     """
     if orders.data_dir is None:
@@ -76,18 +81,30 @@ def serve_plane(report: Report, orders: Orders) -> None:
         report.progress(
             f"a plane runs at {data_dir}: if a client started it, it is asked to end; that may take a minute"
         )
-    with _announcing(report, data_dir, config) as ready_fd:
-        code = serve(Options(data_dir=data_dir, repair=orders.repair, ready_fd=ready_fd, config=config))
+    listen = None if orders.listen is None else Address.parse(orders.listen)
+    token_file = None if listen is None else (orders.token_file or data_dir / "token").absolute()
+    with _announcing(report, data_dir, config, token_file) as ready_fd:
+        options = Options(
+            data_dir=data_dir,
+            repair=orders.repair,
+            ready_fd=ready_fd,
+            config=config,
+            listen=listen,
+            token_file=orders.token_file,
+            tls_cert=orders.tls_cert,
+            tls_key=orders.tls_key,
+        )
+        code = serve(options)
     if code:
         raise typer.Exit(ExitCode.UNAVAILABLE if code == 1 else code)
 
 
 @contextmanager
-def _announcing(report: Report, data_dir: Path, config: PlaneConfig) -> Iterator[int]:
+def _announcing(report: Report, data_dir: Path, config: PlaneConfig, token_file: Path | None) -> Iterator[int]:
     """Yield a descriptor for the plane's first word, which the plane closes, and pass that word on."""
     heard, ready = os.pipe()
     wake = os.dup(ready)
-    waiter = threading.Thread(target=_announce, args=(report, heard, data_dir, config), name="announce")
+    waiter = threading.Thread(target=_announce, args=(report, heard, data_dir, config, token_file), name="announce")
     waiter.start()
     try:
         yield ready
@@ -98,9 +115,10 @@ def _announcing(report: Report, data_dir: Path, config: PlaneConfig) -> Iterator
         os.close(heard)
 
 
-def _announce(report: Report, heard: int, data_dir: Path, config: PlaneConfig) -> None:
+def _announce(report: Report, heard: int, data_dir: Path, config: PlaneConfig, token_file: Path | None) -> None:
     word = os.read(heard, _LONGEST_WORD).decode(errors="replace").strip()
-    if word == "ready":
+    ready, _, address = word.partition(" ")
+    if ready == "ready":
         where = {
             "data_dir": str(data_dir),
             "socket": str(socket_path(data_dir)),
@@ -108,7 +126,11 @@ def _announce(report: Report, heard: int, data_dir: Path, config: PlaneConfig) -
             "durability": config.durability,
         }
         lines = f"serving {data_dir} (durability {config.durability}, process {os.getpid()})\n"
-        lines += f'clients: penstock.connect("local", data_dir={str(data_dir)!r}); Ctrl-C ends it'
+        if address:
+            where |= {"url": f"penstock://{address}", "token_file": str(token_file)}
+            lines += f"on each machine: penstock host --plane penstock://{address} --token-file {token_file}\n"
+            lines += f'clients there: penstock.connect("penstock://{address}", token_file=...)\n'
+        lines += f'clients here: penstock.connect("local", data_dir={str(data_dir)!r}); Ctrl-C ends it'
         report.answer(where, escape(lines))
     elif word and report.as_json:  # for people the plane has said it itself
         report.failed("DataPlaneUnavailable", word.removeprefix("error: "))

@@ -31,6 +31,7 @@ from penstock.ledger.events import BlocksLost, SessionGone
 from penstock.points import reached
 from penstock.server import lock as locks
 from penstock.server.connections import Connection
+from penstock.server.doorway import Doorway, bind, token_of
 from penstock.server.ending import leave
 from penstock.server.housekeeping import Housekeeping, freeze_collector, quiet_collector
 from penstock.server.moving import Mover
@@ -38,6 +39,8 @@ from penstock.server.plane import EX_IOERR, EX_SOFTWARE, Plane
 from penstock.server.reception import Reception
 from penstock.server.recovery import Recovered, recover
 from penstock.wire import paths
+from penstock.wire.address import Address
+from penstock.wire.tls import server_context
 
 __all__ = ["Options", "serve"]
 
@@ -60,6 +63,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         ephemeral: a clean end removes the data directory.
         repair: start on a damaged journal with what is valid in it.
         ready_fd: where to say "ready", "taken" or "error: ...".
+        listen: where clients of other machines, and the agents of hosts, come in; None = nowhere.
+        token_file: what they must know; None = ``token`` in the data directory, made if it is not there.
+        tls_cert, tls_key: PEM files with which the plane shows who it is, and encrypts; None = in the clear.
     """
 
     data_dir: Path
@@ -68,6 +74,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     repair: bool = False
     ready_fd: int | None = None
     config: PlaneConfig = PlaneConfig()
+    listen: Address | None = None
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class _Starter:
@@ -136,10 +146,19 @@ def _say_waiting(holder: locks.LockHolder) -> None:
 
 def _prepare(options: Options, lock: locks.Lock) -> Options:
     """Make the process fit to serve; return the options that it can keep."""
+    _look_at_secrets(options)
     lock.describe(locks.LockHolder(os.getpid(), options.auto))
     _configure_log(paths.log_path(options.data_dir))
     quiet_collector()
     return msgspec.structs.replace(options, config=_within_descriptors(options.config))
+
+
+def _look_at_secrets(options: Options) -> None:
+    """What a listener needs is there, and of use: else nothing is begun."""
+    if options.listen is not None:
+        token_of(options.data_dir, options.token_file)
+    if options.tls_cert is not None:
+        server_context(options.tls_cert, options.tls_key)
 
 
 def _within_descriptors(config: PlaneConfig) -> PlaneConfig:
@@ -162,6 +181,7 @@ async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
     freeze_collector()
     try:
         plane = _plane(options, recovered)
+        entrance = None if options.listen is None else bind(options.listen)
         listener = _listen(options.data_dir)
     except BaseException:
         recovered.storage.arena.close(unlink=True)  # nothing was granted in it yet
@@ -178,17 +198,20 @@ async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: _unexpected(plane, context))
     server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
+    doorway = None if entrance is None else await _open(entrance, options, plane, reception)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
     house.start()
     moving = loop.create_task(_guarded(plane, mover))
     log.info("serving %s, life %d, process %d", options.data_dir, plane.ledger.incarnation, os.getpid())
     reached("server.listening")
-    starter.say("ready")
+    starter.say("ready" if entrance is None else f"ready {Address(*entrance.getsockname()[:2])}")
     await plane.stopped.wait()
     reached("server.stopping")
     house.stop()
     server.close()
+    if doorway is not None:
+        doorway.close()
     if lock.stands:  # else the socket that lies there is another plane's
         _unlink_socket(options.data_dir)
     await mover.stop()
@@ -197,6 +220,15 @@ async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
     reception.close()
     _end(options, plane, lock)
     return plane.exit_code
+
+
+async def _open(entrance: socket.socket, options: Options, plane: Plane, reception: Reception) -> Doorway:
+    """Let clients of other machines in. Token and certificate were looked at before anything else."""
+    token = token_of(options.data_dir, options.token_file)
+    tls = None if options.tls_cert is None else server_context(options.tls_cert, options.tls_key)
+    doorway = Doorway(token, lambda: Connection(reception), plane.warnings.warn)
+    await doorway.open(entrance, tls)
+    return doorway
 
 
 def _plane(options: Options, recovered: Recovered) -> Plane:

@@ -51,7 +51,7 @@ from penstock.server.custody import Custody
 from penstock.server.holdings import Holder
 from penstock.server.sessions import Sessions
 from penstock.server.storage import Storage
-from penstock.server.warnings import Warnings
+from penstock.wire.warnings import Warnings
 
 __all__ = ["EX_IOERR", "EX_SOFTWARE", "Clock", "Plane"]
 

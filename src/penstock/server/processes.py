@@ -15,7 +15,7 @@ from pathlib import Path
 
 from penstock.errors import DataPlaneUnavailable
 
-__all__ = ["Process", "Processes", "has_ended"]
+__all__ = ["ELSEWHERE", "Process", "Processes", "has_ended"]
 
 _SO_PEERPIDFD = 77  # Linux 6.5, asm-generic/socket.h; without it pidfd_open and the start time must do
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -33,7 +33,12 @@ class Process:
         self.pidfd = pidfd
 
     def __repr__(self) -> str:
+        if not self.pid:
+            return "a process of another machine"
         return f"Process({self.pid}, started {self.started}{'' if self.pidfd >= 0 else ', gone'})"
+
+
+ELSEWHERE = Process(0, 0, -1)  # who came over TCP: a process that this kernel knows nothing of, and watches not
 
 
 class Processes:

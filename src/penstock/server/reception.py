@@ -39,6 +39,7 @@ from penstock.requests import (
     Done,
     Failed,
     Goodbye,
+    Grant,
     Heartbeat,
     ListMetadata,
     Locate,
@@ -54,13 +55,18 @@ from penstock.server.connections import Connection
 from penstock.server.holdings import Holder
 from penstock.server.moving import Mover
 from penstock.server.plane import Plane
-from penstock.server.processes import Process, Processes
+from penstock.server.processes import ELSEWHERE, Process, Processes
 from penstock.wire import WireError
 
 __all__ = ["Reception"]
 
 _LAST_WORDS_S = 0.05  # between a process's end and its burial, for what it had sent already
 _READ_ONLY = (Locate, ListMetadata, Depth, CheckConsumption, Capabilities, Audit, Why, Status)
+
+_NO_HOST = Failed(
+    code="DataPlaneUnavailable",
+    message="a client on another machine puts rows on a host: start an agent there with `penstock host --plane URL`",
+)
 
 log = logging.getLogger("penstock.server")
 
@@ -117,7 +123,7 @@ class Reception:
             self._plane.warnings.warn("connections_refused", f"more than {limit} connections")
             connection.discard()
             return
-        connection.process = self._processes.behind(sock)
+        connection.process = self._processes.behind(sock) if sock.family == socket.AF_UNIX else ELSEWHERE
         self._plane.warnings.counters["connections"] += 1
 
     def disconnected(self, connection: Connection) -> None:
@@ -192,6 +198,9 @@ class Reception:
         """What is not about the process is the ledger's."""
         if isinstance(call.body, Commit):
             self._plane.custody.committing(holder, call.body.grant)
+        if isinstance(call.body, Grant) and not call.body.host and connection.process is ELSEWHERE:
+            self._plane.answer(number, _NO_HOST)
+            return
         asked = Asked(
             session_id=connection.session_id,
             call_id=number,
@@ -252,7 +261,9 @@ class Reception:
         if isinstance(body, ResumeSession):
             return SessionResumes(body.session_id, body.secret, number)
         assert connection.process is not None, "a connection without a process"
-        known = OpenSession(body.version, body.client_id, body.owner, body.role, body.host, connection.process.pid)
+        pid = connection.process.pid
+        host = body.host if pid else f"process {body.pid} of {body.host}"
+        known = OpenSession(body.version, body.client_id, body.owner, body.role, host, pid)
         return SessionOpens(secrets.randbits(62) + 1, secrets.token_hex(16), number, known, self._plane.wall())
 
     def _welcome(self, connection: Connection, session_id: int, client_id: int) -> None:
