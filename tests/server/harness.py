@@ -142,12 +142,13 @@ class PlaneProcess:
 class RawClient:
     """One connection. ``seq`` counts this session's mutations unless a call says its own."""
 
-    def __init__(self, data_dir: Path, client_id: int = 1) -> None:
+    def __init__(self, data_dir: Path, client_id: int = 1, sock: socket.socket | None = None) -> None:
         self.data_dir = data_dir
         self.client_id = client_id
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = sock or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(DEADLINE_S)
-        self.sock.connect(str(paths.socket_path(data_dir)))
+        if sock is None:
+            self.sock.connect(str(paths.socket_path(data_dir)))
         self.reader = FrameReader(1 << 30)
         self.replies: list[Reply] = []
         self.session_id = 0

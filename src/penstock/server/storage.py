@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from penstock.errors import DataPlaneUnavailable, StaleSlotError
-from penstock.payload.arena import Arena, ArenaStatistics, OldArena
+from penstock.errors import DataPlaneNotReady, DataPlaneUnavailable, StaleSlotError
+from penstock.payload.arena import Arena, ArenaStatistics, OldArena, Reading
+from penstock.payload.slots import Mode
 from penstock.requests import ArenaPlace, BlockPlace
 
 __all__ = ["PLANE", "Hold", "Storage"]
@@ -108,6 +109,31 @@ class Storage:
     def unpin(self, hold: Hold, owner: int) -> None:
         if hold.key:
             self._freed |= self.arena.unpin(hold.key, owner, hold.generation)
+
+    def begin_read(self, block_id: int, generation: int, mode: Mode, reader: int = PLANE) -> Reading:
+        """Begin an attempt to read the block where it lies; every one ends with ``end_read``.
+
+        Raises:
+            StaleSlotError: no such block, or it lies elsewhere now, in another generation.
+            DataPlaneNotReady: it is being written, read in the other mode, or is to be consumed and has yet to move.
+        """
+        earlier = self._old_of.get(block_id)
+        if earlier is None:
+            return self.arena.begin_read(self._key(block_id), generation, mode, reader)
+        if earlier.place_of(block_id).generation != generation:
+            raise StaleSlotError(f"block {block_id} is not in generation {generation}")
+        if mode is Mode.CONSUME:
+            raise DataPlaneNotReady(f"block {block_id} lies in an earlier life's file: not to be consumed there")
+        return Reading(block_id, generation, 0, earlier.read(block_id))
+
+    def end_read(self, reading: Reading, *, consumed: bool) -> bool:
+        """End the attempt. False: it had been superseded or its block is gone, and nothing changed."""
+        if not reading.token:
+            return True
+        end = self.arena.mark_consumed if consumed else self.arena.release_reading
+        ended = end(reading)
+        self._freed |= ended
+        return ended
 
     def owner_gone(self, owner: int) -> None:
         """The kernel says that the owner's process is gone."""
@@ -216,6 +242,8 @@ class Storage:
         return True
 
     def _key(self, block_id: int) -> int:
+        if block_id < 0:  # the arena has blocks below zero, but nobody else may name them
+            raise StaleSlotError(f"there is no block {block_id}")
         return self._keys.get(block_id, block_id)
 
 
