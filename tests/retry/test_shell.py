@@ -12,7 +12,7 @@ import pytest
 
 from penstock.errors import BadArgument, BatchError, CorruptPayload, DataPlaneReadError, DataPlaneTimeout
 from penstock.retry import DEFAULT, FIELD, NONE, Answer, Deadline, Kind, Policy, Reason, Retrier
-from penstock.retry.shell import MISALIGNED
+from penstock.retry.run import MISALIGNED
 
 OK: Answer[str] = Answer(Kind.OK, "value")
 LOST: Answer[str] = Answer(Kind.RETRYABLE, code="-800")

@@ -1,0 +1,159 @@
+"""Runs the retry machine in the calling task: the same decisions as ``shell``, carried out by an event loop.
+
+Invariants: the run ends at its deadline, whatever its attempts do: those still out then are cancelled and have ended
+when ``run`` returns or raises; an exception of ``attempt`` is not an answer and goes up unchanged; a wait holds
+nothing. Made for nesting: an attempt of one retrier may be a whole run of another, under the same deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeAlias, TypeVar
+
+from penstock.errors import BadArgument
+from penstock.retry.backoff import RandomSource
+from penstock.retry.books import Books, RetryStatistics
+from penstock.retry.deadline import Clock, Deadline
+from penstock.retry.health import Health
+from penstock.retry.machine import Attempt, Begin, Effect, Retry, Timer, Wait
+from penstock.retry.policy import DEFAULT, Policy
+from penstock.retry.result import Answer, RetryResult
+from penstock.retry.run import Run
+from penstock.retry.shell import ONE_ENDPOINT
+
+__all__ = ["AsyncAttempt", "AsyncRetrier"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AsyncAttempt: TypeAlias = Callable[[Sequence[str], str, Deadline], Awaitable[Sequence[Answer[T]]]]
+"""``await attempt(keys, endpoint, deadline)`` tries once and answers per key, in order."""
+
+
+class AsyncRetrier:
+    """As ``Retrier``, for tasks of one event loop.
+
+    Args:
+        level: at which a round with failures is logged; DEBUG for a retrier that runs inside another's attempts.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = DEFAULT,
+        *,
+        clock: Clock = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: RandomSource | None = None,
+        level: int = logging.INFO,
+    ) -> None:
+        self.policy = policy
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng or random.Random()
+        self._level = level
+        self._books = Books(policy)
+
+    @property
+    def health(self) -> Health:
+        """What is known of the endpoints."""
+        return self._books.health
+
+    async def run(
+        self,
+        path: str,
+        keys: Sequence[str],
+        attempt: AsyncAttempt[T],
+        *,
+        deadline: Deadline,
+        endpoints: Sequence[str] = ONE_ENDPOINT,
+    ) -> RetryResult[T]:
+        """Try ``keys`` until each has succeeded or is given up; see ``Retrier.run``.
+
+        Raises:
+            BadArgument: no endpoint, or a deadline on another clock.
+        """
+        if deadline.clock != self._clock:
+            raise BadArgument("the deadline is on another clock than the retrier")
+        began = self._clock()
+        self._books.count_run()
+        run: Run[T] = Run(path, Retry(self.policy, self._books.health), self._books, log, level=self._level)
+        effects = run.decide([Begin(tuple(keys), tuple(endpoints), deadline.at)], began)
+        if self.policy.workers == 1:
+            await self._one_at_a_time(run, effects, attempt, deadline)
+        else:
+            await self._side_by_side(run, effects, attempt, deadline)
+        return RetryResult(path, {key: run.settled[key] for key in keys}, self._clock() - began)
+
+    def statistics(self) -> RetryStatistics:
+        """Return the counts at this moment. From any thread."""
+        return self._books.statistics(self._clock())
+
+    async def _one_at_a_time(
+        self, run: Run[T], effects: list[Effect], attempt: AsyncAttempt[T], deadline: Deadline
+    ) -> None:
+        """Without a task for each attempt: this is the path of every read."""
+        while effects:
+            effect = effects[0]
+            if isinstance(effect, Wait):
+                effects = await self._wait(run, effect)
+                continue
+            assert isinstance(effect, Attempt)
+            try:
+                async with asyncio.timeout(deadline.remaining()) as limit:
+                    answers = await attempt(effect.keys, effect.endpoint, deadline)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                effects = run.decide([Timer()], max(self._clock(), deadline.at))
+                continue
+            effects = self._landed(run, effect, answers)
+
+    async def _side_by_side(
+        self, run: Run[T], effects: list[Effect], attempt: AsyncAttempt[T], deadline: Deadline
+    ) -> None:
+        out: dict[asyncio.Future[Sequence[Answer[T]]], Attempt] = {}
+        try:
+            while effects or out:
+                for effect in effects:
+                    if isinstance(effect, Attempt):
+                        task = asyncio.ensure_future(attempt(effect.keys, effect.endpoint, deadline))
+                        out[task] = effect
+                if not out:
+                    assert isinstance(effects[0], Wait)
+                    effects = await self._wait(run, effects[0])
+                    continue
+                done, _ = await asyncio.wait(out, timeout=deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    run.decide([Timer()], max(self._clock(), deadline.at))
+                    return
+                effects = [e for task in done for e in self._landed(run, out.pop(task), task.result())]
+        finally:
+            await _end(out)
+
+    def _landed(self, run: Run[T], attempt: Attempt, answers: Sequence[Answer[T]]) -> list[Effect]:
+        following = run.decide(run.take(attempt, answers), self._clock())
+        if run.round_over:
+            run.log_round(attempt.round, following)
+        return following
+
+    async def _wait(self, run: Run[T], wait: Wait) -> list[Effect]:
+        seconds = self._rng.uniform(wait.at_least_s, wait.at_most_s)
+        await self._sleep(seconds)
+        self._books.count_wait(seconds)
+        return run.decide([Timer()], self._clock())
+
+    def __repr__(self) -> str:
+        return f"AsyncRetrier({self._books!r})"
+
+
+async def _end(tasks: Collection[asyncio.Future[Sequence[Answer[T]]]]) -> None:
+    """Cancel ``tasks`` and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.gather(*tasks, return_exceptions=True)

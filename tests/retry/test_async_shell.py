@@ -1,0 +1,198 @@
+"""The runner in a task: the machine's decisions on an event loop, ended by the deadline, fit for nesting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from penstock.errors import BadArgument
+from penstock.retry import Answer, AsyncRetrier, Deadline, Kind, Policy, Reason
+from penstock.retry.async_shell import AsyncAttempt
+
+OK: Answer[str] = Answer(Kind.OK, "value")
+LOST: Answer[str] = Answer(Kind.RETRYABLE, code="reset")
+
+
+class Time:
+    """A clock that only its own sleep moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.naps: list[float] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+def retrier(policy: Policy) -> tuple[AsyncRetrier, Time]:
+    t = Time()
+    return AsyncRetrier(policy, clock=t.clock, sleep=t.sleep, rng=random.Random(5)), t
+
+
+def scripted(*rounds: Sequence[Answer[str]]) -> AsyncAttempt[str]:
+    script = iter(rounds)
+
+    async def attempt(_keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        return next(script)
+
+    return attempt
+
+
+def test_it_decides_as_the_machine_says_one_after_the_other() -> None:
+    """Only failed keys go again, after a jittered wait; values that came are kept."""
+    retry, t = retrier(Policy())
+    result = asyncio.run(retry.run("get", ["a", "b"], scripted([OK, LOST], [LOST], [OK]), deadline=t_deadline(t)))
+    assert [(end.value, end.attempts) for end in result.settled.values()] == [("value", 1), ("value", 3)]
+    assert len(t.naps) == 2
+    counts = retry.statistics()
+    assert (counts.runs, counts.attempts, counts.retries) == (1, 3, 2)
+    assert counts.waited_s == pytest.approx(sum(t.naps))
+
+
+def t_deadline(t: Time, timeout_s: float = 30.0) -> Deadline:
+    return Deadline(timeout_s, t.clock)
+
+
+def test_attempts_of_one_round_run_side_by_side_and_no_more_than_allowed() -> None:
+    """Four workers have four attempts out, and a fifth starts when one has landed."""
+    retry, t = retrier(Policy(batch=1, workers=4))
+    running, most = 0, 0
+
+    async def attempt(_keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return [OK]
+
+    result = asyncio.run(retry.run("get", [str(i) for i in range(20)], attempt, deadline=t_deadline(t)))
+    assert result.failures == {}
+    assert most == 4
+
+
+def test_a_key_that_fails_waits_for_its_round() -> None:
+    """Rounds stay rounds when attempts run side by side: what failed goes again when the others have landed."""
+    retry, t = retrier(Policy(batch=1, workers=2))
+    asked: list[str] = []
+
+    async def attempt(keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        asked.append(keys[0])
+        return [LOST if keys[0] == "a" and asked.count("a") < 3 else OK]
+
+    result = asyncio.run(retry.run("get", ["a", "b", "c"], attempt, deadline=t_deadline(t)))
+    assert asked == ["a", "b", "c", "a", "a"]
+    assert (result.failures, len(t.naps)) == ({}, 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_attempt_that_never_ends_is_cancelled_at_the_deadline(workers: int) -> None:
+    """The caller's deadline wins over attempts that ignore it, and they have ended when the run has."""
+    retry = AsyncRetrier(Policy(batch=1, workers=workers))
+    ended: list[str] = []
+
+    async def attempt(keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        if keys[0] == "quick":
+            return [OK]
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(keys[0])
+        return [OK]
+
+    began = time.monotonic()
+    result = asyncio.run(retry.run("get", ["quick", "slow"], attempt, deadline=Deadline(0.05)))
+    assert time.monotonic() - began < 10
+    assert {key: end.reason for key, end in result.settled.items()} == {"quick": None, "slow": Reason.DEADLINE}
+    assert ended == ["slow"]
+    assert retry.statistics().quarantined == ("",)  # silence until the deadline is a failure
+
+
+def test_nested_runs_end_together_at_the_one_deadline() -> None:
+    """A run inside a run inside a run: one deadline for all, and each layer says so."""
+    outer, inner = AsyncRetrier(Policy(batch=1, workers=2)), AsyncRetrier(Policy())
+
+    async def never(_keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        await asyncio.Event().wait()
+        return [OK]
+
+    async def attempt(keys: Sequence[str], _endpoint: str, deadline: Deadline) -> Sequence[Answer[str]]:
+        result = await inner.run("inner", keys, never, deadline=deadline)
+        assert result.settled[keys[0]].reason is Reason.DEADLINE
+        return [LOST]
+
+    began = time.monotonic()
+    result = asyncio.run(outer.run("outer", ["a", "b"], attempt, deadline=Deadline(0.05)))
+    assert time.monotonic() - began < 10
+    assert {end.reason for end in result.settled.values()} == {Reason.DEADLINE}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cancelled_run_leaves_no_attempt_behind(workers: int) -> None:
+    """Cancellation reaches the attempts and is waited for."""
+    retry = AsyncRetrier(Policy(batch=1, workers=workers))
+    ended: list[str] = []
+
+    async def attempt(keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(keys[0])
+        return [OK]
+
+    async def main() -> None:
+        task = asyncio.ensure_future(retry.run("get", ["a", "b"], attempt, deadline=Deadline(30.0)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert ended == ["a", "b"][:workers]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("error", [ZeroDivisionError, TimeoutError])
+def test_an_exception_of_an_attempt_goes_up_unchanged(workers: int, error: type[Exception]) -> None:
+    """What was not classed is not retried, be it a timeout."""
+    retry, t = retrier(Policy(batch=1, workers=workers))
+
+    async def attempt(_keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        raise error("a bug")
+
+    with pytest.raises(error, match="a bug"):
+        asyncio.run(retry.run("get", ["k", "l"], attempt, deadline=t_deadline(t)))
+
+
+def test_answers_that_do_not_fit_are_not_believed_and_clocks_must_be_one() -> None:
+    """The same checks as in the calling thread."""
+    retry, t = retrier(Policy())
+    result = asyncio.run(retry.run("get", ["k"], scripted([], [OK, OK], [OK]), deadline=t_deadline(t)))
+    assert result.settled["k"].attempts == 3
+    with pytest.raises(BadArgument, match="another clock"):
+        asyncio.run(retry.run("get", ["k"], scripted([OK]), deadline=Deadline(1.0)))
+
+
+@pytest.mark.parametrize(("level", "lines"), [(logging.INFO, 2), (logging.DEBUG, 0)])
+def test_each_round_is_one_line(caplog: pytest.LogCaptureFixture, level: int, lines: int) -> None:
+    """However many attempts a round has; an inner retrier's rounds are for DEBUG."""
+    t = Time()
+    retry = AsyncRetrier(Policy(batch=1, workers=4), clock=t.clock, sleep=t.sleep, level=level)
+
+    async def attempt(keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        return [OK if t.naps[1:] else LOST]
+
+    with caplog.at_level(logging.INFO, logger="penstock.retry"):
+        asyncio.run(retry.run("get", ["x", "y", "z"], attempt, deadline=t_deadline(t)))
+    assert len(caplog.records) == lines
+    assert all("3 of 3 keys failed (3 x reset)" in record.getMessage() for record in caplog.records)
