@@ -32,14 +32,17 @@ def retry() -> str:
 
 
 def slots() -> str:
-    """The slot machine, as mermaid: an event may lead elsewhere while a reader still holds the slot."""
+    """The slot machine, as mermaid: an event may lead elsewhere while tokens or pins are still out."""
     edges = []
-    for (state, event), (pinned, unpinned) in SLOTS.items():
-        if pinned is unpinned:
-            edges.append(f"    {state.value} --> {pinned.value}: {event.__name__}")
-        else:
-            edges.append(f"    {state.value} --> {pinned.value}: {event.__name__}, pinned")
-            edges.append(f"    {state.value} --> {unpinned.value}: {event.__name__}")
+    for (state, event), after in SLOTS.items():
+        leads = {after.unheld: "", after.pinned: ", pins out", after.read: ", tokens out"}
+        if after.read is after.pinned is not after.unheld:
+            leads[after.read] = ", tokens or pins out"
+        if after.read is not after.pinned is after.unheld:
+            leads[after.unheld] = ", the last"
+        if len(leads) == 1:
+            leads = {after.unheld: ""}
+        edges += [f"    {state.value} --> {to.value}: {event.__name__}{held}" for to, held in leads.items()]
     return "\n".join(["stateDiagram-v2", "    [*] --> free", *edges])
 
 

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from penstock.payload.slots import (
     TRANSITIONS,
     Abandon,
+    BeginRead,
     Event,
     Fill,
     Freed,
     Grant,
     Granted,
     Ignored,
+    Mode,
     OwnerGone,
     Pin,
     RowsGone,
@@ -106,8 +108,10 @@ def test_what_the_table_does_not_know_is_counted_and_ignored(state: State, event
     if state is State.CONDEMNED:
         slots.handle(Pin(0, 1, A))
         slots.handle(RowsGone(0, 1))
-    if state is State.READY:
+    if state in (State.READY, State.READING):
         slots.handle(Pin(0, 1, A))
+    if state is State.READING:
+        slots.handle(BeginRead(0, 1, Mode.RETAIN, A))
     assert slots.state_of(0) is state
     effects = slots.handle(event)
     if (state, type(event)) in TRANSITIONS:

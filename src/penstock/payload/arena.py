@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
-from penstock.errors import BadArgument, CorruptPayload, StaleSlotError
+from penstock.errors import BadArgument, CorruptPayload, DataPlaneNotReady, StaleSlotError
 from penstock.payload import slots
 from penstock.payload.block import Bytes
 from penstock.payload.extents import Extents, Range
 from penstock.payload.files import SHM, checked_size
 from penstock.payload.memory import PAGE, Mapped, allocate, available_memory, map_file, punch
-from penstock.payload.slots import Freed, Granted, Ignored, Slots, State
+from penstock.payload.slots import Admitted, Freed, Granted, Ignored, Mode, Slots, State
 from penstock.requests import BlockPlace
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class ArenaStatistics:
 
     Attributes:
         used: bytes in slots of every state but FREE.
+        pins, tokens: of views and of reads under way.
+        superseded: reads in consume mode that another has taken the place of.
         full, no_memory: grants refused for want of arena space, and of the machine's memory.
         ignored: slot events that came too late or were wrong.
         punched: bytes returned to the kernel so far.
@@ -52,12 +54,31 @@ class ArenaStatistics:
     resident: int
     writing_slots: int
     ready_slots: int
+    reading_slots: int
     condemned_slots: int
     pins: int
+    tokens: int
+    superseded: int
     ignored: int
     full: int
     no_memory: int
     punched: int
+
+
+class Reading(NamedTuple):
+    """One read attempt: end it with exactly one of ``mark_consumed`` and ``release_reading``.
+
+    Attributes:
+        block_id: by the arena's own number for it.
+        token: of this attempt; 0 in an earlier life's file, where nothing is ever freed.
+        data: the block's bytes where they lie, readable from any thread; they stay what they are until the attempt
+            ends or another one in consume mode supersedes it.
+    """
+
+    block_id: int
+    generation: int
+    token: int
+    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +219,7 @@ class Arena:
         return self._apply(block_id, generation, lambda slot: slots.Abandon(slot.extent.offset, slot.generation))
 
     def release(self, block_id: int, generation: int | None = None) -> bool:
-        """The block's last row is gone: free its slot now, or with its last pin."""
+        """The block's last row is gone: free its slot now, or with its last pin or token."""
         return self._apply(block_id, generation, lambda slot: slots.RowsGone(slot.extent.offset, slot.generation))
 
     def writer(self, place: BlockPlace) -> Bytes:
@@ -240,10 +261,46 @@ class Arena:
         slot = self._slot(block_id)
         return self._bytes[slot.extent.offset : slot.extent.offset + slot.nbytes].data.toreadonly()
 
+    def begin_read(self, block_id: int, generation: int, mode: Mode, reader: int) -> Reading:
+        """Begin to read the block, whose slot must be in ``generation``.
+
+        Raises:
+            StaleSlotError: the block has no place here, another generation of it, or its rows are gone.
+            DataPlaneNotReady: it is being written, or read in the other mode.
+        """
+        slot = self._slot(block_id)
+        begin = slots.BeginRead(slot.extent.offset, generation, mode, reader)
+        effects = self._slots.handle(begin, self._clock())
+        self._carry_out(effects)
+        (answer,) = effects
+        if isinstance(answer, Admitted):
+            return Reading(block_id, generation, answer.token, self.read(block_id))
+        why = answer.why if isinstance(answer, Ignored) else "refused"
+        condemned = self._slots.state_of(slot.extent.offset) is State.CONDEMNED
+        if condemned or slot.generation != generation:
+            raise StaleSlotError(f"block {block_id} is not what it was: {why}")
+        raise DataPlaneNotReady(f"block {block_id} cannot be read now: {why}")
+
+    def mark_consumed(self, reading: Reading) -> bool:
+        """The attempt has succeeded, in consume mode: the block is needed no more. False = too late or wrong."""
+        return self._apply(
+            reading.block_id,
+            reading.generation,
+            lambda slot: slots.MarkConsumed(slot.extent.offset, slot.generation, reading.token),
+        )
+
+    def release_reading(self, reading: Reading) -> bool:
+        """The attempt has failed, or was in retain mode. False = too late or wrong; nothing changed."""
+        return self._apply(
+            reading.block_id,
+            reading.generation,
+            lambda slot: slots.ReleaseReading(slot.extent.offset, slot.generation, reading.token),
+        )
+
     # -- ends -------------------------------------------------------------------------------------------------------
 
     def owner_gone(self, owner: int) -> list[int]:
-        """The owner's process is dead: take its grants and pins back; return the blocks whose slots that freed."""
+        """The owner's process is dead: its grants, pins and tokens end; return the blocks whose slots that freed."""
         return self._carry_out(self._slots.handle(slots.OwnerGone(owner), self._clock()))
 
     def close(self, *, unlink: bool) -> None:
@@ -270,8 +327,11 @@ class Arena:
             resident=0 if self._map is None else os.fstat(self._fd).st_blocks * 512,
             writing_slots=counts.writing,
             ready_slots=self._slots.get_ready_count(),
+            reading_slots=counts.reading,
             condemned_slots=counts.condemned,
             pins=counts.pins,
+            tokens=counts.tokens,
+            superseded=counts.superseded,
             ignored=counts.ignored + self._unknown,
             full=self._full,
             no_memory=self._no_memory,
