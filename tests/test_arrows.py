@@ -23,7 +23,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "payload": frozenset({"retry"}),
     "endpoint": frozenset({"wire", "retry"}),
     "transport": frozenset({"payload", "endpoint", "wire", "retry"}),
-    "host": frozenset({"server", "plane", "transport", "payload", "endpoint", "wire", "retry"}),
+    "host": frozenset({"server", "ledger", "plane", "transport", "payload", "endpoint", "wire", "retry"}),
     "server": frozenset({"ledger", "payload", "transport", "wire"}),
     "plane": frozenset({"payload", "transport", "wire", "retry"}),
     "group": frozenset({"wire", "retry"}),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.ledger.events import Allot, Allotted, AnyEvent, NotAllotted, Resolve
+from penstock.ledger.events import Allot, Allotted, AnyEvent, Assign, NotAllotted, Resolve
 from penstock.points import reached
 from penstock.requests import BlockPlace, Failed, Granted, Heartbeat, Located, ReplyBody
 from penstock.server.allotment import Allotment, Request
@@ -37,7 +37,8 @@ class Custody:
         self._tell = tell
         self._answer = answer
         self._waits = waits
-        self._writers: dict[int, Holder] = {}  # grant -> who may be writing to it
+        self._writers: dict[int, Holder] = {}  # grant -> who may be writing to it, or holds it though it is written
+        self._kept: set[int] = set()  # grants that are written and still held
 
     # -- what the ledger wants ------------------------------------------------------------------------------------
 
@@ -46,10 +47,13 @@ class Custody:
         if holder is None or not self._waits(effect.call_id):
             self._tell(NotAllotted(effect.grant))
             return
-        self._writers[effect.grant] = holder
         request = Request(
             effect.grant, effect.nbytes, holder.name, effect.session_id, effect.call_id, now, effect.deadline
         )
+        if effect.grant in holder.grants:  # it asks again: the first answer was lost with its connection
+            self._granted(request, self._storage.place_of(effect.grant))
+            return
+        self._writers[effect.grant] = holder
         place = self.allotment.ask(request)
         if place is not None:
             self._granted(request, place)
@@ -59,6 +63,12 @@ class Custody:
         self._storage.fill(block_id)
         reached("server.filled")
         self._let_go(block_id)
+
+    def keep(self, grant: int) -> None:
+        """The slot can be read, and its writer holds it until he lets go: what becomes of it is not known here."""
+        self._storage.fill(grant)
+        if grant in self._writers:
+            self._kept.add(grant)
 
     def drop(self, grant: int) -> None:
         """The ledger has given the grant up; the slot is free once its writer cannot touch it."""
@@ -71,6 +81,7 @@ class Custody:
             self._storage.abandon(grant)
 
     def free(self, block_id: int) -> None:
+        self._let_go(block_id)
         self._storage.release(block_id)
         reached("server.freed")
 
@@ -99,7 +110,7 @@ class Custody:
         """A heartbeat says what the client still holds: the rest is given back."""
         self.unpin(holder, holder.unlisted_pins(heard.pin_high, heard.pins))
         for grant in holder.unlisted_grants(heard.grant_high, heard.grants):
-            self._give_back(grant)
+            self.give_back(grant)
 
     def forsake(self, calls: frozenset[int]) -> None:
         """The callers have left, or their connection is gone: no slot is wanted for the grants among these calls."""
@@ -110,7 +121,7 @@ class Custody:
         """The client says that it has finished with everything."""
         self.unpin(holder, list(holder.pins))
         for grant in list(holder.grants):
-            self._give_back(grant)
+            self.give_back(grant)
 
     def gone(self, holder: Holder) -> None:
         """The kernel says that the client's process is gone."""
@@ -161,12 +172,16 @@ class Custody:
         self._tell(Allotted(request.grant, place))
         self._answer(request.call_id, Granted(request.grant, place, self._storage.arena_of(place)))
 
-    def _give_back(self, grant: int) -> None:
+    def give_back(self, grant: int) -> None:
+        """Its holder will not write to it any more, and holds it no longer."""
+        kept = grant in self._kept
         self._let_go(grant)
-        self._storage.abandon(grant)
+        if not kept:
+            self._storage.abandon(grant)
         self._tell(NotAllotted(grant))
 
     def _let_go(self, grant: int) -> None:
+        self._kept.discard(grant)
         holder = self._writers.pop(grant, None)
         if holder is not None:
             holder.done_with(grant)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -22,18 +22,16 @@ from penstock.errors import DataPlaneWriteError
 from penstock.ledger.events import (
     Allot,
     Answer,
-    AnyEffect,
-    AnyEvent,
     DropGrant,
     Effect,
     EndSession,
+    Event,
     Fill,
     FreeBlock,
     Persist,
     Resolve,
 )
 from penstock.ledger.journal import AnyJournal
-from penstock.ledger.machine import Ledger
 from penstock.points import reached
 from penstock.requests import (
     Audit,
@@ -49,8 +47,10 @@ from penstock.requests import (
 )
 from penstock.server.custody import Custody
 from penstock.server.holdings import Holder
+from penstock.server.machine import Machine
+from penstock.server.processes import Process
 from penstock.server.sessions import Sessions
-from penstock.server.storage import Storage
+from penstock.server.storage import PLANE, Storage
 from penstock.wire.warnings import Warnings
 
 __all__ = ["EX_IOERR", "EX_SOFTWARE", "Clock", "Plane"]
@@ -71,22 +71,34 @@ class _Then(Effect, frozen=True):
     act: Callable[[], None]
 
 
-class Plane:
-    """Args: ledger, journal: recovered, the life begun; storage: the arenas; clock, wall: monotonic and real seconds.
+def _unknown(effect: Effect) -> None:
+    raise AssertionError(f"nobody carries out {effect!r}")
 
-    Attributes: stopped (set when the plane must end), exit_code, reason.
+
+class Plane:
+    """One process that serves sessions round a machine.
+
+    Args:
+        ledger, journal: recovered, the life begun.
+        storage: the arenas.
+        clock, wall: monotonic and real seconds.
+        others: carries out the machine's own effects, beyond those of ``ledger.events``.
+
+    Attributes: own (holder of what the process itself asks for, in session 0), stopped (set when the plane must end),
+        exit_code, reason.
     """
 
     def __init__(
         self,
         config: PlaneConfig,
-        ledger: Ledger,
+        ledger: Machine,
         journal: AnyJournal,
         storage: Storage,
         *,
         clock: Clock,
         wall: Clock,
         served: bool = False,
+        others: Callable[[Effect], None] = _unknown,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -97,13 +109,15 @@ class Plane:
         self.warnings = Warnings(log, clock)
         self.sessions = Sessions(ledger.incarnation, config.max_frame_bytes)
         self.custody = Custody(storage, ledger.incarnation, self.tell, self.sessions.answer, self.sessions.waits)
+        self.own = Holder(Process(os.getpid(), 0, -1), 0, PLANE)
         self.stopped = asyncio.Event()
         self.exit_code = 0
         self.reason = ""
         self.after_settle: Callable[[], None] = lambda: None
         self._served = served
+        self._others = others
         self._started = clock()
-        self._due: list[AnyEffect | _Then] = []
+        self._due: list[Effect] = []
         self._settle_scheduled = False
         self._backing_scheduled = False
         self._failed = False
@@ -111,12 +125,12 @@ class Plane:
 
     # -- events in ------------------------------------------------------------------------------------------------
 
-    def tell(self, event: AnyEvent) -> None:
+    def tell(self, event: Event) -> None:
         """Give the ledger an event; what it wants done is done when the batch settles."""
         if not self.over:
             self.take(self.ledger.handle(event, self.clock()))
 
-    def take(self, effects: list[AnyEffect]) -> None:
+    def take(self, effects: Sequence[Effect]) -> None:
         """Write down what must be, and keep the rest for when it is safe."""
         changed = False
         try:
@@ -190,7 +204,7 @@ class Plane:
             elif not self._due:
                 return
 
-    def _carry_out(self, effect: AnyEffect | _Then) -> None:
+    def _carry_out(self, effect: Effect) -> None:
         match effect:
             case _Then():
                 effect.act()
@@ -210,6 +224,8 @@ class Plane:
                 self._end_session(effect)
             case Persist():
                 raise AssertionError("records are written before anything is carried out")
+            case _:
+                self._others(effect)
 
     def answer(self, number: int, body: ReplyBody) -> None:
         """Reply to a call, after whatever is due before it."""
@@ -235,6 +251,8 @@ class Plane:
             self.custody.holdings.forget(session.holder)
 
     def _holder(self, session_id: int) -> Holder | None:
+        if session_id == 0:
+            return self.own
         session = self.sessions.get(session_id)
         return None if session is None else session.holder
 

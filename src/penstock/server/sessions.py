@@ -3,12 +3,13 @@
 Every call gets a number of the plane's own, never used again: ids that clients choose are unique on their connection
 only, and an answer that comes after its session moved to another connection must not meet a stranger's call there.
 
-Invariants: an answer goes to the connection its call came on, or nowhere; a session has one connection at most.
+Invariants: an answer goes to the connection its call came on, or nowhere; a session has one connection at most. A call
+of the process's own has no connection: its answer is handed to whoever made it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import count
 
 from penstock.requests import Failed, Reply, ReplyBody
@@ -42,6 +43,7 @@ class Sessions:
         self._max_frame_bytes = max_frame_bytes
         self._sessions: dict[int, Session] = {}
         self._calls: dict[int, tuple[Connection, int]] = {}  # number -> where it came from, and its id there
+        self._own: dict[int, Callable[[ReplyBody], None]] = {}  # the process's own calls
         self._numbers = count(1)
         self._answered: set[Connection] = set()  # connections with replies to send
 
@@ -58,6 +60,16 @@ class Sessions:
         connection.open_calls.add(number)
         return number
 
+    def expect(self, answered: Callable[[ReplyBody], None]) -> int:
+        """Return a number for a call of the process's own; ``answered`` is given its answer."""
+        number = next(self._numbers)
+        self._own[number] = answered
+        return number
+
+    def forsake(self, number: int) -> None:
+        """The process does not wait for this answer any more."""
+        self._own.pop(number, None)
+
     def numbers(self, connection: Connection, wire_ids: Collection[int]) -> frozenset[int]:
         """Return the plane's own numbers for those of the connection's unanswered calls that have these ids there."""
         wanted = frozenset(wire_ids)
@@ -65,11 +77,17 @@ class Sessions:
 
     def waits(self, number: int) -> bool:
         """Whether somebody still waits for the answer to this call."""
+        if number in self._own:
+            return True
         connection, _ = self._calls.get(number, (None, 0))
         return connection is not None and not connection.closed
 
     def answer(self, number: int, body: ReplyBody) -> None:
         """Queue the reply to a call; nobody may be waiting for it any more."""
+        answered = self._own.pop(number, None)
+        if answered is not None:
+            answered(body)
+            return
         connection, wire_id = self._calls.pop(number, (None, 0))
         if connection is None:
             return

@@ -37,10 +37,19 @@ _NO_HOLD = Hold(0, 0)
 
 
 class Storage:
-    """Args: arena, place: this life's, and what clients are told of it; old: those of earlier lives, with the same."""
+    """All arenas of a plane, or of a host.
 
-    def __init__(self, arena: Arena, place: ArenaPlace, old: Iterable[tuple[OldArena, ArenaPlace]] = ()) -> None:
+    Args:
+        arena, place: this life's, and what clients are told of it.
+        old: those of earlier lives, with the same.
+        host: whose they are, in the places that are told; 0 = the plane's own.
+    """
+
+    def __init__(
+        self, arena: Arena, place: ArenaPlace, old: Iterable[tuple[OldArena, ArenaPlace]] = (), *, host: int = 0
+    ) -> None:
         self.arena = arena
+        self._host = host
         self._places = {place.arena_id: place}
         self._old: dict[int, OldArena] = {}
         self._old_of: dict[int, OldArena] = {}  # block -> the earlier life's arena it lies in
@@ -62,7 +71,17 @@ class Storage:
         """
         if block_id not in self.arena.begun() and not self.arena.begin(block_id, nbytes, owner):
             return None
-        return self.arena.place_of(block_id) if self.arena.back(block_id) else None
+        return self.place_of(block_id) if self.arena.back(block_id) else None
+
+    def place_of(self, block_id: int) -> BlockPlace:
+        """Where the block lies, as it is told.
+
+        Raises:
+            StaleSlotError: no such block.
+        """
+        earlier = self._old_of.get(block_id)
+        place = self.arena.place_of(self._key(block_id)) if earlier is None else earlier.place_of(block_id)
+        return self._told(place, block_id)
 
     def backing(self) -> int | None:
         """The block for which a slice is to be allocated next; None when there is none."""
@@ -99,12 +118,12 @@ class Storage:
         """
         earlier = self._old_of.get(block_id)
         if earlier is not None:
-            return earlier.place_of(block_id), _NO_HOLD
+            return self._told(earlier.place_of(block_id), block_id), _NO_HOLD
         key = self._key(block_id)
         if not self.arena.pin(key, owner):
             raise StaleSlotError(f"block {block_id} has no place any more")
         place = self.arena.place_of(key)
-        return _renamed(place, block_id), Hold(key, place.generation)
+        return self._told(place, block_id), Hold(key, place.generation)
 
     def unpin(self, hold: Hold, owner: int) -> None:
         if hold.key:
@@ -177,7 +196,7 @@ class Storage:
         self.release(block_id)
         if place.block_id != block_id:
             self._keys[block_id] = place.block_id
-        return _renamed(place, block_id)
+        return self._told(place, block_id)
 
     def cancel_move(self, block_id: int, place: BlockPlace) -> None:
         """The block could not be moved; it lies where it lay."""
@@ -246,6 +265,8 @@ class Storage:
             raise StaleSlotError(f"there is no block {block_id}")
         return self._keys.get(block_id, block_id)
 
-
-def _renamed(place: BlockPlace, block_id: int) -> BlockPlace:
-    return place if place.block_id == block_id else msgspec.structs.replace(place, block_id=block_id)
+    def _told(self, place: BlockPlace, block_id: int) -> BlockPlace:
+        """A place of the arena's, as the rest of the world knows it."""
+        if place.block_id == block_id and place.host == self._host:
+            return place
+        return msgspec.structs.replace(place, block_id=block_id, host=self._host)
