@@ -28,8 +28,8 @@ from penstock.requests import (
     StatusReport,
     Welcome,
 )
-from penstock.server.lifecycle import _unexpected
 from penstock.server.plane import EX_IOERR, EX_SOFTWARE
+from penstock.server.startup import unexpected
 from penstock.wire import WireError
 from tests.server.harness import grant_of
 from tests.server.inside import Inside, Wireless, inside
@@ -223,10 +223,10 @@ def test_a_bug_of_ours_ends_the_plane_and_a_full_table_of_descriptors_does_not(t
 
     async def scenario(world: Inside) -> None:
         full = OSError(errno.EMFILE, "Too many open files")
-        _unexpected(world.plane, {"message": "accept", "exception": full, "socket": object()})
+        unexpected(world.plane, {"message": "accept", "exception": full, "socket": object()})
         assert world.plane.warnings.counters["accept_failed"] == 1
         assert not world.plane.stopped.is_set()
-        _unexpected(world.plane, {"message": "in a callback", "exception": ZeroDivisionError("x")})
+        unexpected(world.plane, {"message": "in a callback", "exception": ZeroDivisionError("x")})
         assert world.plane.stopped.is_set()
         assert world.plane.exit_code == EX_SOFTWARE
         assert "ZeroDivisionError" in world.plane.reason
@@ -238,7 +238,7 @@ def test_a_batch_cut_short_by_want_of_descriptors_ends_the_plane(tmp_path: Path)
     """EMFILE outside of accepting leaves a batch half carried out: that is no state to go on from."""
 
     async def scenario(world: Inside) -> None:
-        _unexpected(world.plane, {"message": "in a callback", "exception": OSError(errno.EMFILE, "no more")})
+        unexpected(world.plane, {"message": "in a callback", "exception": OSError(errno.EMFILE, "no more")})
         assert world.plane.exit_code == EX_SOFTWARE
 
     inside(tmp_path, scenario)

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import faulthandler
 import logging
 import logging.handlers
 import os
-import resource
 import shutil
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from penstock.config import PlaneConfig
-from penstock.errors import DataPlaneError, DataPlaneWriteError, JournalCorrupt
+from penstock.errors import DataPlaneError, DataPlaneWriteError
 from penstock.ledger.events import BlocksLost, SessionGone
 from penstock.points import reached
 from penstock.server import lock as locks
@@ -35,22 +31,27 @@ from penstock.server.doorway import Doorway, bind, token_of
 from penstock.server.ending import leave
 from penstock.server.housekeeping import Housekeeping, freeze_collector, quiet_collector
 from penstock.server.moving import Mover
-from penstock.server.plane import EX_IOERR, EX_SOFTWARE, Plane
+from penstock.server.plane import EX_IOERR, Plane
 from penstock.server.reception import Reception
 from penstock.server.recovery import Recovered, recover
+from penstock.server.startup import (
+    Starter,
+    configure_log,
+    guarded,
+    listen_locally,
+    refuse,
+    unexpected,
+    unlink_socket,
+    within_descriptors,
+)
 from penstock.wire import paths
 from penstock.wire.address import Address
 from penstock.wire.tls import server_context
 
 __all__ = ["Options", "serve"]
 
-EX_DATAERR = 65  # sysexits.h: the journal is damaged
 _BACKLOG = 1024
-_DESCRIPTORS = 65536  # wanted; two for each client
-_OWN_DESCRIPTORS = 64  # journal, arenas, log, loop
-_LOG_BYTES = 16 * 1024 * 1024
 _SPARSE_SHARE = 4  # sparse blocks may waste a quarter of ``warm_bytes`` before they are compacted unasked
-_NO_MORE_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 log = logging.getLogger("penstock.server")
 
@@ -80,29 +81,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None = None
 
 
-class _Starter:
-    """Whoever started this process, told one word, once."""
-
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-
-    def say(self, word: str) -> None:
-        """Say it and hang up; nothing, if a word was said before."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            with contextlib.suppress(OSError):  # whoever it was has gone
-                os.write(fd, word.replace("\n", " ").encode() + b"\n")
-                os.close(fd)
-
-
 def serve(options: Options) -> int:
     """Serve the plane of a data directory until it ends; return the process's exit code."""
-    starter = _Starter(options.ready_fd)
+    starter = Starter(options.ready_fd)
     try:
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(options)
     except (DataPlaneError, OSError) as error:
-        return _refuse(starter, error)
+        return refuse(starter, error)
     if lock is None:
         starter.say("taken")
         return 0
@@ -113,7 +99,7 @@ def serve(options: Options) -> int:
             shutil.rmtree(options.data_dir, ignore_errors=True)
     except (DataPlaneError, OSError) as error:
         log.critical("ending: %s", error)
-        return _refuse(starter, error)
+        return refuse(starter, error)
     else:
         return code
     finally:
@@ -148,9 +134,9 @@ def _prepare(options: Options, lock: locks.Lock) -> Options:
     """Make the process fit to serve; return the options that it can keep."""
     _look_at_secrets(options)
     lock.describe(locks.LockHolder(os.getpid(), options.auto))
-    _configure_log(paths.log_path(options.data_dir))
+    configure_log(paths.log_path(options.data_dir))
     quiet_collector()
-    return msgspec.structs.replace(options, config=_within_descriptors(options.config))
+    return msgspec.structs.replace(options, config=within_descriptors(options.config))
 
 
 def _look_at_secrets(options: Options) -> None:
@@ -161,28 +147,14 @@ def _look_at_secrets(options: Options) -> None:
         server_context(options.tls_cert, options.tls_key)
 
 
-def _within_descriptors(config: PlaneConfig) -> PlaneConfig:
-    """Raise the limit of open files; admit no more connections than leave some for the journal."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
-    possible = (soft - _OWN_DESCRIPTORS) // 2  # its socket, and its process's pidfd
-    if soft == resource.RLIM_INFINITY or config.max_connections <= possible:
-        return config
-    log.warning("%d open files allow %d connections, not %d (ulimit -n)", soft, possible, config.max_connections)
-    return msgspec.structs.replace(config, max_connections=max(possible, 1))
-
-
-async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
+async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     """From recovery to the end."""
     recovered = recover(options.data_dir, options.config, clock=time.monotonic, wall=time.time, repair=options.repair)
     freeze_collector()
     try:
         plane = _plane(options, recovered)
         entrance = None if options.listen is None else bind(options.listen)
-        listener = _listen(options.data_dir)
+        listener = listen_locally(options.data_dir)
     except BaseException:
         recovered.storage.arena.close(unlink=True)  # nothing was granted in it yet
         raise
@@ -196,13 +168,13 @@ async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
         stands=lambda: lock.stands,
     )
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _loop, context: _unexpected(plane, context))
+    loop.set_exception_handler(lambda _loop, context: unexpected(plane, context))
     server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
     doorway = None if entrance is None else await _open(entrance, options, plane, reception)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
     house.start()
-    moving = loop.create_task(_guarded(plane, mover))
+    moving = loop.create_task(guarded(plane, mover))
     log.info("serving %s, life %d, process %d", options.data_dir, plane.ledger.incarnation, os.getpid())
     reached("server.listening")
     starter.say("ready" if entrance is None else f"ready {Address(*entrance.getsockname()[:2])}")
@@ -213,7 +185,7 @@ async def _live(options: Options, starter: _Starter, lock: locks.Lock) -> int:
     if doorway is not None:
         doorway.close()
     if lock.stands:  # else the socket that lies there is another plane's
-        _unlink_socket(options.data_dir)
+        unlink_socket(options.data_dir)
     await mover.stop()
     await moving
     plane.close()
@@ -254,15 +226,6 @@ def _plane(options: Options, recovered: Recovered) -> Plane:
     return plane
 
 
-async def _guarded(plane: Plane, mover: Mover) -> None:
-    """The top frame of the mover: what it did not expect ends the plane."""
-    try:
-        await mover.run()
-    except Exception:  # top frame of the mover
-        log.exception("a bug of ours while moving blocks")
-        plane.fail(EX_SOFTWARE, "a bug of ours while moving blocks")
-
-
 def _end(options: Options, plane: Plane, lock: locks.Lock) -> None:
     if not (plane.failed or lock.stands):
         plane.fail(EX_IOERR, "its data directory was removed, moved or replaced")
@@ -276,54 +239,3 @@ def _end(options: Options, plane: Plane, lock: locks.Lock) -> None:
     with contextlib.suppress(DataPlaneWriteError):  # said by ``leave``; everything that was acknowledged is written
         plane.journal.close()
     log.info("ended: %s", plane.reason)
-
-
-def _unexpected(plane: Plane, context: dict[str, Any]) -> None:
-    """Something raised in a callback of the loop: a bug of ours, unless there was no descriptor for a newcomer."""
-    error = context.get("exception")
-    accepting = "socket" in context  # asyncio says so of its listener, and tries again by itself
-    if accepting and isinstance(error, OSError) and error.errno in _NO_MORE_DESCRIPTORS:
-        plane.warnings.warn("accept_failed", f"{context.get('message')}: {error}")
-        return
-    log.critical("a bug of ours: %s", context.get("message"), exc_info=error)
-    plane.fail(EX_SOFTWARE, f"a bug of ours: {context.get('message')}: {error!r}")
-
-
-def _listen(data_dir: Path) -> socket.socket:
-    """Bind the plane's socket, mode 0600 from its first moment."""
-    paths.make_socket_dir(data_dir)
-    path = paths.socket_path(data_dir)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    listener.setblocking(False)
-    return listener
-
-
-def _unlink_socket(data_dir: Path) -> None:
-    with contextlib.suppress(OSError):
-        paths.socket_path(data_dir).unlink(missing_ok=True)
-
-
-def _configure_log(path: Path) -> None:
-    """Log to the plane's file, and to stderr unless that is the same file."""
-    handlers: list[logging.Handler] = [logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1)]
-    if not os.path.samestat(path.stat(), os.fstat(sys.stderr.fileno())):
-        handlers.append(logging.StreamHandler(sys.stderr))
-    logging.basicConfig(
-        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)  # kill -USR1: where it is now, all threads, on stderr
-
-
-def _refuse(starter: _Starter, error: Exception) -> int:
-    print(f"penstock: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process
-    starter.say(f"error: {error}")
-    if isinstance(error, JournalCorrupt):
-        return EX_DATAERR
-    return EX_IOERR if isinstance(error, DataPlaneWriteError) else 1

@@ -44,3 +44,6 @@ class Machine(Protocol):
 
     def checkpoint(self, rows_per_slice: int, /) -> Iterator[Entry]:
         """Restate what is alive, slice by slice."""
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError on a broken invariant; for tests."""
