@@ -2,7 +2,7 @@
 
     lifecycle, startup, lock        start, only one of a directory, what every process of ours that serves does
     recovery, ending                what earlier lives left, what a clean end leaves
-    plane, machine                  carries a pure machine's effects out, batch by batch: journal, then replies and slots
+    plane, machine                  carries a pure machine's effects out, batch by batch: journal, then replies, slots
     doorway, connections, reception, sessions   who may come in; frames and limits; who answers; where answers go
     processes, holdings, custody, allotment     who is there, what they hold, when it is free, who waits for room
     storage, moving                 this life's arena and earlier ones as one; blocks that move, or grow small
