@@ -13,14 +13,14 @@ import pytest
 
 from penstock.controller.events import Committed, Dispatched, Popped, RunEvent, Started, Trained
 from penstock.demo.interrupt import Interrupt
-from penstock.demo.job import MAX_DEATHS, STALL_S, Job, _findings
+from penstock.demo.job import MAX_DEATHS, STALL_S, Job
+from penstock.demo.judging import testimony
 from penstock.demo.launcher import run
 from penstock.demo.messages import Ready, Worked
 from penstock.demo.processes import Ended
 from penstock.demo.spec import DemoOptions, RunFiles
 from penstock.errors import DataPlaneUnavailable
-from penstock.requests import AuditReport, PartitionAudit
-from penstock.testing.checker import Report
+from penstock.requests import AuditReport
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Pat
     job.faults.killed("worker-1", 7, 1.0)
     job._replace(Ended("worker-1.5", 7, -9))
     job._replace(Ended("worker-0.4", 8, -9))
-    assert job.judge().faults == {"worker": 1}
+    assert testimony(job.files, job.spec, AuditReport(1, [])).report.faults == {"worker": 1}
     assert job.fault_steps == [(len(BAD), "worker")]
     assert started == ["worker-1", "worker-0"]
 
@@ -202,31 +202,13 @@ def test_a_controller_that_is_done_ends_a_run_that_is(tmp_path: Path, started: l
     assert (started, job._trouble(), job._is_done()) == ([], "", True)
 
 
-@pytest.mark.parametrize(
-    ("audit", "report", "words"),
-    [
-        (PartitionAudit(partition="p", trained=4), Report(trained=4), []),
-        (PartitionAudit(partition="p", trained=4, residue=1), Report(trained=4), ["do not balance: residue 1"]),
-        (PartitionAudit(partition="p", trained=4), Report(trained=4, lost=["a"]), ["1 lost: 'a'"]),
-        (PartitionAudit(partition="p", trained=5), Report(trained=4), ["counts 5 trained rows, the trainer's log 4"]),
-    ],
-)
-def test_both_witnesses_are_heard_and_must_agree(audit: PartitionAudit, report: Report, words: list[str]) -> None:
-    """The plane's books, the checker's logs, and a difference between the two."""
-    found = _findings(AuditReport(1, [audit]), report)
-    assert len(found) == len(words)
-    assert all(word in finding for word, finding in zip(words, found, strict=True))
-
-
 def test_a_plane_that_does_not_start_fails_the_run_and_its_logs_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error holds the plane's last words and the place of its logs; nothing else is left."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "penstock.demo.processes.role_command", lambda *_args: [sys.executable, "-c", "exit('not today')"]
-    )
+    monkeypatch.setattr("penstock.demo.site.role_command", lambda *_args: [sys.executable, "-c", "exit('not today')"])
     with pytest.raises(DataPlaneUnavailable, match="not today; logs: ") as caught:
         run(DemoOptions())
     (kept,) = tmp_path.iterdir()

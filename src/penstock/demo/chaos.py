@@ -18,9 +18,11 @@ from penstock.demo.processes import Ended, kind_of
 from penstock.demo.spec import RecoveryTimes
 from penstock.testing.checker import Fault
 
-__all__ = ["ANY", "KINDS", "Chaos", "FaultLedger"]
+__all__ = ["ANY", "CABLE", "KINDS", "KINDS_OF_HOSTS", "Chaos", "FaultLedger"]
 
 KINDS = ("worker", "trainer", "scorer", "controller", "plane")
+CABLE = "cable"  # is cut, not killed: between two hosts
+KINDS_OF_HOSTS = (*KINDS, "host", CABLE)
 JITTER = 0.25  # of the period, either way
 ANY = "any"
 GRACE = 2.0  # periods
@@ -28,7 +30,7 @@ PAIRS = 0.25  # of the strikes hit the controller as well
 
 
 class Chaos:
-    """A seeded schedule: every ``period_s`` or so a strike at one of ``KINDS``, now and then at the controller with it.
+    """A seeded schedule: every ``period_s`` or so a strike at one of ``kinds``, now and then at the controller with it.
 
     Each kind is struck once, in an order of chance, before any is struck again: a short run meets them all.
 
@@ -36,9 +38,11 @@ class Chaos:
         seed: of the schedule.
         period_s: mean time between strikes.
         now: monotonic seconds; the first strike comes a period later.
+        kinds: what there is to strike at.
     """
 
-    def __init__(self, seed: int, period_s: float, now: float) -> None:
+    def __init__(self, seed: int, period_s: float, now: float, kinds: Sequence[str] = KINDS) -> None:
+        self._kinds = kinds
         self._random = random.Random(seed)
         self._period_s = period_s
         self._next_at = now + self._gap()
@@ -60,7 +64,7 @@ class Chaos:
     def _victim(self, slots: Sequence[str]) -> str:
         living = {kind_of(slot) for slot in slots}
         if not living & set(self._spared):
-            self._spared = self._random.sample(KINDS, len(KINDS))
+            self._spared = self._random.sample(self._kinds, len(self._kinds))
         kind = next(kind for kind in self._spared if kind in living)
         self._spared.remove(kind)
         return self._random.choice([slot for slot in sorted(slots) if kind_of(slot) == kind])
@@ -93,9 +97,14 @@ class _Hit:
 
 
 class FaultLedger:
-    """What was struck and what became of it; noted by the main thread, progress by any thread."""
+    """What was struck and what became of it; noted by the main thread, progress by any thread.
 
-    def __init__(self) -> None:
+    Args:
+        kinds: what may be struck in this run.
+    """
+
+    def __init__(self, kinds: Sequence[str] = KINDS) -> None:
+        self._kinds = kinds
         self._hits: list[_Hit] = []
         self._lock = threading.Lock()
 
@@ -130,7 +139,7 @@ class FaultLedger:
         """How many fired, by kind; kinds without any are 0."""
         with self._lock:
             fired = Counter(kind_of(hit.slot) for hit in self._hits if hit.fired)
-        return {kind: fired[kind] for kind in KINDS}
+        return {kind: fired[kind] for kind in self._kinds}
 
     def fired(self) -> int:
         """How many fired in all."""
@@ -149,7 +158,7 @@ class FaultLedger:
                 seconds = hit.seconds()
                 if seconds is not None and (hit.until is not None) == of_stops:
                     times.setdefault(kind_of(hit.slot), []).append(seconds)
-        return {kind: times[kind] for kind in KINDS if kind in times}
+        return {kind: times[kind] for kind in self._kinds if kind in times}
 
     def outages(self) -> list[tuple[str, float, float]]:
         """Who was struck, from when, and until when it had not got on: slot, and two moments in monotonic seconds."""

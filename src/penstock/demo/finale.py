@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from penstock.demo.chaos import KINDS
+from penstock.demo.chaos import CABLE, KINDS_OF_HOSTS
 from penstock.demo.prompt_books import PromptBooks
 from penstock.demo.spec import REWARD_WINDOW, DemoResult, RecoveryTimes, window_mean
 from penstock.ops.tables import audit_table
@@ -16,6 +16,9 @@ from penstock.requests import AuditReport
 from penstock.testing.checker import Report
 
 __all__ = ["print_end", "write_curve"]
+
+
+_COLOURS = ("tab:orange", "tab:red", "tab:brown", "tab:green", "tab:purple", "tab:cyan", "tab:gray")
 
 
 def write_curve(path: Path, rewards: Sequence[float], faults: Sequence[tuple[int, str]]) -> None:
@@ -36,10 +39,11 @@ def write_curve(path: Path, rewards: Sequence[float], faults: Sequence[tuple[int
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     axes.plot(steps, rewards, color="tab:blue", alpha=0.3, linewidth=1)
     axes.plot(steps, smooth, color="tab:blue", label=f"reward, mean of {REWARD_WINDOW} steps")
-    colours = dict(zip(KINDS, ("tab:orange", "tab:red", "tab:brown", "tab:green", "tab:purple"), strict=True))
+    colours = dict(zip(KINDS_OF_HOSTS, _COLOURS, strict=True))
     for kind in dict.fromkeys(kind for _, kind in faults):
         at = [step for step, other in faults if other == kind]
-        axes.vlines(at, 0, 1, color=colours.get(kind, "black"), alpha=0.6, linewidth=1, label=f"kill -9 {kind}")
+        label = "cable cut" if kind == CABLE else f"kill -9 {kind}"
+        axes.vlines(at, 0, 1, color=colours.get(kind, "black"), alpha=0.6, linewidth=1, label=label)
     axes.set(xlabel="training step", ylabel="reward", ylim=(0, 1), title="GRPO on Penstock")
     axes.legend(loc="center left")
     figure.tight_layout()

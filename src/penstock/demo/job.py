@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.controller.events import Claimed, Committed, Dispatched, Popped, Recovered, RunEvent, Trained
-from penstock.controller.record import RecordFile
-from penstock.demo.chaos import ANY, Chaos, FaultLedger
+from penstock.demo.chaos import CABLE, KINDS, KINDS_OF_HOSTS, Chaos, FaultLedger
 from penstock.demo.checkpoint import latest_step, read_record
 from penstock.demo.interrupt import Interrupt
-from penstock.demo.messages import RUN, Note, StepRecord, Worked
+from penstock.demo.judging import entries_of, result_of, testimony
+from penstock.demo.messages import Note, StepRecord, Worked
 from penstock.demo.patience import patiently
-from penstock.demo.processes import SPARES, Ended, Processes, kind_of, slot_of
+from penstock.demo.processes import FROM_SPARE, MUTE, SPARES, Ended, Processes, kind_of, slot_of
 from penstock.demo.progress import EventTail, Progress
-from penstock.demo.prompt_books import PromptBooks, prompt_books
 from penstock.demo.role import connect
 from penstock.demo.settling import settle
+from penstock.demo.site import ON_SECOND, Cutter, Site
 from penstock.demo.spec import (
     REWARD_WINDOW,
     DemoOptions,
     DemoResult,
-    RecoveryTimes,
     RunFiles,
     RunSpec,
     TaskSpec,
@@ -39,7 +38,7 @@ from penstock.demo.switchboard import Switchboard
 from penstock.demo.view import LifeLine, Snapshot, View
 from penstock.errors import DataPlaneError, DataPlaneUnavailable
 from penstock.requests import AuditReport
-from penstock.testing.checker import Entry, EventLog, Report, check, read_log
+from penstock.testing.checker import EventLog, Report
 from penstock.testing.director import Director
 from penstock.wire.paths import arena_files, served_path
 
@@ -55,9 +54,13 @@ GRACE_S = 5.0  # for a role to end by itself
 STOP_S = 6.0  # for the controller, which has 4.5 s of its own for it
 STALL_S = 45.0  # without a step: the run is stuck
 MAX_DEATHS = 5  # not by our hand
+HOSTS = ("host-0", "host-1")  # the workers', and the trainer's
 PROOFS: dict[str, tuple[type[RunEvent], ...]] = {  # what only happens while a process of this slot is at work
     PLANE: (Committed, Claimed, Popped, Recovered),
     CONTROLLER: (Dispatched, Trained, Popped),
+    HOSTS[0]: (Committed,),
+    HOSTS[1]: (Trained,),
+    CABLE: (Trained,),
 }
 
 
@@ -105,18 +108,30 @@ class Job:
     ) -> None:
         self.options, self.files, self.interrupt, self.opponent = options, files, interrupt, opponent
         steps = None if options.chaos else options.steps
-        self.spec = RunSpec(task=TaskSpec(seed=options.seed), max_steps=steps, plane=plane)
+        self.site = Site(options.hosts, files.root)
+        self.kinds = KINDS_OF_HOSTS if self.site.hosts else KINDS
+        self.spec = RunSpec(
+            task=TaskSpec(seed=options.seed), max_steps=steps, plane=plane, port=self.site.port, hosts=self.site.hosts
+        )
         self.files.create(self.spec)
         self.started_at = time.monotonic()
         self.switchboard = Switchboard(self._tell, self._note)
         director = None if opponent is None else opponent.director
-        self.processes = Processes(files, self.switchboard.heard, self.switchboard.left, director=director)
+        self.processes = Processes(
+            files,
+            self.switchboard.heard,
+            self.switchboard.left,
+            self.site.command,
+            director,
+            from_spare=ON_SECOND if self.site.hosts else FROM_SPARE,
+        )
         self.tail, self.progress = EventTail(files.events), Progress()
-        self.faults = FaultLedger()
+        self.faults = FaultLedger(self.kinds)
         self.fault_steps: list[tuple[int, str]] = []
         self.deaths: Counter[str] = Counter()  # not by our hand
         self.lives: Counter[str] = Counter()
         self.chaos: Chaos | None = None
+        self.cutter: Cutter | None = None
         self.client: LocalDataPlaneClient | None = None
         self.log = EventLog(files.journals / "launcher.jsonl")
         self.over: Ended | None = None  # the controller, which has ended by itself
@@ -130,8 +145,11 @@ class Job:
         self._start(PLANE)
         self._await_plane()
         workers = [f"worker-{i}" for i in range(self.options.rollout_workers)]
-        for slot in [CONTROLLER, "trainer-0", "scorer-0", *workers]:
+        for slot in [*self._hosts(), CONTROLLER, "trainer-0", "scorer-0", *workers]:
             self._start(slot)
+
+    def _hosts(self) -> list[str]:
+        return list(HOSTS[: len(self.site.hosts)])
 
     def _start(self, slot: str) -> None:
         self.processes.start(slot)
@@ -211,8 +229,8 @@ class Job:
         at = event.at - time.time() + time.monotonic()
         for slot, proofs in PROOFS.items():
             life = self.processes.life(slot)
-            if isinstance(event, proofs) and life is not None and at > life.started_at:
-                self.faults.progress(slot, life.started_at, at)
+            if isinstance(event, proofs) and (slot == CABLE or (life is not None and at > life.started_at)):
+                self.faults.progress(slot, 0.0 if life is None else life.started_at, at)
 
     def _trouble(self) -> str:
         now = time.monotonic()
@@ -250,14 +268,26 @@ class Job:
             self.opponent.strike(self)
             return
         if self.chaos is None:
-            self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now)
+            self.chaos = Chaos(self.options.seed, self.options.chaos_period_s, now, self.kinds)
+        self._cut(now)
         for victim in self.chaos.due(now, self._victims(), is_recovering=bool(self.faults.unrecovered())):
             self.faults.killed(victim, self.processes.kill(victim), now)
+
+    def _cut(self, now: float) -> None:
+        """Cut the cable between two hosts, or mend it, if it is time."""
+        if not self.site.has_cable:
+            return
+        if self.cutter is None:
+            self.cutter = Cutter(self.site, self.options.seed, self.options.chaos_period_s, now)
+        cut = self.cutter.due(now)
+        if cut is not None:
+            self.faults.struck(CABLE, 0, *cut)
+            self.fault_steps.append((self.progress.steps, CABLE))
 
     def _victims(self) -> list[str]:
         """The slots whose life is at work: killing what only starts proves little."""
         lives = {slot: self.processes.life(slot) for slot in self.processes.slots()}
-        return [slot for slot, life in lives.items() if life and (life.ready_at or kind_of(slot) == "plane")]
+        return [slot for slot, life in lives.items() if life and (life.ready_at or kind_of(slot) in MUTE)]
 
     # -- how it stands ------------------------------------------------------------------------------------------------
 
@@ -283,7 +313,7 @@ class Job:
     def _life_line(self, slot: str) -> LifeLine:
         life = self.processes.life(slot)
         assert life is not None
-        silent = {"plane": "at work", "spare": "standing by"}  # these say nothing
+        silent = {"plane": "at work", "host": "at work", "spare": "standing by"}  # these say nothing
         state = "at work" if life.ready_at else silent.get(kind_of(slot), "starting")
         return LifeLine(slot, life.process.pid, self.lives[slot], state)
 
@@ -307,15 +337,18 @@ class Job:
         client = self._client()
         audit = client.audit()
         self._end_plane()
-        report, books = self.judge(), self.prompt_books()
-        reasons = [why, *self.unsettled, *_findings(audit, report), *books.wrong]
-        return Outcome(self._result(reasons, seconds, audit, report, books), audit, report)
+        witnesses = testimony(self.files, self.spec, audit)
+        reasons = [why, *self.unsettled, *witnesses.findings()]
+        return Outcome(result_of(reasons, seconds, witnesses, self.progress, self.faults), audit, witnesses.report)
 
     def _rest(self) -> None:
-        """End controller and roles, then settle what they left in the plane."""
+        """End controller and roles, then settle what they left in the plane, and end the hosts."""
+        if self.cutter is not None:
+            self.cutter.mend()
         self._rest_controller()
         self.processes.end(list(SPARES), 0.0)
-        self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], GRACE_S, self.interrupt.hurry)
+        roles = [slot for slot in self.processes.slots() if kind_of(slot) not in MUTE]
+        self.processes.end(roles, GRACE_S, self.interrupt.hurry)
         self.interrupt.check()
         self._look()
         if self.processes.reap():
@@ -324,7 +357,9 @@ class Job:
         if record is not None and record.step:
             self.progress.steps, self.progress.rewards[record.step] = record.step, record.reward
         patiently(
-            lambda: settle(client, self.log, record, self._entries()), self.spec.plane_patience_s, self.interrupt.sleep
+            lambda: settle(client, self.log, record, entries_of(self.files)),
+            self.spec.plane_patience_s,
+            self.interrupt.sleep,
         )
 
     def _rest_controller(self) -> None:
@@ -344,68 +379,24 @@ class Job:
             self.client = connect(self.files, "launcher", "demo", self.interrupt.sleep)
         return self.client
 
-    def _entries(self) -> list[Entry]:
-        return [entry for path in sorted(self.files.journals.iterdir()) for entry in read_log(path)]
-
-    def judge(self) -> Report:
-        """Let the checker read all logs."""
-        return check(self._entries(), max_staleness=self.spec.max_staleness)
-
-    def prompt_books(self) -> PromptBooks:
-        """Join what the controller recorded last with the logs of workers and trainer."""
-        record = RecordFile(self.files.root).load(RUN)
-        return prompt_books(record, self._entries(), self.spec.group_size)
-
-    def _result(
-        self, reasons: list[str], seconds: float, audit: AuditReport, report: Report, books: PromptBooks
-    ) -> DemoResult:
-        why, recovery = "; ".join(filter(None, reasons)), self.faults.recovery()
-        return DemoResult(
-            audit_residue=audit.residue,
-            lost=len(report.lost),
-            duplicated=len(report.duplicated),
-            corrupted=len(report.corrupted),
-            faults_fired=self.faults.fired(),
-            faults=self.faults.counts(),
-            first_reward=round(window_mean(self.rewards[:REWARD_WINDOW]), 4),
-            final_reward=round(window_mean(self.rewards[-REWARD_WINDOW:]), 4),
-            steps=self.progress.steps,
-            seconds=round(seconds, 2),
-            rows_trained=report.trained,
-            recovery_s=recovery.pop(ANY, None),
-            recovery_by_kind_s=recovery,
-            resume_s=RecoveryTimes.of(self.progress.resumed_s) if self.progress.resumed_s else None,
-            prompts=books,
-            ok=not why,
-            why=why,
-        )
-
     def close(self) -> None:
         """End and remove whatever is left, in whatever state it is. Idempotent."""
         self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], 0.0)
         self._end_plane()
         self.processes.close()
         self.log.close()
-        for path, _ in arena_files(self.files.plane):  # only if the plane could not end by itself
-            path.unlink(missing_ok=True)
+        self.site.close()
+        for folder in (self.files.plane, *(self.files.host(number) for number in range(len(self.site.hosts)))):
+            for path, _ in arena_files(folder) if folder.exists() else ():  # only if it could not end by itself
+                path.unlink(missing_ok=True)
 
     def _end_plane(self) -> None:
         client, self.client = self.client, None
         if client is not None:
             with suppress(DataPlaneError):
                 client.close(timeout_s=1.0)  # whoever is in a call of it is told at once
+        self.processes.end(self._hosts(), GRACE_S, self.interrupt.hurry)
         self.processes.end([PLANE], 2 * GRACE_S, self.interrupt.hurry)
-
-
-def _findings(audit: AuditReport, report: Report) -> list[str]:
-    """Say what the two witnesses hold against the run: each by itself, and where they disagree."""
-    found = [] if report.ok else [report.verdict()]
-    if audit.residue:
-        found.append(f"the plane's books do not balance: residue {audit.residue}")
-    trained = sum(partition.trained for partition in audit.partitions)
-    if trained != report.trained:
-        found.append(f"the plane counts {trained} trained rows, the trainer's log {report.trained}")
-    return found
 
 
 def _last_line(path: Path) -> str:

@@ -28,9 +28,9 @@ from penstock.testing.injection import Seat
 __all__ = ["SPARES", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
 
 SPARES = ("spare-0", "spare-1")  # two, for two may be killed at once
-FROM_SPARE = frozenset({"worker", "trainer", "scorer"})  # what a spare process can become
-MUTE = frozenset({"plane"})  # hears and says nothing
-BY_SIGNAL = frozenset({"plane", "controller"})  # are asked to end by SIGTERM, the others by the end of their letters
+FROM_SPARE = frozenset({"worker", "trainer", "scorer"})
+MUTE = frozenset({"plane", "host"})  # hear and say nothing
+BY_SIGNAL = MUTE | {"controller"}  # are asked to end by SIGTERM, the others by the end of their letters
 MOUTH_S = 1.0  # a process that has not read for so long is not waited for when it is to end
 _POLL_S = 0.02
 
@@ -85,6 +85,7 @@ class Processes:
         left: called when a peer has said its last, from that thread.
         command: makes the command line of a peer, given the run's directory and the peer's name.
         director: hears of the points that the processes reach, each known by its slot and by its kind.
+        from_spare: what a spare process can become.
     """
 
     def __init__(
@@ -94,8 +95,10 @@ class Processes:
         left: Callable[[str], None],
         command: Callable[[Path, str], list[str]] | None = None,
         director: Director | None = None,
+        from_spare: frozenset[str] = FROM_SPARE,
     ) -> None:
         self._files = files
+        self._from_spare = from_spare
         self._heard = heard
         self._left = left
         self._command = command or role_command
@@ -109,7 +112,7 @@ class Processes:
         self._born += 1
         peer = f"{slot}.{self._born}"
         spares = [spare for spare in self._lives if spare in SPARES]  # the one that began first is first
-        if spares and kind_of(slot) in FROM_SPARE:
+        if spares and kind_of(slot) in self._from_spare:
             return self._become(peer, spares[0])
         life = self._lives[slot] = self._spawn(slot, peer)
         if life.process.stdout is not None:

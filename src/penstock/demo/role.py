@@ -36,7 +36,7 @@ from penstock.demo.messages import (
     Worked,
     letter,
 )
-from penstock.demo.processes import kind_of, slot_of
+from penstock.demo.processes import MUTE, kind_of, slot_of
 from penstock.demo.spec import RunFiles
 from penstock.errors import BadArgument, DataPlaneUnavailable, UnknownName
 from penstock.plane.contract import DataPlaneClient
@@ -145,11 +145,13 @@ ROLES = {"worker": work, "trainer": train, "scorer": score}
 def main(kind: str, root: Path, peer: str, parent: int, stage: int | None = None) -> None:
     """Be ``peer`` until the launcher ends it. ``stage``: where a director hears of its points; None = nobody does."""
     files = RunFiles(root)
-    end_with(parent, signal.SIGTERM if kind == "plane" else signal.SIGKILL)
+    end_with(parent, signal.SIGTERM if kind in MUTE else signal.SIGKILL)
     if stage is not None:
         take_part(stage)
     if kind == "plane":
         serve(files)
+    if kind == "host":
+        serve_host(files, slot_of(peer))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     channel = Channel(peer)
@@ -194,8 +196,22 @@ def serve(files: RunFiles) -> NoReturn:
     """Be the run's plane: ``penstock serve``, in this process, so that its points are heard; exit as it does."""
     from penstock.ops.cli import main as penstock
 
-    options = [word for option in files.spec().plane for word in ("--set", option)]
+    spec = files.spec()
+    options = [word for option in spec.plane for word in ("--set", option)]
+    if spec.hosts:
+        options += ["--listen", f"{spec.hosts[0]}:{spec.port}"]
     sys.argv[:] = ["penstock", "serve", "--data-dir", str(files.plane), *options]
+    penstock()
+    sys.exit(0)
+
+
+def serve_host(files: RunFiles, slot: str) -> NoReturn:
+    """Be a host's agent: ``penstock host``, in this process; exit as it does."""
+    from penstock.ops.cli import main as penstock
+
+    spec, number = files.spec(), int(slot.partition("-")[2])
+    where = ["--dir", str(files.host(number)), "--address", spec.hosts[number]]
+    sys.argv[:] = ["penstock", "host", "--plane", spec.url, "--token-file", str(files.token), *where]
     penstock()
     sys.exit(0)
 

@@ -71,6 +71,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         plane_patience_s: how long a role waits for its plane to come back before it gives up.
         max_steps: no step beyond this one is made; None = no limit.
         plane: options of its plane, "name=value".
+        port: where the plane listens on the first host.
+        hosts: the hosts' addresses; none = all on one machine, by the plane's Unix socket.
     """
 
     task: TaskSpec
@@ -82,6 +84,13 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     plane_patience_s: float = 60.0
     max_steps: int | None = None
     plane: tuple[str, ...] = ()
+    port: int = 0
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        """Where the plane of a run on several hosts is."""
+        return f"penstock://{self.hosts[0]}:{self.port}"
 
     @property
     def model(self) -> ModelSpec:
@@ -102,6 +111,15 @@ class RunFiles(msgspec.Struct, frozen=True):
     @property
     def plane(self) -> Path:
         return self.root / "plane"
+
+    @property
+    def token(self) -> Path:
+        """What everybody must know who comes over the network."""
+        return self.plane / "token"
+
+    def host(self, number: int) -> Path:
+        """The directory of a host's agent."""
+        return self.root / f"host-{number}"
 
     @property
     def checkpoints(self) -> Path:
@@ -140,6 +158,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         steps: train exactly this many steps; None = until the reward exceeds ``goal``. With ``chaos``: at least this
             many, until ``goal`` is exceeded and ``min_faults`` have fired.
         rollout_workers: processes that generate.
+        hosts: 1: all on one machine. 2: workers on one host, trainer and scorer on another, each with its agent and in
+            a network namespace of its own where that is allowed; rows lie on both.
         chaos: kill -9 a worker, the trainer, the scorer, the controller or the plane, or two of them at once, every
             ``chaos_period_s`` or so.
         min_faults: with ``chaos``, how many faults must have fired before the run may end.
@@ -153,6 +173,7 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     steps: int | None = None
     rollout_workers: int = 2
+    hosts: int = 1
     chaos: bool = False
     chaos_period_s: float = 5.0
     min_faults: int = 10
@@ -169,6 +190,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise BadArgument(f"{name} must be positive, got {getattr(self, name)!r}")
         if self.steps is not None and self.steps < 1:
             raise BadArgument(f"steps must be at least 1, got {self.steps!r}")
+        if self.hosts not in (1, 2):
+            raise BadArgument(f"hosts must be 1 or 2, got {self.hosts!r}")
         if not 0 < self.goal < 1:
             raise BadArgument(f"goal must lie between 0 and 1, got {self.goal!r}")
 
@@ -199,7 +222,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         audit_residue: of the plane's books, summed over partitions; 0 or a bug of ours.
         lost, duplicated, corrupted: rows, by the checker.
-        faults_fired, faults: processes seen to have died by our SIGKILL, and how many of each kind.
+        faults_fired, faults: processes seen to have died by our SIGKILL, and cables cut; how many of each kind.
         first_reward, final_reward: mean reward over the first and the last ten steps.
         rows_trained: rows in committed steps.
         recovery_s: from a kill to the next progress of the slot that was killed; None when no fault fired.
