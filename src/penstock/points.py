@@ -99,6 +99,10 @@ POINTS = (
     Point("journal.written", "ledger", "The kernel has the buffered entries; nothing that waits for them is done."),
     Point("journal.rotated", "ledger", "A segment has been made; it holds its header alone."),
     Point("journal.rebased", "ledger", "The segments before a checkpoint have stopped counting; they still lie there."),
+    # -- a host's payload server ---------------------------------------------------------------------------------------
+    Point("host.sending", "transport", "A remote read has its token; neither status nor payload has been sent."),
+    Point("host.sent", "transport", "A payload has been sent; whether it has arrived is not known."),
+    Point("host.acknowledged", "transport", "A payload is acknowledged; its slot is still being read."),
     # -- the controller -----------------------------------------------------------------------------------------------
     Point("controller.recovering", "controller", "The plane is back; nothing has been rebuilt from it."),
     Point("controller.saved", "controller", "The controller's record is durable; nothing of it has been done."),
