@@ -46,7 +46,7 @@ def _row_is(books: Books, partition: Partition, state: f.RowIs) -> Row | None:
             write.dead[index] = 0
             write.live += 1
             if write.place is not None:
-                partition.live_bytes += write.row_bytes[index]
+                books.account(partition, write, write.row_bytes[index])
         pairs += (write, index)
         row.produced |= write.field_bits
     row.writes = tuple(pairs)
@@ -73,7 +73,8 @@ def tombstones_are(books: Books, fact: f.TombstonesAre) -> None:
         if stone.key not in partition.tombstones and stone.key not in partition.rows:
             contents = tuple((content, index) for content, index in stone.contents)
             until = books.clock + stone.left_s
-            books.remember(partition, stone.key, Tombstone(stone.reason, stone.token, contents, stone.at, until))
+            remembered = Tombstone(stone.reason, stone.token, contents, stone.at, until, stone.detail)
+            books.remember(partition, stone.key, remembered)
         books.state.clears = max(books.state.clears, stone.at)
     for gid, left_s in fact.groups:
         partition.closed_groups.setdefault(gid, books.clock + left_s)

@@ -23,9 +23,11 @@ def put(books: Books, fact: f.Put) -> None:
         for row in made:
             partition.tombstones.pop(row.key, None)
     books.state.next_id = max(books.state.next_id, fact.write_id + 1, max(fact.ids, default=0) + 1)
-    _account_new(partition, write, len(made) + len(known))
+    _account_new(books, partition, write, len(made) + len(known))
     if write.live == 0:
         books.drop_write(write)
+    else:
+        books.note_places(write)
     if not books.replaying:
         _enqueue(partition, write, made, known)
     _regroup(books, partition, write, made + known, fact)
@@ -74,13 +76,13 @@ def _enqueue(partition: Partition, write: Write, made: list[Row], known: list[Ro
             refresh_row(partition, row)
 
 
-def _account_new(partition: Partition, write: Write, number: int) -> None:
+def _account_new(books: Books, partition: Partition, write: Write, number: int) -> None:
     if write.place is None:
         return
     if number == write.size:
-        partition.live_bytes += sum(write.row_bytes)
+        books.account(partition, write, sum(write.row_bytes))
     else:
-        partition.live_bytes += sum(write.row_bytes[i] for i in write.alive())
+        books.account(partition, write, sum(write.row_bytes[i] for i in write.alive()))
 
 
 def _supersede(books: Books, partition: Partition, row: Row, write: Write, index: int) -> None:
@@ -124,6 +126,10 @@ def _regroup(books: Books, partition: Partition, write: Write, rows: list[Row], 
 def moved(books: Books, fact: f.Moved) -> None:
     write = books.state.writes.get(fact.place.block_id)
     if write is not None:
-        write.place = fact.place
+        books.lay(write, fact.place, fact.replica)
         if fact.kept is not None:
             write.kept = list(fact.kept)
+
+
+def host_is(books: Books, fact: f.HostIs) -> None:
+    books.host(fact.place.host_id).place = fact.place

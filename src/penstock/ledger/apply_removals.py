@@ -18,7 +18,7 @@ def removed(books: Books, fact: f.Removed) -> None:
     for row in rows:
         if row.group is not None:
             groups[row.group.id] = row.group
-        _remove_row(books, partition, row, fact.reason, at)
+        _remove_row(books, partition, row, fact, at)
     _count_removed(partition, fact.reason, fact.detail, len(rows))
     for group in groups.values():
         books.after_leaving(partition, group)
@@ -30,8 +30,8 @@ def removed(books: Books, fact: f.Removed) -> None:
         books.note(partition.name, f"{len(rows)} rows {fact.reason} {fact.detail}".rstrip(), [row.key for row in rows])
 
 
-def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: int) -> None:
-    row_id = row.id
+def _remove_row(books: Books, partition: Partition, row: Row, fact: f.Removed, at: int) -> None:
+    row_id, reason = row.id, fact.reason
     token = partition.final_task.token_of(row_id) if reason == "trained" and partition.tasks else ""
     if reason == "trained":
         partition.finished_rows += 1
@@ -56,7 +56,8 @@ def _remove_row(books: Books, partition: Partition, row: Row, reason: str, at: i
         row.group.gone += reason != "cleared"  # a cleared row may be put anew
         row.group = None
         partition.grouped -= 1
-    books.remember(partition, row.key, Tombstone(reason, token, contents, at, books.grave_end()))
+    detail = fact.detail if reason == "lost" else ""
+    books.remember(partition, row.key, Tombstone(reason, token, contents, at, books.grave_end(), detail))
 
 
 def _count_removed(partition: Partition, reason: str, detail: str, number: int) -> None:

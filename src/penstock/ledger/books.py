@@ -14,10 +14,12 @@ from typing import TypeAlias
 
 from penstock.config import PlaneConfig
 from penstock.ledger import facts as f
+from penstock.ledger.hosts import Host
 from penstock.ledger.limits import HISTORY_EVENTS, HISTORY_KEYS
 from penstock.ledger.readiness import rebuild, refresh_group, refresh_row, requeue_group
 from penstock.ledger.state import Group, Lease, Partition, Row, Session, State, Tombstone
 from penstock.ledger.writes import Write
+from penstock.parts import BlockPlace, HostPlace
 
 MANY_TIMERS = 4096  # timers beyond which those that nobody needs any more are dropped
 Timer: TypeAlias = tuple[float, int, str, tuple[str, ...]]  # (when, order, kind, of what)
@@ -32,7 +34,7 @@ class Books:
         self.clock = 0.0
         self.wall = 0.0
         self.replaying = False  # what follows from rows is derived once at its end
-        self.freed: list[int] = []
+        self.freed: list[Write] = []
         self.touched: dict[str, None] = {}  # in order
         self.timers: list[Timer] = []
         self._timer_order = 0
@@ -63,6 +65,9 @@ class Books:
         if kind == "lease":
             lease = self.state.leases.get(what[0])
             return lease is not None and lease.until == when
+        if kind == "host":
+            host = self.state.hosts.get(int(what[0]))
+            return host is not None and host.state == "silent" and host.until == when
         group = self.partition(what[0]).groups.get(what[1])
         return group is not None and not group.done
 
@@ -104,7 +109,7 @@ class Books:
         bits = partition.mask_of([spec.name for spec in fact.fields])
         write = Write(fact.write_id, fact.fields, bits, fact.tags, len(fact.keys))
         write.live = len(fact.keys)
-        write.place = fact.place
+        write.place, write.replica = fact.place, fact.replica
         write.content = fact.content
         write.row_bytes = array("Q", fact.row_bytes)
         write.lengths = None if fact.lengths is None else array("Q", fact.lengths)
@@ -113,16 +118,45 @@ class Books:
         self.state.writes[write.id] = write
         return write
 
+    def host(self, host_id: int) -> Host:
+        """The host's record, made at first mention."""
+        found = self.state.hosts.get(host_id)
+        if found is None:
+            found = self.state.hosts[host_id] = Host(HostPlace(host_id, 0, "", "", []))
+        return found
+
+    def lay(self, write: Write, place: BlockPlace, replica: BlockPlace | None) -> None:
+        """The block lies there, and nowhere else."""
+        self.unlay(write)
+        write.place, write.replica = place, replica
+        self.note_places(write)
+
+    def note_places(self, write: Write) -> None:
+        """Hosts know what lies with them. While replaying nothing is noted: ``derive`` does it for what is left."""
+        for place in write.places() if write.hosted and not self.replaying else ():
+            self.host(place.host).holds(place)
+
+    def unlay(self, write: Write) -> None:
+        for place in write.places() if write.hosted and not self.replaying else ():
+            self.host(place.host).lets_go(write.id)
+
+    def account(self, partition: Partition, write: Write, nbytes: int) -> None:
+        """The partition has so many bytes more in the write's block, or fewer."""
+        partition.live_bytes += nbytes
+        if write.hosted:
+            partition.hosted_bytes += nbytes
+
     def bury(self, partition: Partition, write: Write, index: int) -> None:
         if write.place is not None:
-            partition.live_bytes -= write.row_bytes[index]
+            self.account(partition, write, -write.row_bytes[index])
         if write.bury(index):
             self.drop_write(write)
 
     def drop_write(self, write: Write) -> None:
         """Nothing of the write shows any more. Replay keeps it: a checkpoint's later slice may still name it."""
         if not self.replaying and self.state.writes.pop(write.id, None) is not None and write.place is not None:
-            self.freed.append(write.id)
+            self.unlay(write)
+            self.freed.append(write)
 
     def join(self, partition: Partition, row: Row) -> None:
         tag = row.tag("group_id")
@@ -198,6 +232,13 @@ class Books:
 
     def derive(self) -> None:
         """Replay only restates rows: bring up to date, in one pass, everything that follows from them."""
+        for host in self.state.hosts.values():
+            host.blocks.clear()
+            host.nbytes = 0
+        for write in self.state.writes.values():
+            if write.live and write.hosted:
+                for place in write.places():
+                    self.host(place.host).holds(place)
         for partition in self.state.partitions.values():
             rebuild(partition)
             for group in partition.groups.values():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneFull, DataPlaneUnavailable, UnknownName
+from penstock.ledger import placing
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Allot
 from penstock.ledger.state import Charge, Partition, PendingGrant, State, Waiter
@@ -113,7 +114,10 @@ def serve_waiting(desk: Desk) -> None:
             continue
         charge = waiter.charge = charge_of(partition, grant)
         if fits(desk, partition, charge):
-            _admit(desk, waiter, partition, charge)
+            try:
+                _admit(desk, waiter, partition, charge)
+            except DataPlaneUnavailable as silent:  # its host, meanwhile
+                desk.refuse(waiter, silent)
             continue
         if charge.begins:
             waiter.limit = limit_of(desk.config, partition, charge)
@@ -212,6 +216,7 @@ def used_rows(state: State) -> int:
 def _admit(desk: Desk, waiter: Waiter, partition: Partition, charge: Charge) -> None:
     grant = waiter.body
     assert isinstance(grant, Grant)
+    hosts = placing.choose(desk, grant) if grant.host else []
     session = desk.state.sessions[waiter.session_id]
     pending = PendingGrant(desk.new_ids(1)[0], session, grant, desk.state.clears)
     pending.bytes, pending.rows, pending.groups = charge.bytes, charge.rows, charge.groups
@@ -219,6 +224,9 @@ def _admit(desk: Desk, waiter: Waiter, partition: Partition, charge: Charge) -> 
     partition.granted_rows += charge.rows
     partition.admitted.update(charge.groups)
     desk.state.grants[pending.id] = pending
+    if hosts:
+        placing.assign(desk, waiter, pending, hosts)
+        return
     desk.out.append(Allot(waiter.session_id, waiter.call_id, pending.id, grant.nbytes, waiter.deadline))
 
 

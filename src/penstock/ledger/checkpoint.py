@@ -45,6 +45,7 @@ def _opening(desk: Desk) -> list[f.AnyFact]:
     facts += [
         f.SessionOpened(s.id, s.secret, s.client_id, s.owner, s.role, s.host, s.pid) for s in state.sessions.values()
     ]
+    facts += [f.HostIs(host.place) for host in state.hosts.values() if host.state != "gone"]
     for partition in state.partitions.values():
         if partition.registered:
             facts.append(f.Registered(partition.request))
@@ -96,7 +97,7 @@ def _write(partition: Partition, write: Write) -> f.WriteIs:
     keys = [""] * write.size  # the rows that need it carry their own
     put = f.Put(
         write.id, partition.name, write.session_id, keys, [], None, write.fields, write.tag_order, write.place,
-        write.content, list(write.row_bytes), lengths, write.wall,
+        write.content, list(write.row_bytes), lengths, write.wall, write.replica,
     )  # fmt: skip
     return f.WriteIs(put, write.kept)
 
@@ -122,7 +123,10 @@ def _tombstones(desk: Desk, name: str, keys: list[str]) -> f.TombstonesAre:
     stones = [(key, found[key]) for key in keys if key in found]
     return f.TombstonesAre(
         name,
-        [f.TombstoneIs(key, s.reason, s.token, list(s.contents), s.at, max(0.0, s.until - clock)) for key, s in stones],
+        [
+            f.TombstoneIs(key, s.reason, s.token, list(s.contents), s.at, max(0.0, s.until - clock), s.detail)
+            for key, s in stones
+        ],
         [],
     )
 

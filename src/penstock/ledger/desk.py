@@ -16,6 +16,7 @@ from penstock.ledger.apply import apply
 from penstock.ledger.books import Books
 from penstock.ledger.events import Answer, AnyEffect, Asked, FreeBlock, Persist
 from penstock.ledger.facts import AnyFact, Entry
+from penstock.ledger.hosts import Order
 from penstock.ledger.state import Group, Lease, Partition, Session, State, Task, Waiter
 from penstock.records import as_int
 from penstock.requests import Claimed, Failed, ReplyBody
@@ -58,8 +59,18 @@ class Desk:
                 )
             )
         )
-        self.out.extend(FreeBlock(block_id) for block_id in self.books.freed)
+        for write in self.books.freed:
+            if not write.hosted:
+                self.out.append(FreeBlock(write.id))
+            for place in write.places() if write.hosted else ():
+                self.order("free", write.id, place.host)
         self.books.freed.clear()
+
+    def order(self, what: Order, block_id: int, host_id: int) -> None:
+        """Have a host's agent do something, if it is up; when it comes back it hears of everything anyway."""
+        host = self.state.hosts.get(host_id)
+        if host is not None and host.order(what, block_id):
+            self.state.ordered[host_id] = None
 
     def conclude(self, facts: list[AnyFact], asked: Asked, reply: ReplyBody) -> None:
         """Record a mutation that took effect, and answer it."""
@@ -103,7 +114,8 @@ class Desk:
         heapq.heappush(self.deadlines, deadline)
         if len(self.deadlines) > self._many_deadlines:
             waiting = [w for of_partition in self.claims.values() for w in of_partition] + self.grants
-            self.deadlines = sorted({w.deadline for w in waiting})
+            agents = [host.report.until for host in self.state.hosts.values() if host.report is not None]
+            self.deadlines = sorted({w.deadline for w in waiting} | set(agents))
             self._many_deadlines = max(MANY_DEADLINES, 2 * len(self.deadlines))
 
     def new_ids(self, count: int) -> range:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from penstock.ledger.facts import Entry
-from penstock.requests import BlockPlace, OpenSession, ReplyBody, Request, RowIssue, Source
+from penstock.requests import BlockPlace, Granted, HostPlace, OpenSession, ReplyBody, Request, RowIssue, Source
 
 GOODBYE = "goodbye"  # why a session ended that said so itself
 
@@ -143,6 +143,23 @@ class Allot(Effect, frozen=True):
     deadline: float
 
 
+class Assign(Effect, frozen=True):
+    """Room is reserved on a host, whose agent finds the slot: answer the call with ``granted``.
+
+    The shell keeps the client's grant in mind as any other: ``NotAllotted`` says that the client does not hold it.
+    """
+
+    session_id: int
+    call_id: int
+    granted: Granted
+
+
+class Unassign(Effect, frozen=True):
+    """A grant on a host is over, committed or dropped: it is the client's no longer."""
+
+    grant: int
+
+
 class Fill(Effect, frozen=True):
     """The grant's slot holds a visible block now (WRITING -> READY)."""
 
@@ -162,13 +179,15 @@ class FreeBlock(Effect, frozen=True):
 
 
 class Resolve(Effect, frozen=True):
-    """Pin these blocks for the session and answer the call ``Located``."""
+    """Pin these blocks for the session, but for those on hosts, and answer the call ``Located``."""
 
     session_id: int
     call_id: int
     blocks: list[BlockPlace]
     sources: list[Source]
     issues: list[RowIssue]
+    others: list[BlockPlace] = []
+    hosts: list[HostPlace] = []
 
 
 class EndSession(Effect, frozen=True):
@@ -192,4 +211,6 @@ AnyEvent: TypeAlias = (
     | BlockMoved
     | Tick
 )
-AnyEffect: TypeAlias = Persist | Answer | Allot | Fill | DropGrant | FreeBlock | Resolve | EndSession
+AnyEffect: TypeAlias = (
+    Persist | Answer | Allot | Assign | Unassign | Fill | DropGrant | FreeBlock | Resolve | EndSession
+)

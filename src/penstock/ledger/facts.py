@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from penstock.requests import BlockPlace, FieldSpec, RegisterPartition, ReplyBody, TagColumn
+from penstock.requests import BlockPlace, FieldSpec, HostPlace, RegisterPartition, ReplyBody, TagColumn
 
 JOURNAL_VERSION = 1
 
@@ -71,6 +71,7 @@ class Put(Fact, frozen=True):
     """A put became visible. ``place`` None: tags only. ``fresh``: positions of rows that it made; None = all.
 
     ``write_id`` is the block's id. ``ids`` are the rows' ids, aligned with ``keys``; 0: the put says nothing new of it.
+    ``replica``: where the block lies a second time, on another host.
     """
 
     write_id: int
@@ -86,6 +87,7 @@ class Put(Fact, frozen=True):
     row_bytes: list[int]
     lengths: list[int] | None
     wall: float
+    replica: BlockPlace | None = None
 
 
 class Leased(Fact, frozen=True):
@@ -163,8 +165,17 @@ class PartitionCleared(Fact, frozen=True):
 
 
 class Moved(Fact, frozen=True):
+    """A block lies there from now on, and nowhere else but at ``replica``. ``kept`` None: it holds the rows it held."""
+
     place: BlockPlace
     kept: list[int] | None
+    replica: BlockPlace | None = None
+
+
+class HostIs(Fact, frozen=True):
+    """Where a host's agent is reached; whether it is there, every life of the plane finds out anew."""
+
+    place: HostPlace
 
 
 # -- a checkpoint restates what is alive; it follows ``LifeBegan`` and is absolute --------------------------------
@@ -202,6 +213,7 @@ class TombstoneIs(msgspec.Struct, frozen=True, array_like=True):
     contents: list[tuple[int, int]]
     at: int
     left_s: float
+    detail: str = ""
 
 
 class TombstonesAre(Fact, frozen=True):
@@ -254,6 +266,7 @@ AnyFact: TypeAlias = (
     | PartialAllowed
     | PartitionCleared
     | Moved
+    | HostIs
     | WriteIs
     | RowsAre
     | TombstonesAre

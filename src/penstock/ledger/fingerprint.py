@@ -26,10 +26,12 @@ def fingerprint(ledger: Ledger) -> dict[str, object]:
         owner = (lease.partition, lease.task, lease.session_id)
         found[f"lease {token}"] = (owner, keys, lease.lease_s, lease.whole_groups)
     found["blocks"] = sorted(
-        (w.id, w.place, w.live, w.content, tuple(w.kept or ()))
+        (w.id, w.places(), w.live, w.content, tuple(w.kept or ()))
         for w in state.writes.values()
         if w.place is not None and w.live
     )
+    hosts = {place.host for w in state.writes.values() if w.live and w.hosted for place in w.places()}
+    found["hosts"] = [state.hosts[host_id].place for host_id in sorted(hosts)]
     return found
 
 
@@ -53,7 +55,8 @@ def _partition(p: Partition) -> dict[str, object]:
         f"sizes {p.name}": (p.depth, p.live_bytes, p.promised_rows),
         f"queues {p.name}": sorted((q.task.name, sorted(q.required), q.whole, q.count) for q in p.queues),
         f"tombstones {p.name}": {
-            key: (s.reason, s.token, sorted(s.contents), s.at < p.cleared_at) for key, s in p.tombstones.items()
+            key: (s.reason, s.token, sorted(s.contents), s.at < p.cleared_at, s.detail)
+            for key, s in p.tombstones.items()
         },
     }
     for row in p.rows.values():

@@ -17,12 +17,12 @@ import msgspec
 
 from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneError, DataPlaneUnavailable
-from penstock.ledger import capacity, claims, events, holds, puts, reports, sessions, timers
+from penstock.ledger import agents, capacity, claims, events, holds, losses, puts, reports, sessions, timers
 from penstock.ledger.apply import apply
 from penstock.ledger.checkpoint import checkpoint as restate
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, AnyEffect, AnyEvent, Asked
-from penstock.ledger.facts import Entry, LifeBegan, Moved, Registered, Removed
+from penstock.ledger.facts import Entry, LifeBegan, Moved, Registered
 from penstock.ledger.invariants import check_invariants
 from penstock.ledger.limits import MAX_NAME, MAX_REPLIES, check_fields, check_names
 from penstock.ledger.state import Session
@@ -36,10 +36,13 @@ from penstock.requests import (
     Claim,
     Clear,
     Commit,
+    Damaged,
     Depth,
     Done,
+    Enlist,
     Evict,
     Grant,
+    HostReport,
     ListMetadata,
     Locate,
     Pop,
@@ -112,6 +115,9 @@ HANDLERS: dict[type[Any], Handler] = {
     Audit: reports.audit,
     Why: reports.why,
     Status: reports.status,
+    Enlist: agents.enlist,
+    HostReport: agents.report,
+    Damaged: agents.damaged,
 }
 
 
@@ -128,11 +134,11 @@ class Ledger:
             events.Asked: self._asked,
             events.Heard: self._heard,
             events.Disconnected: self._disconnected,
-            events.Withdrawn: lambda e: capacity.withdraw(self.desk, e.calls),
+            events.Withdrawn: self._withdrawn,
             events.SessionGone: self._session_gone,
             events.Allotted: self._allotted,
             events.NotAllotted: lambda e: puts.drop(self.desk, e.grant),
-            events.BlocksLost: self._blocks_lost,
+            events.BlocksLost: lambda e: losses.lose_rows(self.desk, e.block_ids, e.why),
             events.BlockMoved: lambda e: self.desk.record([Moved(e.place, e.kept)]),
             events.Tick: self._tick,
         }
@@ -187,8 +193,9 @@ class Ledger:
         return self._take()
 
     def live_blocks(self) -> list[BlockPlace]:
-        """Where the blocks lie that rows still need."""
-        return [w.place for w in self.desk.state.writes.values() if w.place is not None and w.live]
+        """Where the blocks lie that rows still need, in the plane's own arenas."""
+        writes = self.desk.state.writes.values()
+        return [w.place for w in writes if w.place is not None and w.live and not w.hosted]
 
     @property
     def sessions(self) -> int:
@@ -197,15 +204,15 @@ class Ledger:
 
     @property
     def live_bytes(self) -> int:
-        """Payload bytes of all rows."""
-        return sum(partition.live_bytes for partition in self.desk.state.partitions.values())
+        """Payload bytes of all rows that lie in the plane's own arenas."""
+        return sum(p.live_bytes - p.hosted_bytes for p in self.desk.state.partitions.values())
 
     def sparse_blocks(self) -> list[tuple[BlockPlace, list[int], list[int]]]:
-        """Blocks of which less than half is alive, with the rows to keep: as first put, and as they lie in it now."""
+        """Blocks in the plane's arenas less than half alive, with the rows to keep: as first put, as they lie in it."""
         return [
             (w.place, kept := w.alive(), kept if w.kept is None else [bisect_left(w.kept, i) for i in kept])
             for w in self.desk.state.writes.values()
-            if w.place is not None and 0 < 2 * w.live < (w.size if w.kept is None else len(w.kept))
+            if w.place is not None and not w.hosted and 0 < 2 * w.live < (w.size if w.kept is None else len(w.kept))
         ]
 
     def checkpoint(self, rows_per_slice: int = 1000) -> Iterator[Entry]:
@@ -261,6 +268,7 @@ class Ledger:
             name = next(iter(touched))
             del touched[name]
             claims.serve_waiting(desk, name)
+        agents.serve_waiting(desk)
 
     def _asked(self, event: Asked) -> None:
         desk = self.desk
@@ -333,14 +341,9 @@ class Ledger:
         if pending is not None:
             pending.place = event.place
 
-    def _blocks_lost(self, event: events.BlocksLost) -> None:
-        """Every row that needs one of these blocks is lost."""
-        lost = set(event.block_ids)
-        for partition in list(self.desk.state.partitions.values()):
-            rows = [row for row in partition.rows.values() if any(w.id in lost for w, _ in row.pairs())]
-            if rows:
-                self.desk.record([Removed(partition.name, [row.id for row in rows], "lost", event.why)])
-                self.desk.counters["rows.lost"] += len(rows)
+    def _withdrawn(self, event: events.Withdrawn) -> None:
+        capacity.withdraw(self.desk, event.calls)
+        agents.withdraw(self.desk, event.calls)
 
     def _tick(self, event: events.Tick) -> None:
         desk = self.desk
@@ -354,5 +357,6 @@ class Ledger:
         if desk.deadlines and desk.deadlines[0] <= desk.now:
             claims.expire_waiting(desk)
             capacity.expire_waiting(desk)
+            agents.expire_waiting(desk)
         while desk.deadlines and desk.deadlines[0] <= desk.now:
             heapq.heappop(desk.deadlines)

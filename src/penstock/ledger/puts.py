@@ -6,8 +6,10 @@ put of the same bytes is a success without effect; a row that was removed does n
 
 from __future__ import annotations
 
+import msgspec
+
 from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneFull, RowRemoved, UnknownName, abbreviate
-from penstock.ledger import capacity
+from penstock.ledger import capacity, placing
 from penstock.ledger.desk import Desk, unique
 from penstock.ledger.events import Asked, DropGrant, Fill
 from penstock.ledger.facts import Put
@@ -15,7 +17,7 @@ from penstock.ledger.limits import check_fields, check_names
 from penstock.ledger.state import Partition, PendingGrant, Row, Session, Tombstone, Waiter
 from penstock.ledger.writes import ABSENT, TagValues
 from penstock.records import as_int
-from penstock.requests import Commit, Done, FieldSpec, Grant, GrantAgain, PutTags, TagColumn
+from penstock.requests import BlockPlace, Commit, Done, FieldSpec, Grant, GrantAgain, PutTags, TagColumn
 
 _DECLARING = ("expected_num_keys", "num_keys")
 
@@ -34,6 +36,7 @@ def grant(desk: Desk, session: Session, asked: Asked) -> None:
         raise BadArgument("sizes do not add up", partition=body.partition)
     if body.nbytes < 1:
         raise BadArgument("a block has at least one byte", partition=body.partition)
+    placing.check(desk, body)
     _check_specs(partition, body.fields)
     check_fields(partition.field_bits, [spec.name for spec in body.fields], partition.name)
     capacity.ask(desk, Waiter(session.id, asked.call_id, 0, body, asked.deadline, desk.now))
@@ -82,7 +85,10 @@ def drop(desk: Desk, grant_id: int) -> None:
     if pending is not None:
         capacity.release(desk.books.partition(pending.request.partition), pending)
         desk.books.touch(pending.request.partition)
-        desk.out.append(DropGrant(grant_id))
+        if pending.lives:
+            placing.let_go(desk, pending, [])
+        else:
+            desk.out.append(DropGrant(grant_id))
         desk.counters["grants.dropped"] += 1
 
 
@@ -94,9 +100,10 @@ def commit(desk: Desk, session: Session, asked: Asked) -> None:
     if pending is None or pending.client_id != session.client_id:
         desk.answer(asked, GrantAgain())
         return
-    if pending.place is None:
+    if pending.place is None and not pending.lives:
         raise DataPlaneBadRequest(f"grant {body.grant} has no slot yet")
     try:
+        places = placing.sealed(pending, body)
         put = _decide(desk, pending, body.content, session.id, asked.wall)
     except DataPlaneBadRequest:
         drop(desk, body.grant)
@@ -104,12 +111,31 @@ def commit(desk: Desk, session: Session, asked: Asked) -> None:
     if put is None:  # repeated bytes: there already, or trained already
         drop(desk, body.grant)
         desk.answer(asked, Done())
+    elif pending.lives:
+        _commit_on_hosts(desk, pending, put, places, asked)
+    else:
+        _make_visible(desk, pending, put, asked)
+        desk.out.append(Fill(pending.id))
+        desk.answer(asked, Done())
+
+
+def _commit_on_hosts(desk: Desk, pending: PendingGrant, put: Put, places: list[BlockPlace], asked: Asked) -> None:
+    """What is acknowledged lies, for certain, on as many hosts as was asked for at least."""
+    kept = placing.count_places(desk, pending, places)
+    if kept is None:
+        drop(desk, pending.id)
+        desk.counters["grants.again"] += 1
+        desk.answer(asked, GrantAgain())
         return
+    _make_visible(desk, pending, msgspec.structs.replace(put, place=kept[0], replica=(*kept[1:], None)[0]), asked)
+    placing.let_go(desk, pending, kept)
+    desk.answer(asked, Done())
+
+
+def _make_visible(desk: Desk, pending: PendingGrant, put: Put, asked: Asked) -> None:
     del desk.state.grants[pending.id]
     capacity.release(desk.books.partition(put.partition), pending)
     desk.record([put], asked, Done())
-    desk.out.append(Fill(pending.id))
-    desk.answer(asked, Done())
     desk.counters["rows.put"] += len(put.keys)
     desk.counters["bytes.put"] += sum(put.row_bytes)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
+import msgspec
+
 from penstock.errors import BadArgument, FieldNotProduced, UnknownName, abbreviate
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import Asked, Resolve
+from penstock.ledger.hosts import Host
 from penstock.ledger.readiness import row_ready
 from penstock.ledger.state import Group, Partition, Row, Session, Unit
 from penstock.ledger.waits import why as explain
@@ -21,6 +24,7 @@ from penstock.requests import (
     Depth,
     Flag,
     Groups,
+    HostStatus,
     ListMetadata,
     Locate,
     Number,
@@ -54,7 +58,26 @@ def locate(desk: Desk, session: Session, asked: Asked) -> None:
     blocks: dict[int, int] = {}
     places: list[BlockPlace] = []
     sources = _sources(partition, rows, body.fields, blocks, places)
-    desk.out.append(Resolve(session.id, asked.call_id, places, sources, issues))
+    resolve = Resolve(session.id, asked.call_id, places, sources, issues)
+    if any(place.host for place in places):
+        resolve = _with_hosts(desk, resolve)
+    desk.out.append(resolve)
+
+
+def _with_hosts(desk: Desk, resolve: Resolve) -> Resolve:
+    """Name the second places and the agents; where the first place's host is silent and the other is not, swap them."""
+    state = desk.state
+    blocks: list[BlockPlace] = []
+    others: list[BlockPlace] = []
+    for place in resolve.blocks:
+        lies = state.writes[place.block_id].places() if place.host else [place]
+        if len(lies) > 1 and state.hosts[lies[0].host].state != "up":
+            lies.sort(key=lambda place: state.hosts[place.host].state != "up")
+        blocks.append(lies[0])
+        others += lies[1:]
+    named = dict.fromkeys(place.host for place in (*blocks, *others) if place.host)
+    hosts = sorted((state.hosts[host_id] for host_id in named), key=lambda host: host.state != "up")
+    return msgspec.structs.replace(resolve, blocks=blocks, others=others, hosts=[host.place for host in hosts])
 
 
 def _readable(partition: Partition, keys: list[str]) -> tuple[list[Row], list[RowIssue]]:
@@ -69,7 +92,9 @@ def _readable(partition: Partition, keys: list[str]) -> tuple[list[Row], list[Ro
             continue
         stone = partition.stone_of(key)
         if stone is not None and stone.reason == "lost":
-            issues.append(RowIssue(key, "DataPlaneReadError", "lost: its block was missing or damaged"))
+            issues.append(
+                RowIssue(key, "DataPlaneReadError", f"lost: {stone.detail or 'its block was missing or damaged'}")
+            )
         else:
             absent.append(key)
     if absent:
@@ -338,7 +363,18 @@ def status(desk: Desk, session: Session, asked: Asked) -> None:
             sessions=sessions,
             partitions=[_partition_status(desk, p) for p in live],
             counters=dict(desk.counters),
+            hosts=[_host_status(desk, host) for host in state.hosts.values()],
         ),
+    )
+
+
+def _host_status(desk: Desk, host: Host) -> HostStatus:
+    return HostStatus(
+        place=host.place,
+        state=host.state,
+        silent_s=0.0 if host.state == "up" else round(desk.books.clock - host.since, 3),
+        blocks=len(host.blocks),
+        nbytes=host.nbytes,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 
 from penstock.errors import DataPlaneUnavailable
-from penstock.ledger import capacity
+from penstock.ledger import capacity, losses, puts
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, EndSession, SessionOpens, SessionResumes
 from penstock.ledger.facts import AnyFact, GroupClosed, Removed, Returned, SessionEnded, SessionOpened
@@ -105,6 +105,10 @@ def end(desk: Desk, session: Session, why: str) -> None:
     capacity.leave_queue(desk, lambda waiter: waiter.session_id == session.id)
     facts.append(SessionEnded(session.id, why))
     desk.record(facts)
+    for pending in [p for p in desk.state.grants.values() if p.lives and p.session_id == session.id]:
+        puts.drop(desk, pending.id)  # its host's agent keeps the memory until its writer is done with it
+    for host in [h for h in desk.state.hosts.values() if h.session_id == session.id]:
+        losses.falls_silent(desk, host, why)
     desk.counters["sessions.ended"] += 1
     desk.out.append(EndSession(session.id, why))
 

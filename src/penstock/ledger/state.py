@@ -1,7 +1,8 @@
 """What a ledger remembers: plain slotted records, and the few rules that hold within one of them.
 
 Durable: partitions, rows, writes, groups, leases, tombstones, sessions with their replies, counters; only ``apply``
-changes them. Volatile: grants, waiting calls, queues' order, timers.
+changes them. Volatile: grants, waiting calls, queues' order, timers,
+which hosts are up and what they are ordered.
 Invariants: a row is in ``Partition.rows`` and ``rows_by_id`` from its first put to its removal; a queue's bit is
 set in ``Unit.queued`` exactly while the unit is ready for it; ids grow and are never reused.
 """
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from penstock.ledger.hosts import Host
 from penstock.ledger.writes import ABSENT, Write
 from penstock.records import Tag
 from penstock.requests import BlockPlace, Claim, FieldSpec, Grant, RegisterPartition, ReplyBody
@@ -266,13 +268,16 @@ class Tombstone:
 
     ``token``: the lease under which it was trained, if there was one; an eviction or a clear is nobody's success.
     ``contents``: (content, index) of its puts. ``at``: the ledger's count of clears when it was removed:
-    what was removed before the partition's last whole clear bars nothing any more.
+    what was removed before the partition's last whole clear bars nothing any more. ``detail``: how a lost row was lost.
     """
 
-    __slots__ = ("at", "contents", "reason", "token", "until")
+    __slots__ = ("at", "contents", "detail", "reason", "token", "until")
 
-    def __init__(self, reason: str, token: str, contents: tuple[tuple[int, int], ...], at: int, until: float) -> None:
+    def __init__(
+        self, reason: str, token: str, contents: tuple[tuple[int, int], ...], at: int, until: float, detail: str = ""
+    ) -> None:
         self.reason = reason
+        self.detail = detail
         self.token = token
         self.contents = contents
         self.at = at
@@ -299,6 +304,7 @@ class Partition:
         "grouped",
         "groups",
         "groups_by_id",
+        "hosted_bytes",
         "listing",
         "live_bytes",
         "lost",
@@ -350,6 +356,7 @@ class Partition:
         self.listing: tuple[float, list[str]] | None = None  # when a listing began, and the names it goes through
         self.depth = 0
         self.live_bytes = 0
+        self.hosted_bytes = 0  # of these, those that lie on hosts, not in the plane's arena
         self.promised_bytes = 0  # what admitted groups may still grow by
         self.promised_rows = 0
 
@@ -447,9 +454,24 @@ class Departed:
 
 
 class PendingGrant:
-    """A put between its grant and its commit. ``stamp``: the ledger's count of clears when it was granted."""
+    """A put between its grant and its commit. ``stamp``: the ledger's count of clears when it was granted.
 
-    __slots__ = ("bytes", "cleared", "client_id", "groups", "id", "place", "request", "rows", "session_id", "stamp")
+    ``lives``: of the agents on whose hosts the block may lie, by host, the writer's own first; empty = in the arena.
+    """
+
+    __slots__ = (
+        "bytes",
+        "cleared",
+        "client_id",
+        "groups",
+        "id",
+        "lives",
+        "place",
+        "request",
+        "rows",
+        "session_id",
+        "stamp",
+    )
 
     def __init__(self, grant_id: int, session: Session, request: Grant, stamp: int) -> None:
         self.id = grant_id
@@ -458,6 +480,7 @@ class PendingGrant:
         self.request = request
         self.stamp = stamp
         self.place: BlockPlace | None = None
+        self.lives: dict[int, int] = {}
         self.bytes = 0  # reserved for it
         self.rows = 0
         self.cleared: set[str] = set()  # keys that were cleared, before they existed, after this grant
@@ -511,11 +534,13 @@ class State:
         "grants",
         "history",
         "history_keys",
+        "hosts",
         "incarnation",
         "leases",
         "next_group",
         "next_id",
         "next_token",
+        "ordered",
         "partitions",
         "sessions",
         "writes",
@@ -535,5 +560,7 @@ class State:
         self.writes: dict[int, Write] = {}
         self.leases: dict[str, Lease] = {}
         self.grants: dict[int, PendingGrant] = {}
+        self.hosts: dict[int, Host] = {}
+        self.ordered: dict[int, None] = {}  # hosts that have orders which their waiting calls do not know of yet
         self.history: deque[tuple[float, str, str, tuple[str, ...]]] = deque()
         self.history_keys = 0  # keys that it names, in all

@@ -1,4 +1,4 @@
-"""What the passing of time does: leases expire, groups that are not whole reach their deadline or are given up.
+"""What the passing of time does: leases expire, hosts are gone, groups that are not whole are late or given up.
 
 Rule: only ``evict`` and ``clear`` end other people's leases. A group of which somebody holds a row is looked at again.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 
+from penstock.ledger import losses
 from penstock.ledger.desk import Desk
 from penstock.ledger.facts import AnyFact, PartialAllowed, Removed
 from penstock.ledger.holds import closing
@@ -24,6 +25,8 @@ def fire(desk: Desk) -> None:
         _, _, kind, what = heapq.heappop(timers)
         if kind == "lease":
             _lease_expires(desk, what[0])
+        elif kind == "host":
+            losses.grace_ends(desk, int(what[0]))
         elif kind == "group":
             _group_is_late(desk, *what)
         else:
@@ -128,6 +131,7 @@ def restart(desk: Desk) -> None:
     books = desk.books
     for lease in desk.state.leases.values():
         books.hold(lease, lease.lease_s)
+    losses.await_hosts(desk)
     for partition in desk.state.partitions.values():
         for group in partition.groups.values():
             if group.done:

@@ -28,6 +28,7 @@ class Write:
         "live",
         "names",
         "place",
+        "replica",
         "row_bytes",
         "session_id",
         "size",
@@ -58,6 +59,7 @@ class Write:
         self.dead: bytearray | None = None  # 1 per row that no longer needs this write; None while all do
         self.kept: list[int] | None = None  # original indices that the block still holds, after a compaction
         self.place: BlockPlace | None = None
+        self.replica: BlockPlace | None = None  # where the block lies a second time, on another host
         self.content = 0
         self.row_bytes: array[int] = array("Q")
         self.lengths: array[int] | None = None
@@ -77,6 +79,15 @@ class Write:
         """No row needs this write any more."""
         self.dead = bytearray(b"\x01" * self.size)
         self.live = 0
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the block lies on a host, not in the plane's arena."""
+        return self.place is not None and self.place.host != 0
+
+    def places(self) -> list[BlockPlace]:
+        """Everywhere the block lies, its first place first."""
+        return [place for place in (self.place, self.replica) if place is not None]
 
     def names_of(self, index: int) -> frozenset[str]:
         """The tags that row ``index`` has in this write."""

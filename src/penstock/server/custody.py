@@ -39,6 +39,7 @@ class Custody:
         self._waits = waits
         self._writers: dict[int, Holder] = {}  # grant -> who may be writing to it, or holds it though it is written
         self._kept: set[int] = set()  # grants that are written and still held
+        self._on_hosts: set[int] = set()  # grants whose memory is not ours: of these only the holders are watched
 
     # -- what the ledger wants ------------------------------------------------------------------------------------
 
@@ -57,6 +58,22 @@ class Custody:
         place = self.allotment.ask(request)
         if place is not None:
             self._granted(request, place)
+
+    def assign(self, effect: Assign, holder: Holder | None) -> None:
+        """Answer a grant on a host, unless nobody waits for it any more."""
+        grant = effect.granted.grant
+        if holder is None or not self._waits(effect.call_id):
+            self._tell(NotAllotted(grant))
+            return
+        self._on_hosts.add(grant)
+        self._writers[grant] = holder
+        holder.granted(grant)
+        self._answer(effect.call_id, effect.granted)
+
+    def unassign(self, grant: int) -> None:
+        """A grant on a host is over: its holder has nothing to give back."""
+        self._on_hosts.discard(grant)
+        self._let_go(grant)
 
     def fill(self, block_id: int) -> None:
         """The slot holds a visible block."""
@@ -86,12 +103,17 @@ class Custody:
         reached("server.freed")
 
     def resolve(self, effect: Resolve, holder: Holder | None) -> None:
-        """Pin the blocks of a read for its reader and say where they lie."""
+        """Pin the blocks of a read that are ours for its reader, and say where all of them lie."""
         if holder is None or not self._waits(effect.call_id):
             return
-        blocks = [self._pin(place, holder) for place in effect.blocks]
+        blocks = [self._pin(p, holder) if p.host == self._storage.host else p for p in effect.blocks]
         located = Located(
-            blocks=blocks, arenas=self._storage.arenas_of(blocks), sources=effect.sources, issues=effect.issues
+            blocks=blocks,
+            arenas=self._storage.arenas_of(p for p in blocks if p.host == self._storage.host),
+            sources=effect.sources,
+            issues=effect.issues,
+            others=effect.others,
+            hosts=effect.hosts,
         )
         self._answer(effect.call_id, located)
 
@@ -176,7 +198,7 @@ class Custody:
         """Its holder will not write to it any more, and holds it no longer."""
         kept = grant in self._kept
         self._let_go(grant)
-        if not kept:
+        if not kept and grant not in self._on_hosts:
             self._storage.abandon(grant)
         self._tell(NotAllotted(grant))
 

@@ -22,6 +22,7 @@ from penstock.errors import DataPlaneWriteError
 from penstock.ledger.events import (
     Allot,
     Answer,
+    Assign,
     DropGrant,
     Effect,
     EndSession,
@@ -30,6 +31,7 @@ from penstock.ledger.events import (
     FreeBlock,
     Persist,
     Resolve,
+    Unassign,
 )
 from penstock.ledger.journal import AnyJournal
 from penstock.points import reached
@@ -212,6 +214,10 @@ class Plane:
                 self.sessions.answer(effect.call_id, self._completed(effect.body))
             case Allot():
                 self.custody.allot(effect, self._holder(effect.session_id), self.clock())
+            case Assign():
+                self.custody.assign(effect, self._holder(effect.session_id))
+            case Unassign():
+                self.custody.unassign(effect.grant)
             case Resolve():
                 self.custody.resolve(effect, self._holder(effect.session_id))
             case Fill():

@@ -185,7 +185,7 @@ class Reception:
             case Ping():
                 self._heard(connection, call)
                 self._ping(number)
-            case Damaged():
+            case Damaged() if not call.body.host:
                 self._heard(connection, call)
                 self._mover.verify(call.body.block_id, number)
             case Shutdown():

@@ -62,6 +62,11 @@ class Storage:
             self._places[where.arena_id] = where
             self._old_of.update(dict.fromkeys(earlier.blocks(), earlier))
 
+    @property
+    def host(self) -> int:
+        """Whose the arenas are; 0 = the plane's own."""
+        return self._host
+
     # -- slots ----------------------------------------------------------------------------------------------------
 
     def grant(self, block_id: int, nbytes: int, owner: int) -> BlockPlace | None:

@@ -1,0 +1,90 @@
+"""What is lost: blocks that are damaged or missing, hosts that fall silent and are gone.
+
+Rules: rows of a block that lies a second time go on from there; all others are lost, by name and with the reason. A
+host is silent when its agent's session has ended, and gone ``host_grace_s`` later; one that comes back before has lost
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from penstock.ledger import puts
+from penstock.ledger.desk import Desk
+from penstock.ledger.facts import AnyFact, Moved, Removed
+from penstock.ledger.hosts import Host
+from penstock.ledger.limits import MAX_REASON
+
+__all__ = ["await_hosts", "falls_silent", "grace_ends", "lose_places", "lose_rows"]
+
+
+def lose_rows(desk: Desk, block_ids: Collection[int], why: str) -> None:
+    """Every row that needs one of these blocks is lost."""
+    lost = set(block_ids)
+    if not lost:
+        return
+    for partition in list(desk.state.partitions.values()):
+        rows = [row for row in partition.rows.values() if any(w.id in lost for w, _ in row.pairs())]
+        if rows:
+            desk.record([Removed(partition.name, [row.id for row in rows], "lost", why[:MAX_REASON])])
+            desk.counters["rows.lost"] += len(rows)
+
+
+def lose_places(desk: Desk, host: Host, block_ids: Iterable[int], why: str) -> None:
+    """These blocks do not lie on the host any more, or are damaged there: it frees what is left of them."""
+    moved: list[AnyFact] = []
+    nowhere: list[int] = []
+    for block_id in block_ids:
+        write = desk.state.writes.get(block_id)
+        if write is None or block_id not in host.blocks:
+            continue
+        others = [place for place in write.places() if place.host != host.id]
+        if others:
+            moved.append(Moved(others[0], None))
+        else:
+            nowhere.append(block_id)
+        desk.order("free", block_id, host.id)
+    if moved:
+        desk.record(moved)
+        desk.counters["blocks.on_one_host_less"] += len(moved)
+    lose_rows(desk, nowhere, why)
+
+
+# -- hosts ------------------------------------------------------------------------------------------------------------
+
+
+def falls_silent(desk: Desk, host: Host, why: str) -> None:
+    """The agent's session has ended: wait for it, so long."""
+    grace_s = desk.config.host_grace_s
+    host.session_id, host.report = 0, None
+    host.forget_orders()
+    desk.state.ordered.pop(host.id, None)
+    _wait_for(desk, host, grace_s)
+    desk.counters["hosts.silent"] += 1
+    desk.books.note("", f"{host.who()} is silent, its rows wait {grace_s:g} s for it: {why}")
+
+
+def await_hosts(desk: Desk) -> None:
+    """A life begins: every host that is known may come back."""
+    for host in desk.state.hosts.values():
+        _wait_for(desk, host, max(desk.config.host_grace_s, desk.config.resume_grace_s))
+
+
+def _wait_for(desk: Desk, host: Host, grace_s: float) -> None:
+    host.state, host.since = "silent", desk.books.clock
+    host.until = host.since + grace_s
+    desk.books.start_timer(grace_s, "host", str(host.id))
+
+
+def grace_ends(desk: Desk, host_id: int) -> None:
+    """The host is gone, if it has not come back meanwhile."""
+    host = desk.state.hosts.get(host_id)
+    if host is None or host.state != "silent" or host.until > desk.books.clock:
+        return
+    host.state = "gone"
+    silent = desk.books.clock - host.since
+    desk.counters["hosts.gone"] += 1
+    desk.books.note("", f"{host.who()} is gone after {silent:.1f} s, with {len(host.blocks)} blocks")
+    for pending in [p for p in desk.state.grants.values() if next(iter(p.lives), 0) == host.id]:
+        puts.drop(desk, pending.id)
+    lose_places(desk, host, list(host.blocks), f"host {host.place.name or host.id} gone for {silent:.0f} s")
