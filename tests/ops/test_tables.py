@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 from rich.console import Console, RenderableType
 
 from penstock.debts import Party, SilentSession
 from penstock.ops.metrics import exposition
 from penstock.ops.tables import audit_table, bytes_text, equation, groups_table, status_tables, why_tables
 from penstock.records import group_meta
-from penstock.requests import AuditReport, PartitionAudit, PartitionStatus, SessionStatus, StatusReport, WhyReport
+from penstock.requests import (
+    AuditReport,
+    HostPlace,
+    HostStatus,
+    PartitionAudit,
+    PartitionStatus,
+    SessionStatus,
+    StatusReport,
+    WhyReport,
+)
 
 BOOKS = AuditReport(
     3,
@@ -84,6 +94,16 @@ def test_status_shows_partitions_sessions_and_counters() -> None:
     text = shown(*status_tables(STATUS))
     for part in ("prev_lp -> train", "w[0]", "ff", "commits", "10 of 100", "2.0 KiB of 1.0 GiB"):
         assert part in text
+
+
+def test_status_shows_hosts_if_there_are_any() -> None:
+    """A host's name, where it is reached, whether it is, what lies there; a plane of one machine has none."""
+    place = HostPlace(7, 1, "node-7", "10.0.0.7", [7001, 7002])
+    silent = HostStatus(place=place, state="silent", silent_s=12.5, blocks=3, nbytes=4096)
+    text = shown(*status_tables(msgspec.structs.replace(STATUS, hosts=[silent])))
+    for part in ("node-7", "10.0.0.7", "7001 7002", "silent", "12.5 s", "4.0 KiB"):
+        assert part in text
+    assert "listeners" not in shown(*status_tables(STATUS))
 
 
 def test_groups_table_tells_how_to_go_on() -> None:

@@ -254,6 +254,10 @@ def demo(
         int | None, typer.Option(min=1, help="Train exactly so many steps; otherwise until the goal is reached.")
     ] = None,
     rollout_workers: Annotated[int, typer.Option(min=1, help="Processes that generate.")] = 2,
+    hosts: Annotated[
+        int,
+        typer.Option(min=1, max=2, help="2: over two hosts (network namespaces where allowed), with an agent each."),
+    ] = 1,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="kill -9 a worker, scorer, trainer, controller or plane, again and again.")
     ] = False,
@@ -285,6 +289,7 @@ def demo(
         options = DemoOptions(
             steps=steps,
             rollout_workers=rollout_workers,
+            hosts=hosts,
             chaos=chaos,
             chaos_period_s=chaos_period,
             min_faults=min_faults,

@@ -11,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.records import DataPlaneGroupMeta
-from penstock.requests import AuditReport, PartitionAudit, PartitionStatus, SessionStatus, StatusReport, WhyReport
+from penstock.requests import (
+    AuditReport,
+    HostStatus,
+    PartitionAudit,
+    PartitionStatus,
+    SessionStatus,
+    StatusReport,
+    WhyReport,
+)
 
 __all__ = ["audit_table", "bytes_text", "equation", "groups_table", "status_tables", "why_tables"]
 
@@ -46,9 +54,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 
 def status_tables(report: StatusReport) -> list[Table]:
-    """The plane, its partitions, its sessions, and what it counted."""
+    """The plane, its hosts if it has any, its partitions, its sessions, and what it counted."""
+    hosts = [table("hosts", _HOST_COLUMNS, [_host_row(h) for h in report.hosts])] if report.hosts else []
     return [
         _plane_table(report),
+        *hosts,
         table("partitions (waits: claims/puts)", _PARTITION_COLUMNS, [_partition_row(p) for p in report.partitions]),
         table("sessions", _SESSION_COLUMNS, [_session_row(s) for s in report.sessions]),
         table("counters", ("counter", "count>"), sorted(report.counters.items())),
@@ -67,6 +77,22 @@ def _plane_table(report: StatusReport) -> Table:
         "arena": bytes_text(report.arena_bytes),
     }
     return table("plane", ("", ""), facts.items())
+
+
+_HOST_COLUMNS = ("host", "address", "listeners", "state", "silent>", "blocks>", "bytes>")
+
+
+def _host_row(status: HostStatus) -> tuple[object, ...]:
+    place = status.place
+    return (
+        place.name,
+        place.address,
+        " ".join(map(str, [*place.ports, *place.ucx_ports])),
+        status.state,
+        f"{status.silent_s:.1f} s",
+        status.blocks,
+        bytes_text(status.nbytes),
+    )
 
 
 _PARTITION_COLUMNS = (
@@ -102,7 +128,7 @@ def _session_row(status: SessionStatus) -> tuple[object, ...]:
         f"{status.session_id:x}",
         status.owner,
         status.role,
-        status.pid,
+        status.pid or "remote",
         status.leases,
         f"{status.silent_s:.1f} s",
         "yes" if status.connected else "no",
