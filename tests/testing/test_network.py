@@ -130,7 +130,7 @@ def test_a_cut_of_one_direction_leaves_the_other(network: Network, ends: list[su
     say(a, b, "passes")
     say(b, a, "is lost")
     assert heard(at_b) == "passes"
-    assert network.swallowed == 1
+    assert network.swallowed >= 1
     network.heal()
     say(b, a, "passes again")
     assert heard(at_a) == "passes again"
