@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import BadArgument, DataPlaneUnavailable
-from penstock.requests import Done, Failed, Ping
+from penstock.requests import Done, Failed, Locate, Ping
 from penstock.server import doorway
 from penstock.server.doorway import bind, token_of
 from penstock.wire import WireError
@@ -117,6 +117,18 @@ def test_a_put_needs_a_host(plane: PlaneProcess) -> None:
         refused = client.call(grant_of(["a"], "p", 64))
         assert isinstance(refused, Failed)
         assert (refused.code, "penstock host" in refused.message) == ("DataPlaneUnavailable", True)
+
+
+def test_rows_of_the_planes_own_arena_are_out_of_reach(plane: PlaneProcess) -> None:
+    """A client of another machine is told where rows lie that were put beside the plane; nothing is pinned for it."""
+    with plane, RawClient(plane.data_dir, 2).open() as here:
+        here.register()
+        here.put(["a"])
+        with RawClient(plane.data_dir, sock=enter(plane, read_token(plane.data_dir / "token"))).open() as far:
+            refused = far.call(Locate("p", ["a"], ["x"]))
+            assert isinstance(refused, Failed)
+            assert (refused.code, "own memory" in refused.message) == ("DataPlaneReadError", True)
+            assert far.status().counters["arena.pins"] == 0
 
 
 def test_many_strangers_do_not_shut_the_door_for_ever(plane: PlaneProcess) -> None:

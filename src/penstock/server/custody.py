@@ -15,9 +15,17 @@ from penstock.points import reached
 from penstock.requests import BlockPlace, Failed, Granted, Heartbeat, Located, ReplyBody
 from penstock.server.allotment import Allotment, Request
 from penstock.server.holdings import Holder, Holdings
+from penstock.server.processes import ELSEWHERE
 from penstock.server.storage import Storage
 
 __all__ = ["Custody"]
+
+
+_OUT_OF_REACH = Failed(
+    code="DataPlaneReadError",
+    message="these rows were put on the plane's own machine, into its own memory, which other machines cannot read: "
+    "put them through a host's agent (`penstock host`, connect by penstock://)",
+)
 
 
 class Custody:
@@ -105,6 +113,9 @@ class Custody:
     def resolve(self, effect: Resolve, holder: Holder | None) -> None:
         """Pin the blocks of a read that are ours for its reader, and say where all of them lie."""
         if holder is None or not self._waits(effect.call_id):
+            return
+        if holder.process is ELSEWHERE and any(p.host == self._storage.host for p in effect.blocks):
+            self._answer(effect.call_id, _OUT_OF_REACH)  # nothing here would ever know that its reader is gone
             return
         blocks = [self._pin(p, holder) if p.host == self._storage.host else p for p in effect.blocks]
         located = Located(
