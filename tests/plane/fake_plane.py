@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from penstock.requests import (
     ResumeSession,
     Welcome,
 )
-from penstock.wire import FrameReader, decode_call, encode_reply
+from penstock.wire import FrameReader, WireError, decode_call, encode_reply
+from penstock.wire.auth import RESPONSE_BYTES, Greeter
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,22 @@ class FakePlane:
     fired: int = 0
 
     def __post_init__(self) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.path.unlink(missing_ok=True)
-        self._listener.bind(str(self.path))
-        self._listener.listen(8)
+        self._listener = self.listen()
         self._lock = threading.Lock()
         self._clients: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    def listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.path.unlink(missing_ok=True)
+        listener.bind(str(self.path))
+        listener.listen(8)
+        return listener
+
+    def admit(self, client: socket.socket) -> socket.socket:
+        """What a connection goes through before its first frame; an OSError ends it."""
+        return client
 
     def cut_all(self) -> None:
         """Close every connection, now."""
@@ -108,6 +118,11 @@ class FakePlane:
 
     def _serve(self, client: socket.socket) -> None:
         reader = FrameReader(1 << 30)
+        try:
+            client = self.admit(client)
+        except (OSError, WireError):
+            client.close()
+            return
         with client:
             while True:
                 try:
@@ -148,6 +163,39 @@ class FakePlane:
         if resumed and not self.remembers:
             return Failed("DataPlaneUnavailable", "unknown session")
         return Welcome(1, len(self.greetings), "secret", resumed, self.heartbeat_s, 60.0, 1 << 20)
+
+
+class TcpPlane(FakePlane):
+    """A plane at ``url``, on TCP, behind a token and perhaps TLS. ``doors``: the connections that were let in."""
+
+    def __init__(self, token: bytes, handler: Handler = done, tls: ssl.SSLContext | None = None) -> None:
+        self.token, self.tls = token, tls
+        self.doors = 0
+        super().__init__(Path("/nowhere"), handler)
+
+    @property
+    def url(self) -> str:
+        return f"penstock://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def listen(self) -> socket.socket:
+        return socket.create_server(("127.0.0.1", 0))
+
+    def admit(self, client: socket.socket) -> socket.socket:
+        if self.tls is not None:
+            client = self.tls.wrap_socket(client, server_side=True)
+        greeter = Greeter(self.token, "plane")
+        client.sendall(greeter.challenge())
+        client.sendall(greeter.answer(exactly(client, RESPONSE_BYTES)))
+        self.doors += 1
+        return client
+
+
+def exactly(sock: socket.socket, size: int) -> bytes:
+    """The next ``size`` bytes, or fewer if the connection ends before."""
+    data = b""
+    while len(data) < size and (more := sock.recv(size - len(data))):
+        data += more
+    return data
 
 
 class FakeDialer:

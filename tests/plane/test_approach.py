@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import selectors
 import socket
 from collections.abc import Iterator
 from typing import ClassVar
@@ -12,13 +13,14 @@ import pytest
 from penstock.errors import DataPlaneUnavailable
 from penstock.plane import events as ev
 from penstock.plane.approach import RESTART_S, Approach
-from penstock.plane.dialing import Starting
+from penstock.plane.dialing import Awaited, NotAdmitted, Starting
 
 
 class World:
     """Clock, shell and dialer in one. ``answers_at``: when somebody answers; ``word``: what a started plane says."""
 
     address = "here"
+    events = selectors.EVENT_READ
     answer: ClassVar[socket.socket]
 
     def __init__(self, *, answers_at: float = 1e9, word: str | None = None, wanted: bool = True) -> None:
@@ -39,7 +41,7 @@ class World:
     def apply(self, event: ev.Event) -> None:
         self.told.append(event)
 
-    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Starting | None = None) -> None:
+    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Awaited | None = None) -> None:
         self.now += 0.2 if timeout_s is None else timeout_s + 1e-6
         self.closing = self.now >= self.ends_at
 
@@ -146,3 +148,77 @@ def test_closing_ends_the_approach() -> None:
     world.ends_at = 1.0
     assert world.approach().connect(proven=True) is None
     assert world.now < 2.0
+
+
+class Far(World):
+    """Its connections take time: each needs so many polls."""
+
+    polls_needed = 3
+
+    def __init__(self) -> None:
+        super().__init__(answers_at=0.0)
+        self.watched: list[Awaited] = []
+        self.troubles: list[str] = []
+        self.refusal: DataPlaneUnavailable | None = None
+        self.path = self.approach()
+
+    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Awaited | None = None) -> None:
+        super().pause(timeout_s, wakeful=wakeful, watching=watching)
+        if watching is not None:
+            self.watched.append(watching)
+            self.troubles.append(self.path.trouble)
+
+    def dial(self) -> OnItsWay:  # type: ignore[override]
+        self.dials.append(self.now)
+        return OnItsWay(self, self.polls_needed)
+
+
+class OnItsWay:
+    events = selectors.EVENT_WRITE
+    patience_s = 1.0
+
+    def __init__(self, world: Far, polls: int) -> None:
+        self.world, self.left = world, polls
+
+    def fileno(self) -> int:
+        return -1
+
+    def poll(self) -> socket.socket | None:
+        if self.world.refusal is not None:
+            raise self.world.refusal
+        self.left -= 1
+        return None if self.left else self.world.answer
+
+    def close(self) -> None:
+        self.world.closed += 1
+
+    def drop(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return "a long way"
+
+
+def test_a_connection_that_takes_time_is_watched_until_it_stands() -> None:
+    """The thread waits for it in the selector, says so to whoever asks, and lets go of it in the end."""
+    world = Far()
+    assert world.path.connect(proven=True) is world.answer
+    assert (len(world.dials), len(world.watched), world.closed) == (1, 2, 1)
+    assert world.troubles == ["there is no more yet than a long way"] * 2
+
+
+def test_closing_ends_a_connection_on_its_way() -> None:
+    """However many steps it would still need."""
+    world = Far()
+    world.polls_needed, world.ends_at = 1000, 2.5
+    assert world.path.connect(proven=True) is None
+    assert (len(world.watched), world.closed) == (3, 1)
+
+
+def test_who_is_not_admitted_is_told_at_once() -> None:
+    """Waiting does not help: whoever waits is refused; others may still come, and the plane is dialled on."""
+    world = Far()
+    world.refusal, world.ends_at = NotAdmitted("another token"), 1.0
+    assert world.path.connect(proven=True) is None
+    assert {type(event) for event in world.told} == {ev.Refused}
+    assert len(world.dials) > 1

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import selectors
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from penstock.plane.channel import Channel
 from penstock.wire import WireError
+from penstock.wire.tls import client_context, server_context
+
+from .certificates import certificate
 
 
 @dataclass
@@ -77,3 +83,62 @@ def test_the_first_reason_to_drop_it_stays(ends: Ends) -> None:
     ends.channel.post(b"x", 1)
     ends.channel.disconnect("something else")
     assert ends.channel.cut == "the plane at here closed the connection"
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[Ends]:
+    cert, key = certificate(tmp_path)
+    mine, theirs = socket.socketpair()
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with ThreadPoolExecutor(1) as pool:
+        shaking = pool.submit(server_context(cert, key).wrap_socket, theirs, server_side=True)
+        sock = client_context(cert).wrap_socket(mine, server_hostname="127.0.0.1")
+        plane = shaking.result(10)
+    sock.setblocking(False)
+    with plane, selectors.DefaultSelector() as selector:
+        yield Ends(Channel(sock, selector, "here"), plane, selector)
+        sock.close()
+
+
+def test_what_tls_has_begun_to_encrypt_is_not_recalled(encrypted: Ends) -> None:
+    """Its bytes are on their way though the kernel took none of them: another call in their place would be garbled."""
+    posted = [bytes([n]) * 40_000 for n in range(20)]
+    for errand, data in enumerate(posted):
+        encrypted.channel.post(data, errand)
+    first = next(n for n in range(20) if n in {p.errand for p in encrypted.channel._outbox})
+    recalled = [n for n in range(20) if encrypted.channel.recall(n)]
+    assert first not in recalled
+    assert recalled == list(range(first + 1, 20))
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_exactly, encrypted.plane, 40_000 * (first + 1))
+        while encrypted.channel.busy:
+            encrypted.selector.select(0.1)
+            encrypted.channel.flush()
+        assert coming.result(10) == b"".join(posted[: first + 1])
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += sock.recv(1 << 20)
+    return data
+
+
+def test_what_tls_has_decrypted_is_not_left_lying(encrypted: Ends) -> None:
+    """Several frames in one record, of which the selector speaks once; and frames of several records."""
+    bodies = [bytes([n % 255]) * size for n, size in enumerate([1, 2, 60_000, 3, 200_000])]
+    sender = threading.Thread(target=encrypted.plane.sendall, args=(b"".join(map(frame, bodies)),))
+    sender.start()
+    came: list[bytes] = []
+    while len(came) < len(bodies):
+        assert encrypted.selector.select(10.0), "nothing more wakes us"
+        came += encrypted.channel.receive()
+    sender.join(5)
+    assert came == bodies
+
+
+def test_the_end_of_tls_is_the_end(encrypted: Ends) -> None:
+    """With a goodbye or without."""
+    encrypted.plane.close()
+    assert list(encrypted.channel.receive()) == []
+    assert encrypted.channel.cut is not None

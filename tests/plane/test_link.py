@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import socket
 import threading
@@ -401,6 +402,8 @@ def test_a_plane_of_another_version_is_not_waited_for(path: Path) -> None:
 
 class _Says:
     """A plane that starts and says this of itself."""
+
+    events = selectors.EVENT_READ
 
     def __init__(self, word: str) -> None:
         self._read, write = socket.socketpair()

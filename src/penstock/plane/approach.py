@@ -16,7 +16,7 @@ from typing import Protocol
 
 from penstock.errors import DataPlaneUnavailable
 from penstock.plane import events as ev
-from penstock.plane.dialing import Dialer, Starting
+from penstock.plane.dialing import Awaited, Dialer, Dialling, NotAdmitted, Starting
 from penstock.retry import Clock, Deadline, reconnect_delays
 
 __all__ = ["Approach", "Shell"]
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 RESTART_S = 1.0
 _IDLE_RESTART_S = 60.0
 _MAX_DOUBLINGS = 16
+_UNTRIED = "no connection has been tried yet"
 _RENEW_DELAYS_S = 3600.0  # delays grow to their ceiling and stay there; the iterator is made anew
 
 
@@ -42,10 +43,10 @@ class Shell(Protocol):
     def apply(self, event: ev.Event) -> None:
         """Tell the courier."""
 
-    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Starting | None = None) -> None:
+    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Awaited | None = None) -> None:
         """Deal with callers for so long, or until the client closes.
 
-        Ends early when a call comes, if ``wakeful``, and when ``watching`` is readable.
+        Ends early when a call comes, if ``wakeful``, and when ``watching`` is ready.
         """
 
 
@@ -53,13 +54,14 @@ class Approach:
     """Attributes: trouble: why there is no connection, in words; starts: planes started."""
 
     def __init__(self, dialer: Dialer, shell: Shell, rng: random.Random, *, clock: Clock = time.monotonic) -> None:
-        self.trouble = "no connection has been tried yet"
+        self.trouble = _UNTRIED
         self.starts = 0
         self._dialer = dialer
         self._shell = shell
         self._rng = rng
         self._clock = clock
         self._delays = self._new_delays()
+        self._dialling: Dialling | None = None
         self._start_at = 0.0  # no plane is started before
         self._failed_starts = 0  # in a row
 
@@ -71,12 +73,38 @@ class Approach:
             self._shell.pause(next(self._delays))
         while not self._shell.closing:
             try:
-                return self._dialer.dial()
+                return self._dial()
+            except NotAdmitted as unwanted:
+                self.trouble = str(unwanted)
+                self._shell.apply(ev.Refused(self.trouble))
             except DataPlaneUnavailable as nobody:
                 self.trouble = str(nobody)
                 self._shell.apply(ev.NotConnected(self.trouble))
             if self._start_plane() != "ready":
                 self._shell.pause(next(self._delays), wakeful=True)
+        return None
+
+    def drop(self) -> None:
+        """This is a forked child: let go of a connection that is the parent's."""
+        if self._dialling is not None:
+            self._dialling.drop()
+
+    def _dial(self) -> socket.socket | None:
+        found = self._dialer.dial()
+        if isinstance(found, socket.socket):
+            return found
+        self._dialling = found
+        before = "" if self.trouble == _UNTRIED else f"; before: {self.trouble}"
+        try:
+            while not self._shell.closing:
+                sock = found.poll()
+                if sock is not None:
+                    return sock
+                self.trouble = f"there is no more yet than {found!r}{before}"
+                self._shell.pause(found.patience_s, watching=found)
+        finally:
+            self._dialling = None
+            found.close()
         return None
 
     def _new_delays(self) -> Iterator[float]:

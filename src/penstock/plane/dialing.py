@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import selectors
 import shutil
 import socket
 import struct
@@ -27,7 +28,7 @@ from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType
 from penstock.wire import paths
 
-__all__ = ["Dialer", "LocalDialer", "Starting"]
+__all__ = ["Awaited", "Dialer", "Dialling", "LocalDialer", "NotAdmitted", "Starting"]
 
 _STARTER = "plane.starting"
 _COURTESY_S = 3.0  # a plane is up in a fraction of this
@@ -48,15 +49,44 @@ def _disown() -> None:
 os.register_at_fork(after_in_child=_disown)
 
 
-class Starting(Protocol):
-    """A plane on its way. ``fileno`` is readable when there is something to ``poll``."""
+class NotAdmitted(DataPlaneUnavailable):
+    """Whoever is there does not take this client, and asking again will not change that."""
+
+
+class Awaited(Protocol):
+    """Something on its way. ``fileno`` is ready for the selector's ``events`` when there is something to ``poll``."""
+
+    @property
+    def events(self) -> int: ...
 
     def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Starting(Awaited, Protocol):
+    """A plane on its way."""
 
     def poll(self) -> str | None:
         """Return its word once it has spoken ("ready", "taken", "error: ..."), None before."""
 
-    def close(self) -> None: ...
+
+class Dialling(Awaited, Protocol):
+    """A connection on its way. Closing lets go of it, unless it has been given out. Idempotent."""
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds after which it is to be polled, whether it is ready or not."""
+
+    def poll(self) -> socket.socket | None:
+        """Go on; return a connected, non-blocking socket once it stands, None before.
+
+        Raises:
+            DataPlaneUnavailable: it failed; says why and what to do. ``NotAdmitted``: it always will.
+        """
+
+    def drop(self) -> None:
+        """This is a forked child, and the connection its parent's: let go of the socket, whatever the parent does."""
 
 
 class Dialer(Protocol):
@@ -65,8 +95,8 @@ class Dialer(Protocol):
     @property
     def address(self) -> str: ...
 
-    def dial(self) -> socket.socket:
-        """Return a connected, non-blocking socket, at once.
+    def dial(self) -> socket.socket | Dialling:
+        """Return, at once, a connected, non-blocking socket, or one that is on its way.
 
         Raises:
             DataPlaneUnavailable: nobody answers; says what was tried.
@@ -245,6 +275,8 @@ class LocalDialer:
 
 class _Starting:
     """What a child says on its ready descriptor."""
+
+    events = selectors.EVENT_READ
 
     def __init__(self, ready: int, turn: int, pid: int, log: Path) -> None:
         self._ready = ready

@@ -30,7 +30,7 @@ from penstock.plane import events as ev
 from penstock.plane.approach import Approach
 from penstock.plane.channel import Channel
 from penstock.plane.courier import Courier, Identity, Phase
-from penstock.plane.dialing import Dialer, Starting
+from penstock.plane.dialing import Awaited, Dialer
 from penstock.plane.events import Effect, Ended, Event, Verdict
 from penstock.plane.exchange import Exchange, Waiter, method_of
 from penstock.plane.tokens import LeaseBook
@@ -206,6 +206,7 @@ class Link:
 
     def drop(self) -> None:
         """This is a forked child, and the session is its parent's: let go of the socket and say nothing."""
+        self._approach.drop()
         if self._channel is not None:
             self._channel.drop()
 
@@ -343,9 +344,9 @@ class Link:
     def wanted(self) -> bool:
         return self._courier.pending > 0
 
-    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Starting | None = None) -> None:
+    def pause(self, timeout_s: float | None, *, wakeful: bool = False, watching: Awaited | None = None) -> None:
         if watching is not None:
-            self._selector.register(watching, selectors.EVENT_READ)
+            self._selector.register(watching, watching.events)
         try:
             self._pause(timeout_s, wakeful=wakeful)
         finally:
@@ -387,7 +388,7 @@ class Link:
             if key.fileobj is self._waker:
                 self._take_in()
                 continue
-            if mask & selectors.EVENT_READ:
+            if mask & channel.receives_on:
                 self._receive(channel)
             if mask & selectors.EVENT_WRITE:
                 channel.flush()
