@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.plane import channel
 from penstock.plane.channel import Channel
 from penstock.wire import WireError
 from penstock.wire.tls import client_context, server_context
@@ -124,8 +125,9 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def test_what_tls_has_decrypted_is_not_left_lying(encrypted: Ends) -> None:
-    """Several frames in one record, of which the selector speaks once; and frames of several records."""
+def test_what_tls_has_decrypted_is_not_left_lying(encrypted: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More in one record than is taken at once, of which the selector speaks once; and frames of several records."""
+    monkeypatch.setattr(channel, "_READ_BYTES", 1000)
     bodies = [bytes([n % 255]) * size for n, size in enumerate([1, 2, 60_000, 3, 200_000])]
     sender = threading.Thread(target=encrypted.plane.sendall, args=(b"".join(map(frame, bodies)),))
     sender.start()
