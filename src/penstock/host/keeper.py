@@ -45,7 +45,8 @@ from penstock.ledger.events import (
     Tick,
     Withdrawn,
 )
-from penstock.parts import BlockPlace, RowIssue
+from penstock.parts import BlockPlace, HostPlace, RowIssue
+from penstock.reports import HostStatus
 from penstock.requests import Failed, GrantAgain, Hold, Reserve, Seal, Sealed, Status, StatusReport
 
 __all__ = ["OWN_SESSION", "Keeper", "Who"]
@@ -415,11 +416,13 @@ class Keeper:
     def _status(self) -> StatusReport:
         """About memory and sessions; of rows an agent knows nothing."""
         states = Counter(f"blocks.now_{block.state.name.lower()}" for block in self._blocks.values())
+        here = HostPlace(self._who.host_id, self.incarnation, self._who.name, "", [])  # how clients learn their host's id
+        host = HostStatus(place=here, state="up", silent_s=0.0, blocks=len(self._blocks), nbytes=self.live_bytes)
         return StatusReport(
             incarnation=self.incarnation, pid=0, uptime_s=0.0, durability="memory", served=True, rows=0,
             live_bytes=self.live_bytes, arena_bytes=0, max_bytes=self._config.max_bytes, max_rows=0,
             sessions=self._visitors.statuses(self._now), partitions=[],
-            counters={**self.counters, **states},
+            counters={**self.counters, **states}, hosts=[host],
         )  # fmt: skip
 
     def check_invariants(self) -> None:
