@@ -416,7 +416,7 @@ class Keeper:
     def _status(self) -> StatusReport:
         """About memory and sessions; of rows an agent knows nothing."""
         states = Counter(f"blocks.now_{block.state.name.lower()}" for block in self._blocks.values())
-        here = HostPlace(self._who.host_id, self.incarnation, self._who.name, "", [])  # how clients learn their host's id
+        here = HostPlace(self._who.host_id, self.incarnation, self._who.name, "", [])  # clients learn where they are
         host = HostStatus(place=here, state="up", silent_s=0.0, blocks=len(self._blocks), nbytes=self.live_bytes)
         return StatusReport(
             incarnation=self.incarnation, pid=0, uptime_s=0.0, durability="memory", served=True, rows=0,
