@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,10 +33,16 @@ log = logging.getLogger("penstock.server")
 
 
 class Mover:
-    """Args: plane; sparse_bytes: when so many bytes more hold no living row, sparse blocks are compacted."""
+    """Moves blocks of ``plane``.
 
-    def __init__(self, plane: Plane, sparse_bytes: int) -> None:
+    Args:
+        sparse_bytes: when so many bytes more hold no living row, sparse blocks are compacted.
+        may_retire: whether what has moved is known wherever it must be, so that old files may go.
+    """
+
+    def __init__(self, plane: Plane, sparse_bytes: int, may_retire: Callable[[], bool] = lambda: True) -> None:
         self._plane = plane
+        self._may_retire = may_retire
         self._sparse_bytes = sparse_bytes
         self._stopping = asyncio.Event()
         self._verifying: dict[int, list[int]] = {}  # block -> calls that reported it
@@ -68,7 +74,7 @@ class Mover:
             if not await self._move(block_id):
                 return False
         self._plane.settle()
-        if not self._plane.failed:
+        if not self._plane.failed and self._may_retire():
             for arena_id in storage.retire():
                 log.info("arena %d of an earlier life is empty and unlinked", arena_id)
         return True

@@ -27,7 +27,7 @@ from penstock.server.processes import has_ended
 from penstock.server.storage import Storage
 from penstock.wire import paths
 
-__all__ = ["Recovered", "arena_capacity", "recover"]
+__all__ = ["Recovered", "arena_capacity", "make_arena", "old_arenas", "recover"]
 
 _SPARSE_SHARE = 2  # blocks may be half dead before they are compacted, so that live bytes may need twice their room
 
@@ -73,7 +73,7 @@ def recover(data_dir: Path, config: PlaneConfig, *, clock: Clock, wall: Clock, r
     if entries:
         log.info("life %d begins: %d journal entries replayed", ledger.incarnation, entries)
     lost: dict[str, list[int]] = defaultdict(list)
-    old = _old_arenas(data_dir, ledger.live_blocks(), lost)
+    old = old_arenas(data_dir, ledger.live_blocks(), lost)
     arena, place = _new_arena(data_dir, config, ledger.incarnation, clock)
     departed = {session.id: session.pid for session in ledger.desk.state.sessions.values() if has_ended(session.pid)}
     return Recovered(ledger, journal, Storage(arena, place, old), effects, bool(entries), departed, lost)
@@ -98,9 +98,7 @@ def _open_journal(data_dir: Path, config: PlaneConfig, repair: bool) -> AnyJourn
     return MemoryJournal()
 
 
-def _old_arenas(
-    data_dir: Path, live: list[BlockPlace], lost: dict[str, list[int]]
-) -> list[tuple[OldArena, ArenaPlace]]:
+def old_arenas(data_dir: Path, live: list[BlockPlace], lost: dict[str, list[int]]) -> list[tuple[OldArena, ArenaPlace]]:
     """Open the files in which live blocks lie, and unlink the others."""
     wanted: dict[int, list[BlockPlace]] = defaultdict(list)
     for place in live:
