@@ -47,7 +47,7 @@ from penstock.ledger.events import (
 )
 from penstock.parts import BlockPlace, HostPlace, RowIssue
 from penstock.reports import HostStatus
-from penstock.requests import Failed, GrantAgain, Hold, Reserve, Seal, Sealed, Status, StatusReport
+from penstock.requests import Damaged, Done, Failed, GrantAgain, Hold, Reserve, Seal, Sealed, Status, StatusReport
 
 __all__ = ["OWN_SESSION", "Keeper", "Who"]
 
@@ -113,6 +113,7 @@ class Keeper:
             Reserve: self._reserve,
             Seal: self._seal,
             Hold: self._hold,
+            Damaged: self._damaged,
             Status: lambda asked, _: self._answer(asked.call_id, self._status()),
         }
 
@@ -133,6 +134,11 @@ class Keeper:
     def has_news(self) -> bool:
         """Whether there is something to report that does not wait."""
         return bool(self._news) or next(self._due(), None) is not None
+
+    @property
+    def moves_known(self) -> bool:
+        """Whether the plane knows where every block lies."""
+        return self._news.moves == 0
 
     def _due(self) -> Iterator[Block]:
         """Blocks that are to be asked about now."""
@@ -360,6 +366,10 @@ class Keeper:
                 why = f"block {block_id} does not lie on host {self._who.name} (any more)"
                 issues.append(RowIssue(str(block_id), "StaleSlotError", why))
         self._out.append(Resolve(asked.session_id, asked.call_id, places, [], issues))
+
+    def _damaged(self, asked: Asked, body: Damaged) -> None:
+        self._order_verify(body.block_id)
+        self._answer(asked.call_id, Done())
 
     # -- sessions -------------------------------------------------------------------------------------------------
 

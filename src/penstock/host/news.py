@@ -28,6 +28,11 @@ class News:
     def __bool__(self) -> bool:
         return bool(self._ended or self._lost or self._moved)
 
+    @property
+    def moves(self) -> int:
+        """Blocks of which the plane does not know yet where they lie."""
+        return len(self._moved)
+
     def ended(self, client_id: int) -> None:
         """The client's process is dead."""
         self._ended[client_id] = None
