@@ -12,11 +12,11 @@ __all__ = ["readable", "writable"]
 def readable(buffer: Buffer) -> memoryview:
     """Return ``buffer`` as a flat view of its bytes."""
     view = memoryview(cast("memoryview", buffer))
-    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast
+    return view.cast("B") if view.nbytes else memoryview(bytearray())  # a view of no bytes cannot be cast
 
 
 def writable(buffer: Buffer) -> memoryview:
     """As ``readable``, of what will be written to."""
     view = readable(buffer)
-    assert not (view.nbytes and view.readonly), "a buffer to receive into must be writable"
+    assert not view.readonly, "a buffer to receive into must be writable"
     return view

@@ -12,7 +12,6 @@ import fcntl
 import socket
 import ssl
 import struct
-import termios
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
@@ -32,6 +31,8 @@ _TURN_BYTES = 8 << 20  # after so many, other connections of the loop have their
 _PARTS_AT_ONCE = 64  # handed to the kernel in one call; the limit of Linux is 1024
 _LINGER_S = 1.0
 _DISCARD_BYTES = 1 << 16
+_DISCARDS = 64
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes in the send queue that have not been sent
 _IDLE_S, _PROBE_S, _PROBES = 30, 10, 3  # a peer whose machine is gone is noticed after a minute, if nobody asks it
 
 
@@ -152,13 +153,17 @@ class StreamConnection:
         return TransportError(f"receiving from {self._peer}: it has closed the connection", code="closed")
 
     async def _part(self, deadline: Deadline) -> None:
-        """Say that no more will come; if something of ours is still on its way, wait until the peer closes too."""
+        """Say that no more will come, and let what was sent leave; the kernel sees to its arrival.
+
+        What the peer sends meanwhile is thrown away: closing with it unread would reset the connection.
+        """
         if isinstance(self._sock, ssl.SSLSocket):
             await self._mover.write(_parting(self._sock), deadline)
-        if not _on_its_way(self._sock):
-            return  # all of it has reached the peer's machine, where a close does not take it back
         self._sock.shutdown(socket.SHUT_WR)
-        await self._mover.read(_discarding(self._sock), deadline)
+        if _unsent(self._sock):
+            await self._mover.read(_discarding(self._sock), deadline)  # until the peer, having read all, closes too
+        else:
+            _discard(self._sock)
 
     def _let_go(self) -> None:
         self._open = self._held = False
@@ -236,12 +241,20 @@ def _parting(sock: ssl.SSLSocket) -> Attempt:
 
 
 def _discarding(sock: socket.socket) -> Attempt:
-    """What the peer still sends is taken and thrown away: closing with it unread would reset the connection."""
     scratch = bytearray(_DISCARD_BYTES)
     return lambda: not sock.recv_into(scratch)
 
 
-def _on_its_way(sock: socket.socket) -> int:
-    """How many bytes the peer's kernel has not acknowledged."""
-    (unacknowledged,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
-    return int(unacknowledged)
+def _discard(sock: socket.socket) -> None:
+    """Take what has come and throw it away."""
+    discarded = _discarding(sock)
+    with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+        for _ in range(_DISCARDS):
+            if discarded():
+                return
+
+
+def _unsent(sock: socket.socket) -> int:
+    """How many bytes have not left this machine."""
+    (unsent,) = struct.unpack("i", fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4)))
+    return int(unsent)

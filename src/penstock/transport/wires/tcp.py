@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from penstock.endpoint.connection import Address, Serve
+from penstock.errors import TransportError
 from penstock.retry import Deadline
 from penstock.transport.wires.errors import transport_error
 from penstock.transport.wires.greeting import GREETING_S, dial, greet
@@ -65,6 +66,9 @@ class TcpWire:
         try:
             await connection.handshake(deadline)
             await dial(connection, Dialler(self._token, self._purpose), deadline)
+        except TransportError as failed:
+            connection.abort()
+            raise self._unanswered(address, failed) from failed
         except BaseException:
             connection.abort()
             raise
@@ -92,6 +96,13 @@ class TcpWire:
             connection.abort()
             raise
         return connection
+
+    def _unanswered(self, address: Address, failed: TransportError) -> TransportError:
+        """Say what was being done, and what silence may mean."""
+        silent = self._tls_client is None and failed.code in ("timeout", "closed", "reset")
+        hint = " (a listener that wants TLS does not answer who does not speak it)" if silent else ""
+        words = f"authenticating with {address}: {failed.message}{hint}"
+        return TransportError(words, code=failed.code, elapsed_s=failed.elapsed_s)
 
     def _encrypting(self, sock: socket.socket, address: Address) -> socket.socket:
         if self._tls_client is None:
