@@ -254,7 +254,7 @@ class ReadServing:
     def _part(self, connection: Connection, broken: TransportError) -> None:
         """The connection ends: because its reader left or asked nothing, or by what is worth a warning."""
         waiting = any(visit.waiting for visit in self._visits if visit.connection is connection)
-        if waiting and (broken.code == "closed" or self._closing):
+        if waiting and (broken.code in ("closed", "reset") or self._closing):
             return
         if waiting and broken.code == "timeout":
             self.counts.idle += 1
