@@ -65,6 +65,7 @@ class Office:
         self.freed: list[int] = []
         self.filled: list[int] = []
         self.dropped: list[int] = []
+        self.unassigned: list[int] = []
         self.ended: list[int] = []
         self.resolved: list[ev.Resolve] = []
         self._calls = 0
@@ -83,6 +84,10 @@ class Office:
                 place = BlockPlace(effect.grant, 1, effect.grant * 4096, effect.nbytes, 1)
                 self.event(ev.Allotted(effect.grant, place))
                 self.answers.setdefault(effect.call_id, []).append(Failed("granted", str(effect.grant)))
+            elif isinstance(effect, ev.Assign):
+                self.answers.setdefault(effect.call_id, []).append(effect.granted)
+            elif isinstance(effect, ev.Unassign):
+                self.unassigned.append(effect.grant)
             elif isinstance(effect, ev.FreeBlock):
                 self.freed.append(effect.block_id)
             elif isinstance(effect, ev.Fill):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from penstock.ledger.desk import Desk
+from penstock.ledger.hosts import Host
 from penstock.ledger.readiness import ready_rows, row_ready
 from penstock.ledger.reports import audit_partition
 from penstock.ledger.state import Group, Partition, Row
@@ -24,6 +25,36 @@ def check_invariants(desk: Desk) -> None:
         assert lease.rows, f"empty lease {token}"
         task = state.partitions[lease.partition].tasks[lease.task]
         assert all(task.held.get(row_id) is lease for row_id in lease.rows), f"{token} holds rows that others hold"
+    for host in state.hosts.values():
+        _check_host(desk, host)
+    agents = [host.session_id for host in state.hosts.values() if host.session_id]
+    assert len(agents) == len(set(agents)), "a session is the agent of two hosts"
+    for write in state.writes.values():
+        hosts = [place.host for place in write.places()]
+        assert write.replica is None or (write.hosted and len(set(hosts)) == 2), f"block {write.id}: {hosts}"
+
+
+def _check_host(desk: Desk, host: Host) -> None:
+    """What a host is said to hold is what writes and grants say; what it is told is no more and no less than that."""
+    who, state = host.who(), desk.state
+    lies = {w.id: p.nbytes for w in state.writes.values() if w.live for p in w.places() if p.host == host.id}
+    assert host.blocks == lies, f"{who}: blocks {host.blocks.keys() ^ lies.keys()}"
+    assert host.nbytes == sum(lies.values()), f"{who}: bytes"
+    granted = {g.id: g.request.nbytes for g in state.grants.values() if host.id in g.lives}
+    assert host.grants == granted, f"{who}: grants"
+    assert host.granted_bytes == sum(granted.values()), f"{who}: granted bytes"
+    assert (host.state == "up") == (host.session_id in state.sessions), f"{who} is {host.state}"
+    if host.state != "up":
+        assert host.report is None, f"{who} is {host.state} and waits for orders"
+        assert not host.has_orders, f"{who} is {host.state} and has orders"
+    if host.state == "gone":
+        assert not host.blocks, f"{who} is gone, and rows wait for it"
+        assert all(next(iter(g.lives)) != host.id for g in state.grants.values() if g.lives), f"{who}: grants"
+    assert host.report is None or not host.has_orders, f"{who} waits for orders that are there"
+    orders = host.orders()
+    assert host.blocks.keys() >= set(orders.adopt), f"{who} is to adopt what rows do not need there"
+    assert host.blocks.keys().isdisjoint(orders.free), f"{who} is to free what rows need there"
+    assert granted.keys().isdisjoint(orders.free), f"{who} is to free what may still be committed"
 
 
 def _check_partition(desk: Desk, partition: Partition) -> None:
@@ -34,6 +65,8 @@ def _check_partition(desk: Desk, partition: Partition) -> None:
     assert {row.id: row for row in partition.rows.values()} == partition.rows_by_id, f"{name}: rows by id"
     assert {group.id: group for group in partition.groups.values()} == partition.groups_by_id, f"{name}: groups by id"
     assert partition.live_bytes == sum(row.bytes() for row in partition.rows.values()), f"{name}: live_bytes"
+    hosted = [w.row_bytes[i] for row in partition.rows.values() for w, i in row.pairs() if w.hosted]
+    assert partition.hosted_bytes == sum(hosted), f"{name}: hosted_bytes"
     assert partition.depth == sum(group.done for group in partition.groups.values()), f"{name}: depth"
     assert partition.promised_bytes == sum(g.promised_bytes for g in partition.groups.values()), f"{name}: promises"
     grants = [g for g in desk.state.grants.values() if g.request.partition == name]
