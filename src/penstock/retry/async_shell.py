@@ -131,7 +131,8 @@ class AsyncRetrier:
                 if not done:
                     run.decide([Timer()], max(self._clock(), deadline.at))
                     return
-                effects = [e for task in done for e in self._landed(run, out.pop(task), task.result())]
+                landed = [task for task in out if task in done]  # a set has no order, and runs are to be repeatable
+                effects = [e for task in landed for e in self._landed(run, out.pop(task), task.result())]
         finally:
             await _end(out)
 

@@ -1,0 +1,82 @@
+"""How much is being received at once: so many reads and so many bytes, whoever asks.
+
+Invariants: first come, first served, so that a large block is not overtaken for ever; one that is larger than the limit
+goes alone; what was let in is counted out exactly once, however its read ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """For the tasks of one event loop."""
+
+    def __init__(self, max_reads: int, max_bytes: int) -> None:
+        self._max_reads, self._max_bytes = max_reads, max_bytes
+        self._reads = self._bytes = 0
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @property
+    def reads(self) -> int:
+        """Reads that are in."""
+        return self._reads
+
+    @property
+    def bytes(self) -> int:
+        """Their bytes."""
+        return self._bytes
+
+    @asynccontextmanager
+    async def passing(self, nbytes: int) -> AsyncIterator[None]:
+        """Wait until ``nbytes`` more may be received; they are in for as long as the context lasts."""
+        if self._waiting or not self._fits(nbytes):
+            await self._turn(nbytes)
+        else:
+            self._let_in(nbytes)
+        try:
+            yield
+        finally:
+            self._let_out(nbytes)
+
+    async def _turn(self, nbytes: int) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, nbytes))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove((turn, nbytes))
+                self._next()  # it may have been the first, and too large
+            else:
+                self._let_out(nbytes)  # let in and called off at the same moment
+            raise
+
+    def _fits(self, nbytes: int) -> bool:
+        return self._reads == 0 or (self._reads < self._max_reads and self._bytes + nbytes <= self._max_bytes)
+
+    def _let_in(self, nbytes: int) -> None:
+        self._reads += 1
+        self._bytes += nbytes
+
+    def _let_out(self, nbytes: int) -> None:
+        self._reads -= 1
+        self._bytes -= nbytes
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][1]):
+            turn, nbytes = self._waiting[0]
+            if turn.cancelled():
+                return  # its task takes it out when it runs, and calls again
+            self._waiting.popleft()
+            self._let_in(nbytes)
+            turn.set_result(None)
+
+    def __repr__(self) -> str:
+        return f"Gate({self._reads} reads, {self._bytes} bytes, {len(self._waiting)} waiting)"
