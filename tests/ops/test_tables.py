@@ -104,6 +104,9 @@ def test_status_shows_hosts_if_there_are_any() -> None:
     for part in ("node-7", "10.0.0.7", "7001 7002", "silent", "12.5 s", "4.0 KiB"):
         assert part in text
     assert "listeners" not in shown(*status_tables(STATUS))
+    told = exposition(msgspec.structs.replace(STATUS, hosts=[silent]), BOOKS)
+    assert 'penstock_host_up{host="node-7/7",state="silent"} 0.0' in told
+    assert "penstock_host" not in exposition(STATUS, BOOKS)
 
 
 def test_groups_table_tells_how_to_go_on() -> None:

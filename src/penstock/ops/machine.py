@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["cpu_model", "machine_facts", "package_version", "redis_version", "versions"]
 
 REQUIRED = ("numpy", "msgspec", "xxhash", "typer", "rich", "prometheus-client")
-OPTIONAL = ("torch", "tensordict", "safetensors", "redis", "ray", "TransferQueue", "uvloop", "matplotlib")
+OPTIONAL = ("torch", "tensordict", "safetensors", "redis", "ray", "TransferQueue", "ucxx-cu12", "uvloop", "matplotlib")
 
 
 def package_version(name: str) -> str | None:

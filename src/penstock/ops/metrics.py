@@ -8,7 +8,7 @@ from itertools import chain
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from penstock.requests import AuditReport, PartitionStatus, StatusReport
+from penstock.requests import AuditReport, HostStatus, PartitionStatus, StatusReport
 
 __all__ = ["exposition"]
 
@@ -25,7 +25,10 @@ class _Reports:
         self._status, self._books = status, books
 
     def collect(self) -> Iterator[Metric]:
-        return chain(_of_plane(self._status), _of_partitions(self._status.partitions), _of_books(self._books))
+        status = self._status
+        return chain(
+            _of_plane(status), _of_hosts(status.hosts), _of_partitions(status.partitions), _of_books(self._books)
+        )
 
 
 def _of_plane(status: StatusReport) -> Iterator[Metric]:
@@ -48,6 +51,20 @@ def _of_plane(status: StatusReport) -> Iterator[Metric]:
     for name, count in sorted(status.counters.items()):
         counted.add_metric([name], count)
     yield counted
+
+
+def _of_hosts(hosts: list[HostStatus]) -> Iterator[Metric]:
+    if not hosts:
+        return
+    standing = GaugeMetricFamily("penstock_host_up", "1: heard of; 0: silent, or gone.", labels=["host", "state"])
+    silent = GaugeMetricFamily("penstock_host_silent_seconds", "Since a host was last heard of.", labels=["host"])
+    held = GaugeMetricFamily("penstock_host_bytes", "Bytes of blocks that rows need on a host.", labels=["host"])
+    for host in hosts:
+        name = f"{host.place.name}/{host.place.host_id:x}"  # machines may share a name
+        standing.add_metric([name, host.state], host.state == "up")
+        silent.add_metric([name], host.silent_s)
+        held.add_metric([name], host.nbytes)
+    yield from (standing, silent, held)
 
 
 def _of_partitions(partitions: list[PartitionStatus]) -> Iterator[Metric]:
