@@ -232,7 +232,7 @@ class MemoryConnection:
             if fault == "truncate":
                 await self._give(travelling[0][: len(travelling[0]) // 2])
                 self._end("closed")
-                raise ConnectionResetError
+                raise TransportError(f"sending to {self._peer}: cut off half way, as ordered", code="reset")
             for part in travelling:
                 await self._give(part)
 
