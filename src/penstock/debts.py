@@ -1,7 +1,7 @@
 """What is missing when nothing moves, and who owes it: the part of ``why`` that a program reads.
 
 Each debt has its facts as fields and says them in one sentence, ``says``. A report names the worst first: a plane that
-is full, groups that lack rows, tasks that find none, sessions whose sign of life is overdue; at most eight of each.
+is full, groups that lack rows, tasks that find none, hosts and sessions that are not heard of; at most eight of each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-__all__ = ["AnyDebt", "Debt", "FullPlane", "Party", "Room", "SilentSession", "StarvedTask", "StuckGroup"]
+__all__ = ["AnyDebt", "Debt", "FullPlane", "Party", "Room", "SilentHost", "SilentSession", "StarvedTask", "StuckGroup"]
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +123,26 @@ class FullPlane(Debt, frozen=True, kw_only=True, tag=True):
     held_by: list[Party]
 
 
+class SilentHost(Debt, frozen=True, kw_only=True, tag=True):
+    """A host whose agent is not heard of, while rows lie there.
+
+    Attributes:
+        host: its name and id; ``address``: where its agent was reached.
+        silent_s: since its agent's session ended; ``left_s``: until it counts as gone.
+        rows: of those that were looked at, how many lie there and nowhere that is up: they are lost with the host.
+        example: the key of one; "" = none.
+        blocks: that lie there, of all partitions, those with a second place included.
+    """
+
+    host: str
+    address: str
+    silent_s: float
+    left_s: float
+    rows: int
+    example: str
+    blocks: int
+
+
 class SilentSession(Debt, frozen=True, kw_only=True, tag=True):
     """A session whose sign of life is overdue, or that ended without a goodbye.
 
@@ -137,4 +157,4 @@ class SilentSession(Debt, frozen=True, kw_only=True, tag=True):
     unfinished: int
 
 
-AnyDebt: TypeAlias = StuckGroup | StarvedTask | FullPlane | SilentSession
+AnyDebt: TypeAlias = StuckGroup | StarvedTask | FullPlane | SilentHost | SilentSession

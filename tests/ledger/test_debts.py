@@ -6,11 +6,12 @@ from typing import TypeVar
 
 import pytest
 
-from penstock.debts import AnyDebt, FullPlane, SilentSession, StarvedTask, StuckGroup
+from penstock.debts import AnyDebt, FullPlane, SilentHost, SilentSession, StarvedTask, StuckGroup
 from penstock.ledger import debts
 from penstock.ledger.events import GOODBYE, BlocksLost, Heard, SessionGone
 from penstock.records import GroupPolicy
 from penstock.requests import Claim, RegisterPartition, Why, WhyReport
+from tests.ledger.machines import Agents, put
 from tests.ledger.office import Office, group_tags
 
 D = TypeVar("D", bound=AnyDebt)
@@ -254,3 +255,30 @@ def test_the_worst_comes_first_and_a_healthy_plane_owes_nothing() -> None:
     answer = healthy.ask(2, Why("p", task="train"))
     assert isinstance(answer, WhyReport)
     assert answer.owed == []
+
+
+def test_a_silent_host_is_named_with_the_rows_that_wait_for_it() -> None:
+    """Rows that lie elsewhere too do not wait; ``why`` of a row says where it lies, and how it was lost."""
+    office = made(dead_after_s=1e6)
+    agents = Agents(office)
+    agents.up(1)
+    agents.up(2)
+    put(office, 1, ["alone"], host=1)
+    put(office, 1, ["both"], host=1, replicas=2)
+    assert owed(office, SilentHost) == []
+    agents.down(1)
+    office.later(3.0)
+    (debt,) = owed(office, SilentHost)
+    assert (debt.rows, debt.example, debt.blocks, debt.address) == (1, "alone", 2, "10.0.0.1")
+    assert (debt.silent_s, debt.left_s) == (3.0, 57.0)
+    assert debt.host in debt.says
+    assert "1 rows wait for it" in debt.says
+    report = office.ask(1, Why("p", key="alone"))
+    assert isinstance(report, WhyReport)
+    assert any("it lies on host m1" in line and "silent for 3.0 s" in line for line in report.waits)
+    agents.down(2)
+    assert sum(d.rows for d in owed(office, SilentHost)) == 3  # nobody is up: both wait, one of them for either host
+    office.later(57.0)
+    report = office.ask(1, Why("p", key="alone"))
+    assert isinstance(report, WhyReport)
+    assert "lost host m1 gone for 60 s" in report.waits[0]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from penstock.debts import AnyDebt, FullPlane, Party, Room, SilentSession, StarvedTask, StuckGroup
+from penstock.debts import AnyDebt, FullPlane, Party, Room, SilentHost, SilentSession, StarvedTask, StuckGroup
 from penstock.ledger import capacity
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import GOODBYE
+from penstock.ledger.hosts import Host
 from penstock.ledger.readiness import ready_rows, row_ready
 from penstock.ledger.state import Group, Partition, Row, Task, Waiter, Wanted
 from penstock.records import is_true
@@ -24,7 +25,7 @@ def debts(desk: Desk, partition: Partition, tasks: Sequence[Task]) -> list[AnyDe
     owed: list[AnyDebt] = [*_full(desk, partition), *_stuck_groups(desk, partition, tasks)]
     for task in tasks:
         owed += _starved(desk, partition, task)
-    return [*owed, *_silent(desk, partition)]
+    return [*owed, *silent_hosts(desk, partition), *_silent(desk, partition)]
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
@@ -93,6 +94,43 @@ def _silence(desk: Desk, someone: Party, unfinished: int) -> SilentSession:
         )
     owes = f"; {unfinished} groups that it put to are not whole" if unfinished else ""
     return SilentSession(says=what + owes, party=someone, dead_after_s=limit, unfinished=unfinished)
+
+
+# -- hosts ------------------------------------------------------------------------------------------------------------
+
+
+def silent_hosts(desk: Desk, partition: Partition) -> list[SilentHost]:
+    """The hosts for which rows wait; those that will lose rows of this partition first."""
+    silent = [h for h in desk.state.hosts.values() if h.state == "silent" and h.blocks]
+    if not silent:
+        return []
+    hosts, only_here = desk.state.hosts, {host.id: list[str]() for host in silent}
+    for row in islice(partition.rows.values(), LOOKED_AT):
+        for write, _ in row.pairs():
+            lies = [place.host for place in write.places()] if write.hosted else []
+            if lies and all(hosts[host_id].state != "up" for host_id in lies):
+                for host_id in lies:
+                    only_here[host_id].append(row.key)
+    found = [_silent_host(desk, host, list(dict.fromkeys(only_here[host.id]))) for host in silent]
+    return sorted(found, key=lambda debt: -debt.rows)[:SHOWN]
+
+
+def _silent_host(desk: Desk, host: Host, keys: list[str]) -> SilentHost:
+    silent = round(desk.books.clock - host.since, 3)
+    left = round(max(0.0, host.until - desk.books.clock), 3)
+    example = keys[0] if keys else ""
+    rows = f"{len(keys)} rows wait for it, e.g. {example!r}" if keys else "all that lies there lies elsewhere too"
+    return SilentHost(
+        says=f"{host.who()} at {host.place.address or 'an unknown address'} is silent for {silent:.1f} s: {rows}; "
+        f"it counts as gone in {left:.1f} s",
+        host=host.who(),
+        address=host.place.address,
+        silent_s=silent,
+        left_s=left,
+        rows=len(keys),
+        example=example,
+        blocks=len(host.blocks),
+    )
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------

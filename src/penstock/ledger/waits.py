@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from penstock.errors import BadArgument, UnknownName
-from penstock.ledger.debts import LOOKED_AT, SHOWN, debts, party, stuck_group, told
+from penstock.ledger.debts import LOOKED_AT, SHOWN, debts, party, silent_hosts, stuck_group, told
 from penstock.ledger.desk import Desk
 from penstock.ledger.leasing import Hold, hold_of
 from penstock.ledger.readiness import find_queue, row_ready
@@ -109,6 +109,7 @@ def why(desk: Desk, body: Why) -> WhyReport:
     if body.task is None:
         waits += _groups_missing(desk, partition)
     subject = f"task {body.task!r} of partition {partition.name!r}" if body.task else f"partition {partition.name!r}"
+    waits += [debt.says for debt in silent_hosts(desk, partition)]
     waits += silent_sessions(desk)
     return WhyReport(subject, waits, _history(desk, partition.name), debts(desk, partition, tasks))
 
@@ -157,7 +158,7 @@ def _why_key(desk: Desk, partition: Partition, key: str) -> WhyReport:
             return WhyReport(subject, [_waits_for_room(desk, w) for w in waiting], history)
         if stone is None and not history:
             raise UnknownName(f"unknown rows of partition {partition.name!r}: {key!r}", keys=[key])
-        state = f"removed: {stone.reason}" if stone is not None else "removed long ago"
+        state = f"removed: {stone.reason} {stone.detail}".rstrip() if stone is not None else "removed long ago"
         return WhyReport(subject, [state], history)
     mask = partition.mask_of(partition.fields)
     waits = [f"task {t.name!r}: {_row_state(partition, row, t, mask)}" for t in partition.tasks.values()]
@@ -168,8 +169,20 @@ def _why_key(desk: Desk, partition: Partition, key: str) -> WhyReport:
     ]
     if row.group is not None:
         waits.append(stuck_group(desk, row.group).says)
+    waits += _where(desk, row)
     owed = [stuck_group(desk, row.group)] if row.group is not None and not row.group.done else []
     return WhyReport(subject, waits, history, list(owed))
+
+
+def _where(desk: Desk, row: Row) -> list[str]:
+    """On which hosts the row lies, and which of them are not heard of."""
+    places = dict.fromkeys(place.host for write, _ in row.pairs() if write.hosted for place in write.places())
+    hosts = [desk.state.hosts[host_id] for host_id in places]
+    clock = desk.books.clock
+    return [
+        f"it lies on {host.who()}" + ("" if host.state == "up" else f", silent for {clock - host.since:.1f} s")
+        for host in hosts
+    ]
 
 
 def _why_group(desk: Desk, partition: Partition, gid: str) -> WhyReport:
