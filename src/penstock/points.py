@@ -99,6 +99,13 @@ POINTS = (
     Point("journal.written", "ledger", "The kernel has the buffered entries; nothing that waits for them is done."),
     Point("journal.rotated", "ledger", "A segment has been made; it holds its header alone."),
     Point("journal.rebased", "ledger", "The segments before a checkpoint have stopped counting; they still lie there."),
+    # -- a host's agent -----------------------------------------------------------------------------------------------
+    Point("host.enlisted", "host", "The plane has said what rows need of this host; nothing of it has been looked at."),
+    Point("host.recovered", "host", "What earlier lives left is taken over; clients are not served yet."),
+    Point("host.listening", "host", "Clients are served; whoever started the agent has not been told."),
+    Point("host.sealed", "host", "A written block's slot is open to readers; its writer has not been answered."),
+    Point("host.ordered", "host", "The plane's orders have come; none is carried out."),
+    Point("host.ended", "host", "Whatever may be needed lies in files; shared memory is let go of, the lock is held."),
     # -- a host's payload server ---------------------------------------------------------------------------------------
     Point("host.sending", "transport", "A remote read has its token; neither status nor payload has been sent."),
     Point("host.sent", "transport", "A payload has been sent; whether it has arrived is not known."),

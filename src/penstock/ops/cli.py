@@ -100,6 +100,51 @@ def serve(
         serve_plane(report, orders)
 
 
+@app.command()
+def host(
+    plane: Annotated[
+        str | None,
+        typer.Option("--plane", metavar="URL", help="Its plane, penstock://HOST:PORT.", show_default=False),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="A copy of the plane's token file, mode 0600.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--dir", help="The agent's own directory; by default one under /tmp for each plane.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="How other hosts reach this one; by default as it reaches the plane.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What people call this host; by default its host name.")] = "",
+    listeners: Annotated[int, typer.Option(min=1, max=64, help="Payload listeners: a thread and a port each.")] = 2,
+    max_bytes: Annotated[
+        str | None, typer.Option("--max-bytes", metavar="BYTES", help="Size of the arena, e.g. 64e9.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another option of PlaneConfig, e.g. --set warm_bytes=1e9."),
+    ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Who signs certificates of plane and hosts (PEM).")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="This host's certificate (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the agent of this machine in the foreground: it holds what is put here, and serves it to other hosts.
+
+    Ctrl-C or SIGTERM end it cleanly: what rows need is written to its directory first, where its next start finds it.
+
+    Example: penstock host --plane penstock://10.0.0.1:7000 --token-file token --max-bytes 64e9
+    """
+    from penstock.ops.host import HostOrders, serve_host
+
+    assignments = [*(option or []), *([f"max_bytes={max_bytes}"] if max_bytes is not None else [])]
+    with reporting(as_json) as report:
+        serve_host(
+            report,
+            HostOrders(plane, token_file, data_dir, address, name, listeners, assignments, tls_ca, tls_cert, tls_key),
+        )
+
+
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 

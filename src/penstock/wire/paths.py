@@ -18,9 +18,11 @@ from penstock.requests import ArenaPlace
 __all__ = [
     "arena_files",
     "arena_path",
+    "host_dir",
     "journal_dir",
     "lock_path",
     "log_path",
+    "make_private",
     "make_socket_dir",
     "plane_id",
     "served_path",
@@ -51,6 +53,12 @@ def socket_path(data_dir: str | os.PathLike[str]) -> Path:
     return Path(_SHORT_DIR.format(uid=os.getuid())) / f"{plane_id(data_dir)}.sock"
 
 
+def host_dir(url: str) -> Path:
+    """Return the directory of the agent of this machine's host, where nobody has named another, by its plane's URL."""
+    name = hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest()
+    return Path(_SHORT_DIR.format(uid=os.getuid())) / f"host-{name}"
+
+
 def make_socket_dir(data_dir: str | os.PathLike[str]) -> None:
     """Make the socket's directory, 0700.
 
@@ -59,8 +67,17 @@ def make_socket_dir(data_dir: str | os.PathLike[str]) -> None:
     """
     folder = socket_path(data_dir).parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder == Path(os.path.realpath(data_dir)):
-        return
+    if folder != Path(os.path.realpath(data_dir)):
+        make_private(folder)
+
+
+def make_private(folder: Path) -> None:
+    """Make a directory, 0700, whose parent may be everybody's.
+
+    Raises:
+        DataPlaneUnavailable: somebody else made it first.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise DataPlaneUnavailable(f"{folder} is not this user's own directory of mode 0700: remove it")

@@ -1,0 +1,338 @@
+"""The life of a host's agent: lock, listeners, enlisting, recovery, serving, a clean end; or a loud one.
+
+Invariants: one agent of a directory; clients are served once it is known what lies here, and wait until then; "ready"
+is said once they are served, "error: ..." if they never will be; the lock is let go last. A clean end leaves every
+block that rows may need in files of the directory, so that the next life has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.config import PlaneConfig
+from penstock.errors import DataPlaneError, DataPlaneUnavailable
+from penstock.host.agent import Agent, Shelves
+from penstock.host.events import Enlisting
+from penstock.host.identity import begin_life
+from penstock.host.keeper import Who
+from penstock.host.line import Line
+from penstock.host.recovery import leave, next_arena_id, recover
+from penstock.host.replication import Replication
+from penstock.host.reporting import Reporting, enlist
+from penstock.hosting import Enlisted
+from penstock.parts import HostPlace
+from penstock.payload.files import fits_in_shm
+from penstock.plane.courier import Identity
+from penstock.plane.dialing import Dialer
+from penstock.plane.link import Link
+from penstock.plane.remote_dialing import RemoteDialer
+from penstock.points import reached
+from penstock.server import lock as locks
+from penstock.server.connections import Connection
+from penstock.server.housekeeping import Housekeeping, freeze_collector, quiet_collector
+from penstock.server.plane import EX_IOERR
+from penstock.server.reception import Reception
+from penstock.server.recovery import make_arena
+from penstock.server.startup import (
+    Starter,
+    configure_log,
+    listen_locally,
+    refuse,
+    unexpected,
+    unlink_socket,
+    within_descriptors,
+)
+from penstock.server.storage import Storage
+from penstock.transport.server import PayloadServer
+from penstock.transport.slot_owner import LoopOwner
+from penstock.transport.wires.tcp import TcpWire
+from penstock.wire import paths
+from penstock.wire.auth import read_token
+from penstock.wire.tls import client_context, server_context
+
+__all__ = ["HostOptions", "serve"]
+
+PAYLOAD = "payload"  # what the payload listeners' proofs are good for
+_BACKLOG = 1024
+_GOODBYE_S = 2.0
+
+log = logging.getLogger("penstock.host")
+
+
+class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent is started.
+
+    Attributes:
+        plane: ``penstock://HOST:PORT``.
+        token_file: what the plane, its hosts and its clients know.
+        data_dir: the agent's own; None = one for this plane under ``/tmp``.
+        address: under which other hosts reach this one; None = the one from which the plane is reached.
+        name: of this machine, for people; "" = its host name.
+        listeners: payload listeners, each with a thread and a port of its own.
+        tls_ca: who signs the certificates of planes and hosts; None = nothing is encrypted.
+        tls_cert, tls_key: what this host shows to others.
+        ready_fd: where to say "ready" or "error: ...".
+        config: limits; those of rows are the plane's.
+    """
+
+    plane: str
+    token_file: Path
+    data_dir: Path | None = None
+    address: str | None = None
+    name: str = ""
+    listeners: int = 2
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    ready_fd: int | None = None
+    config: PlaneConfig = PlaneConfig()
+
+
+@dataclass(frozen=True)
+class _Secrets:
+    """Read before anything is begun."""
+
+    token: bytes
+    client: ssl.SSLContext | None
+    server: ssl.SSLContext | None
+
+    @classmethod
+    def of(cls, options: HostOptions) -> _Secrets:
+        """Raises ``BadArgument`` for what cannot be used."""
+        server = None if options.tls_cert is None else server_context(options.tls_cert, options.tls_key)
+        client = None if options.tls_ca is None else client_context(options.tls_ca)
+        return cls(read_token(options.token_file), client, server)
+
+    def wire(self, purpose: str) -> TcpWire:
+        return TcpWire(self.token, purpose, tls_server=self.server, tls_client=self.client)
+
+
+def serve(options: HostOptions) -> int:
+    """Serve as the agent of this machine's host until it ends; return the process's exit code."""
+    starter = Starter(options.ready_fd)
+    try:
+        secret = _Secrets.of(options)
+        dialer = RemoteDialer(options.plane, secret.token, secret.client)
+        data_dir = _directory(options, dialer.address)
+        lock = _lock(data_dir)
+    except (DataPlaneError, OSError) as error:
+        return refuse(starter, error)
+    try:
+        lock.describe(locks.LockHolder(os.getpid(), auto=False))
+        configure_log(paths.log_path(data_dir))
+        quiet_collector()
+        options = msgspec.structs.replace(options, data_dir=data_dir, config=_config(options.config))
+        return asyncio.run(_Life(options, data_dir, secret, dialer, starter, lock).live())
+    except (DataPlaneError, OSError) as error:
+        log.critical("ending: %s", error)
+        return refuse(starter, error)
+    finally:
+        lock.release()
+
+
+def _directory(options: HostOptions, plane: str) -> Path:
+    if options.data_dir is not None:
+        options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return options.data_dir
+    folder = paths.host_dir(plane)
+    paths.make_private(folder.parent)
+    paths.make_private(folder)
+    return folder
+
+
+def _lock(data_dir: Path) -> locks.Lock:
+    lock = locks.take(data_dir)
+    if lock is None:
+        holder = locks.holder_of(data_dir)
+        who = "another process" if holder is None else f"process {holder.pid}"
+        raise DataPlaneUnavailable(f"{data_dir} is served by {who} already; another host on this machine needs --dir")
+    return lock
+
+
+def _config(config: PlaneConfig) -> PlaneConfig:
+    return within_descriptors(msgspec.structs.replace(config, durability="memory"))
+
+
+class _Life:
+    """One life of an agent: what is begun in order ends in reverse."""
+
+    def __init__(
+        self,
+        options: HostOptions,
+        data_dir: Path,
+        secret: _Secrets,
+        dialer: Dialer,
+        starter: Starter,
+        lock: locks.Lock,
+    ) -> None:
+        self._options = options
+        self._dir = data_dir
+        self._secrets = secret
+        self._dialer = dialer
+        self._starter = starter
+        self._lock = lock
+        self._name = options.name or socket.gethostname()
+        self._address = options.address or _own_address(dialer)
+        self._shelves = Shelves()
+        self._agent: Agent | None = None
+        self._stop = asyncio.Event()
+        self._why = ""
+
+    async def live(self) -> int:
+        """From the first listener to the end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._asked_to_stop, signal.Signals(number).name)
+        owner = LoopOwner(self._shelves, loop, ended=self._read_ended)
+        server = PayloadServer(
+            owner, lambda: self._secrets.wire(PAYLOAD), host=self._address, listeners=self._options.listeners
+        )
+        try:
+            ports = await asyncio.to_thread(server.start)
+            return await self._with_listeners(ports)
+        finally:
+            self._shelves.close()
+            await asyncio.to_thread(server.stop)
+
+    async def _with_listeners(self, ports: list[int]) -> int:
+        identity = begin_life(self._dir, self._options.plane)
+        async with Replication(identity.host_id, self._address, self._secrets.wire) as replication:
+            place = HostPlace(
+                identity.host_id, identity.life, self._name, self._address, ports, peer_port=replication.port
+            )
+            line = Line(Link(_identity(self._name), self._dialer))
+            try:
+                enlisted = await self._unless_stopped(enlist(line, place))
+                return 0 if enlisted is None else await self._serve(place, line, enlisted, replication)
+            finally:
+                await line.close(_GOODBYE_S)
+
+    async def _unless_stopped(self, enlisting: Coroutine[Any, Any, Enlisted]) -> Enlisted | None:
+        """Wait for the plane, or for a signal: there is nothing yet that would have to be ended."""
+        task = asyncio.ensure_future(enlisting)
+        stop = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return None
+        return task.result()
+
+    async def _serve(self, place: HostPlace, line: Line, enlisted: Enlisted, replication: Replication) -> int:
+        storage, agent = self._recover(place, enlisted, replication)
+        try:
+            await self._in_service(place, line, agent, replication)
+        finally:
+            self._agent = None
+        plane = agent.plane
+        if plane.failed:
+            storage.close(unlink=self._lock.removed)
+        else:
+            leave(plane, self._dir)
+            reached("host.ended")
+        log.info("ended: %s", plane.reason)
+        return plane.exit_code
+
+    def _recover(self, place: HostPlace, enlisted: Enlisted, replication: Replication) -> tuple[Storage, Agent]:
+        config = self._options.config
+        left = recover(self._dir, enlisted.live)
+        arena_id = next_arena_id(self._dir, place.life)
+        in_shm = fits_in_shm(config.max_bytes)
+        arena, where = make_arena(self._dir, arena_id, config.max_bytes, config, in_shm, time.monotonic)
+        storage = Storage(arena, where, left.old, host=place.host_id)
+        who = Who(place.host_id, self._name, self._options.plane, arena.capacity)
+        self._agent = agent = Agent(who, place.life, config, storage, replicate=replication.replicate)
+        agent.take_over(left, Enlisting(enlisted.live, enlisted.after))
+        self._shelves.open(storage)
+        replication.open(place, agent.plane)
+        freeze_collector()
+        reached("host.recovered")
+        log.info("host %x, life %d: rows need %d blocks here", place.host_id, place.life, len(enlisted.live))
+        return storage, agent
+
+    async def _in_service(self, place: HostPlace, line: Line, agent: Agent, replication: Replication) -> None:
+        plane = agent.plane
+        reception = Reception(plane, agent.mover)
+        house = Housekeeping(plane, reception, linger_s=None, resumable_s=0.0, stands=lambda: self._lock.stands)
+        reporting = Reporting(line, place, agent.keeper, plane.tell)
+        plane.after_settle = _both(plane.after_settle, reporting.look)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: unexpected(plane, context))
+        listener = listen_locally(self._dir)
+        server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
+        house.start()
+        agent.start("reporting", reporting.run())
+        agent.start("moving", agent.mover.run())
+        log.info("serving %s as host %s for %s", self._dir, self._name, self._options.plane)
+        reached("host.listening")
+        self._starter.say(f"ready {place.host_id} {self._dir}")
+        if self._stop.is_set():
+            plane.stop(self._why)
+        await plane.stopped.wait()
+        house.stop()
+        server.close()
+        if self._lock.stands:
+            unlink_socket(self._dir)
+        self._shelves.close()
+        await replication.close()
+        await agent.stop()
+        plane.close()
+        reception.close()
+        if not (plane.failed or self._lock.stands):
+            plane.fail(EX_IOERR, "its directory was removed, moved or replaced")
+
+    def _asked_to_stop(self, why: str) -> None:
+        self._why = why
+        self._stop.set()
+        if self._agent is not None:
+            self._agent.plane.stop(why)
+
+    def _read_ended(self) -> None:
+        """A slot may have become free with the end of a read."""
+        if self._agent is not None:
+            self._agent.plane.settle_soon()
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def both() -> None:
+        first()
+        second()
+
+    return both
+
+
+def _identity(name: str) -> Identity:
+    return Identity(secrets.randbits(63), f"agent of host {name}", "host", name, os.getpid())
+
+
+def _own_address(dialer: Dialer) -> str:
+    """Return this machine's address on its way to the plane.
+
+    Raises:
+        DataPlaneUnavailable: there is none; says what to do.
+    """
+    if not isinstance(dialer, RemoteDialer):
+        return "127.0.0.1"
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(*dialer.where, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)  # sends nothing: it chooses a route
+            return str(probe.getsockname()[0])
+    except OSError as failed:
+        raise DataPlaneUnavailable(
+            f"no way from here to {dialer.address} ({failed.strerror or failed}): pass --address"
+        ) from failed
