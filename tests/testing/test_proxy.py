@@ -287,8 +287,10 @@ def test_stopping_ends_everything(listener: socket.socket) -> None:
     proxy = proxy_of(listener, stall(at=0, toward="client")).start()
     with Pair(proxy, listener) as (client, server):
         wait_for(lambda: len(proxy.fired) == 1)
+        assert "1 open, 1 faults fired, running" in repr(proxy)
         proxy.stop()
         proxy.stop()
+        assert "0 open, 1 faults fired, not running" in repr(proxy)
         assert threading.active_count() == before
         assert client.recv(1) == server.recv(1) == b""
     with pytest.raises(BadArgument):

@@ -106,6 +106,7 @@ class FaultProxy:
         """
         self._listener = socket.create_server(self._bind, backlog=_BACKLOG)
         self._listener.setblocking(False)
+        self._bind = self._listener.getsockname()[:2]
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name=f"proxy {self.address}", daemon=True)
         self._thread.start()
@@ -135,8 +136,7 @@ class FaultProxy:
         """Where to connect to."""
         if self._listener is None:
             raise BadArgument("the proxy has not been started")
-        host, port = self._listener.getsockname()[:2]
-        return host, port
+        return self._bind
 
     def arm(self, *faults: LineFault) -> None:
         """Let these happen to connections that come from now on."""
@@ -186,8 +186,8 @@ class FaultProxy:
         return self._bytes[toward]
 
     def __repr__(self) -> str:
-        where = "not listening" if self._listener is None else "{}:{}".format(*self._listener.getsockname()[:2])
-        return f"FaultProxy({where} -> {self._target}, {len(self._lines)} open, {len(self.fired)} faults fired)"
+        state = f"{len(self._lines)} open, {len(self.fired)} faults fired"
+        return f"FaultProxy({self._bind} -> {self._target}, {state}, {'running' if self._thread else 'not running'})"
 
     # -- its thread ---------------------------------------------------------------------------------------------------
 
