@@ -19,17 +19,17 @@ from penstock.retry import Kind
 __all__ = ["NOT_READY", "classify"]
 
 NOT_READY = "not_ready"
-_FINAL = frozenset({"unauthorised"})  # of a TransportError's codes: the same tomorrow
+_SAID_TWICE = frozenset({"unauthorised"})  # of a TransportError's codes: once, it may be a bit that was flipped
 
 
 def classify(error: DataPlaneError) -> tuple[Kind, str]:
     """Return how ``error``, of one read at one port, is to be taken, and its code for logs and counts.
 
     ``MISSING``: the host has answered that the slot is another block's; it is not asked again. ``FATAL``: asking again
-    would change nothing. Both leave the block's other places.
+    would change nothing. Both leave the block's other places. ``CORRUPT``: what is said twice is believed.
     """
     if isinstance(error, TransportError):
-        return (Kind.FATAL if error.code in _FINAL else Kind.RETRYABLE), error.code
+        return (Kind.CORRUPT if error.code in _SAID_TWICE else Kind.RETRYABLE), error.code
     for cls, kind, code in _KINDS:
         if isinstance(error, cls):
             return kind, code
