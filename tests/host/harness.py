@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -52,7 +52,7 @@ AGENT = "from penstock.ops.cli import main; main()"
 class TcpPlane(PlaneProcess):
     """A plane that listens on TCP too."""
 
-    def __init__(self, data_dir: Path, port: int = 0, **config: object) -> None:
+    def __init__(self, data_dir: Path, port: int = 0, **config: Any) -> None:
         data_dir.mkdir(exist_ok=True)
         self.token_file = data_dir / "token"
         super().__init__(data_dir, "--listen", f"127.0.0.1:{port}", **config)
@@ -62,7 +62,7 @@ class TcpPlane(PlaneProcess):
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    def again(self, **config: object) -> TcpPlane:
+    def again(self, **config: Any) -> TcpPlane:
         """The same plane in its next life, at the same port."""
         return TcpPlane(self.data_dir, self.port, **config)
 
@@ -71,7 +71,13 @@ class AgentProcess:
     """An agent started as users start it. ``with`` kills it and removes its shared memory."""
 
     def __init__(
-        self, data_dir: Path, plane: TcpPlane, *flags: str, prelude: str = "", fds: tuple[int, ...] = (), wait: bool = True
+        self,
+        data_dir: Path,
+        plane: TcpPlane,
+        *flags: str,
+        prelude: str = "",
+        fds: tuple[int, ...] = (),
+        wait: bool = True,
     ) -> None:
         self.data_dir = data_dir
         data_dir.mkdir(exist_ok=True, mode=0o700)
@@ -237,7 +243,7 @@ def blocks_of(client: RawClient) -> dict[str, int]:
 
 
 @contextmanager
-def site(tmp_path: Path, **config: object) -> Iterator[tuple[TcpPlane, AgentProcess]]:
+def site(tmp_path: Path, **config: Any) -> Iterator[tuple[TcpPlane, AgentProcess]]:
     """A plane and one agent, with the partition "p"."""
     with TcpPlane(tmp_path / "plane", **config) as plane:
         with RawClient(plane.data_dir, 999).open() as operator:
