@@ -15,16 +15,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
 
 from penstock.errors import CorruptPayload, DataPlaneReadError
-from penstock.payload.block import Bytes, ColumnPlace, Shapes
+from penstock.payload.block import BlockHeader, Bytes, ColumnPlace, Shapes
 from penstock.payload.buffers import SHARED, Buffers
 from penstock.payload.dtypes import ITEM_BYTES, OBJECT
-from penstock.payload.mapping import BlockReader
 from penstock.payload.rows import Ints, copy_runs, row_starts, take_rows
 from penstock.requests import Source
 
@@ -34,11 +33,24 @@ if TYPE_CHECKING:
 Values: TypeAlias = Any  # a dense or nested tensor, or a list of values (of tensors, where torch cannot nest the dtype)
 
 
+class OpenBlock(Protocol):
+    """A block whose bytes can be read: in shared memory (``mapping.BlockReader``), or fetched from another host."""
+
+    header: BlockHeader
+    shared: Bytes
+
+    def private(self) -> Bytes:
+        """Return the block's bytes to keep: a write to them is nobody else's business."""
+
+    def check_still(self) -> None:
+        """Raise ``StaleSlotError`` if ``shared`` is not this block any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """The rows of a selection that lie in one block: ``rows`` of the block go to ``at`` in the result."""
 
-    reader: BlockReader
+    reader: OpenBlock
     rows: Ints
     at: Ints
 
@@ -65,7 +77,7 @@ class Offsets:
 
 
 def gather(
-    readers: Sequence[BlockReader], sources: Sequence[Source], n: int, *, buffers: Buffers = SHARED
+    readers: Sequence[OpenBlock], sources: Sequence[Source], n: int, *, buffers: Buffers = SHARED
 ) -> dict[str, Values]:
     """Build the columns of ``n`` rows.
 
@@ -92,7 +104,7 @@ def gather(
     return columns
 
 
-def read_block(reader: BlockReader, fields: Sequence[str] | None = None) -> dict[str, Values]:
+def read_block(reader: OpenBlock, fields: Sequence[str] | None = None) -> dict[str, Values]:
     """Return columns of one whole block as views; ``fields`` None = all."""
     offsets = Offsets()
     return {name: _view(reader, name, offsets) for name in (reader.header.columns if fields is None else fields)}
@@ -113,7 +125,7 @@ def to_tensordict(columns: Mapping[str, Values], n: int) -> Any:
 # -- references -----------------------------------------------------------------------------------------------------
 
 
-def _whole(readers: Sequence[BlockReader], source: Source, n: int) -> BlockReader | None:
+def _whole(readers: Sequence[OpenBlock], source: Source, n: int) -> OpenBlock | None:
     """Return the block that the source's rows are, all of them and in order; None if they are not one."""
     if not n or len(source.block) != n or not 0 <= source.block[0] < len(readers):
         return None
@@ -127,7 +139,7 @@ def _in_order(n: int) -> list[int]:
     return list(range(n))
 
 
-def _groups(readers: Sequence[BlockReader], source: Source, n: int) -> list[_Group]:
+def _groups(readers: Sequence[OpenBlock], source: Source, n: int) -> list[_Group]:
     """Split a selection by block, in O(n log n) whatever the number of blocks."""
     blocks = np.asarray(source.block, np.int64)
     rows = np.asarray(source.index, np.int64)
@@ -147,7 +159,7 @@ def _groups(readers: Sequence[BlockReader], source: Source, n: int) -> list[_Gro
     return groups
 
 
-def _place(reader: BlockReader, name: str) -> ColumnPlace:
+def _place(reader: OpenBlock, name: str) -> ColumnPlace:
     place = reader.header.columns.get(name)
     if place is None:
         raise CorruptPayload(f"block {reader.header.block_id} has no field {name!r}")
@@ -161,7 +173,7 @@ def _data(data: Bytes, place: ColumnPlace) -> Bytes:
 # -- whole blocks ---------------------------------------------------------------------------------------------------
 
 
-def _view(reader: BlockReader, name: str, offsets: Offsets) -> Values:
+def _view(reader: OpenBlock, name: str, offsets: Offsets) -> Values:
     place = _place(reader, name)
     if place.header.kind == OBJECT:
         return _objects(_data(reader.shared, place), place)

@@ -20,15 +20,26 @@ from penstock.config import Integrity
 from penstock.errors import DataPlaneUnavailable, DataPlaneWriteError
 from penstock.payload.block import Bytes
 from penstock.payload.mapping import ArenaMap, BlockReader
+from penstock.plane.link import Link
 from penstock.requests import ArenaPlace, BlockPlace
 from penstock.wire import paths
 
-__all__ = ["ArenaGone", "Arenas"]
+__all__ = ["ArenaGone", "Arenas", "Unpins"]
 
 log = logging.getLogger(__name__)
 
 _COPY_S = 30.0  # at a bad 100 MB/s this is 3 GB
 _LOOK_S = 5.0  # how often arenas of earlier lives are looked for on disk
+
+
+class Unpins:
+    """Where the pins of views go: to the link in whose session they are held, which comes after the arenas."""
+
+    link: Link | None = None
+
+    def __call__(self, pin: int) -> None:
+        if self.link is not None and pin:
+            self.link.unpin(pin)
 
 
 class ArenaGone(DataPlaneUnavailable):

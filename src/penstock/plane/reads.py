@@ -1,15 +1,16 @@
-"""Reading rows: one atomic locate, blocks verified, columns as views or gathers; and what becomes of bad blocks.
+"""Reading rows: one atomic locate, blocks opened and verified, columns as views or gathers; what becomes of bad ones.
 
 Invariants: all asked rows or an error that names the missing ones (``drop``: all that can be read, and which); a read
 is of one moment, whatever is read again; nothing that failed its checks is served; a damaged block is reported to the
-plane, which looks for itself, and read once more.
+plane, which has it looked at, and read once more; a block that cannot be got at is waited for until the deadline, or,
+with ``drop``, left out as soon as that is clear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from penstock.errors import (
     CorruptPayload,
@@ -24,12 +25,12 @@ from penstock.errors import (
     error_of,
 )
 from penstock.payload import decode
-from penstock.payload.mapping import BlockReader
 from penstock.plane.again import settled
-from penstock.plane.arenas import ArenaGone, Arenas
+from penstock.plane.arenas import ArenaGone
+from penstock.plane.blocks import Blocks, Opened, Opening
 from penstock.plane.link import Link
 from penstock.points import reached
-from penstock.requests import Damaged, Done, Locate, Located, RowIssue, Status, StatusReport
+from penstock.requests import Damaged, Done, Locate, Located, RowIssue, Source, Status, StatusReport
 from penstock.retry import Answer, Deadline, Kind, Policy, Retrier
 
 if TYPE_CHECKING:
@@ -40,49 +41,79 @@ __all__ = ["RE_READ", "Reads"]
 # The endpoint is this host's memory: neither a budget nor a quarantine would spare anybody anything.
 RE_READ = Policy(max_attempts=8, base_s=0.01, cap_s=0.5, corrupt_attempts=2, bucket_tokens=0.0, quarantine_s=0.0)
 
+_Table: TypeAlias = "tuple[TensorDict, list[int]]"
+
+
+class _Asked(NamedTuple):
+    """What one read is about."""
+
+    partition: str
+    keys: list[str]
+    fields: list[str]
+    drop: bool
+
 
 class _Unreadable(Exception):
+    """These rows, by key, will not be read; no keys: none of this read."""
+
     def __init__(self, error: DataPlaneError, keys: Sequence[str]) -> None:
         super().__init__(str(error))
         self.error = error
         self.keys = list(keys)
 
 
-class _Damage(CorruptPayload):
-    """Blocks that failed their checks, and the rows in them."""
+class _Unopened(Exception):
+    """Blocks of this attempt could not be opened. ``errors``: by key, why that row could not be read."""
 
-    def __init__(self, found: CorruptPayload, keys: Sequence[str], block_ids: Sequence[int]) -> None:
-        super().__init__(f"{found} (rows {abbreviate(keys)})", keys=keys)
-        self.block_ids = list(block_ids)
+    def __init__(self, errors: Mapping[str, DataPlaneError], damage: Sequence[Damaged]) -> None:
+        super().__init__(f"{len(errors)} rows")
+        self.errors = dict(errors)
+        self.damage = list(damage)
+
+    def of(self, kind: type[DataPlaneError]) -> list[str]:
+        """The rows whose error is of that kind."""
+        return [key for key, error in self.errors.items() if isinstance(error, kind)]
+
+    @property
+    def waits(self) -> bool:
+        """Whether all of them may come back, and nothing else is to be done for them."""
+        return all(isinstance(error, DataPlaneUnavailable) for error in self.errors.values())
+
+    def why(self, keys: Sequence[str]) -> str:
+        """What was said of these rows, each thing once."""
+        return "; ".join(dict.fromkeys(str(self.errors[key]) for key in keys))
 
 
 class Reads:
-    """The reads of one client."""
+    """The reads of one client. ``blocks``: how they are opened."""
 
-    def __init__(self, link: Link, arenas: Arenas, retrier: Retrier) -> None:
+    def __init__(self, link: Link, blocks: Blocks, retrier: Retrier) -> None:
         self._link = link
-        self._arenas = arenas
+        self._blocks = blocks
         self._retrier = retrier
 
     def read(
         self, partition: str, keys: Sequence[str], fields: Sequence[str], deadline: Deadline, *, drop: bool
-    ) -> tuple[TensorDict, list[int]]:
+    ) -> _Table:
         """Return the columns and the positions, in ``keys``, of the rows that they hold.
 
         Raises:
             UnknownName, FieldNotProduced, DataPlaneReadError: see ``DataPlaneClient.get_samples``.
         """
-        asked = list(range(len(keys)))
+        at = list(range(len(keys)))
         while True:
-            if not asked:
-                return self._nothing(partition, fields, deadline), asked
+            if not at:
+                return self._nothing(partition, fields, deadline), at
             try:
-                return self._with_retries(partition, [keys[i] for i in asked], list(fields), deadline), asked
+                asked = _Asked(partition, [keys[i] for i in at], list(fields), drop)
+                table, kept = self._with_retries(asked, deadline)
             except _Unreadable as bad:
                 if not drop or not bad.keys:
                     raise bad.error from None
                 gone = set(bad.keys)
-                asked = [i for i in asked if keys[i] not in gone]
+                at = [i for i in at if keys[i] not in gone]
+            else:
+                return table, [at[i] for i in kept]
 
     def _nothing(self, partition: str, fields: Sequence[str], deadline: Deadline) -> TensorDict:
         """No rows, with the dtypes that the partition's fields have."""
@@ -93,103 +124,155 @@ class Reads:
         specs = {spec.name: spec for p in status.partitions if p.partition == partition for spec in p.fields}
         return tables.table({name: tables.join(specs.get(name), []) for name in fields}, 0)
 
-    def _with_retries(self, partition: str, keys: list[str], fields: list[str], deadline: Deadline) -> TensorDict:
-        last: list[DataPlaneError] = []
+    def _with_retries(self, asked: _Asked, deadline: Deadline) -> _Table:
+        last: list[DataPlaneError | _Unopened] = []
+        opening = self._blocks.begin()
 
-        def attempt(until: Deadline) -> Answer[TensorDict]:
+        def attempt(until: Deadline) -> Answer[_Table]:
             try:
-                return Answer(Kind.OK, self._once(partition, keys, fields, until))
-            except _Damage as damage:
-                last[:] = [damage]
-                self._report(damage, until)
-                return Answer(Kind.CORRUPT, code="CorruptPayload")
+                return Answer(Kind.OK, self._once(opening, asked, until))
+            except _Unopened as unopened:
+                last[:] = [unopened]
+                self._report(unopened.damage, until)
+                if unopened.of(CorruptPayload):
+                    return Answer(Kind.CORRUPT, code="CorruptPayload")
+                return Answer(Kind.RETRYABLE, code="Unavailable" if unopened.waits else "StaleSlotError")
             except (StaleSlotError, ArenaGone) as stale:
                 last[:] = [stale]
                 return Answer(Kind.RETRYABLE, code=type(stale).__name__)
 
-        end = settled(self._retrier, "read", partition, attempt, deadline)
+        end = settled(self._retrier, "read", asked.partition, attempt, deadline)
         if end.reason is None:
             assert end.value is not None
             return end.value
-        raise self._given_up(partition, last[0], end.attempts, deadline)
+        raise _given_up(asked, last[0], end.attempts, deadline)
 
-    def _given_up(self, partition: str, last: DataPlaneError, attempts: int, deadline: Deadline) -> _Unreadable:
-        if isinstance(last, CorruptPayload):
-            error: DataPlaneError = CorruptPayload(
-                f"rows of partition {partition!r} are damaged and were not served: {last}",
-                partition=partition,
-                keys=last.keys,
-                attempts=attempts,
-                elapsed_s=deadline.elapsed(),
-            )
-            return _Unreadable(error, last.keys)
-        cls = DataPlaneTimeout if deadline.expired() else DataPlaneReadError
-        error = cls(
-            f"the blocks of partition {partition!r} moved during each of {attempts} reads: {last}",
-            partition=partition,
-            attempts=attempts,
-            elapsed_s=deadline.elapsed(),
-        )
-        return _Unreadable(error, [])
-
-    def _once(self, partition: str, keys: list[str], fields: list[str], deadline: Deadline) -> TensorDict:
-        """Locate, verify, decode. The pins of what is not handed out return with the context."""
+    def _once(self, opening: Opening, asked: _Asked, deadline: Deadline) -> _Table:
+        """Locate, open, decode. The pins of what is not handed out return with the context."""
         reached("client.reading")
         try:
-            with self._link.call(Locate(partition, keys, fields), Located, deadline) as located, ExitStack() as stack:
+            locate = Locate(asked.partition, asked.keys, asked.fields)
+            with self._link.call(locate, Located, deadline) as located, ExitStack() as stack:
                 reached("client.pinned")
                 if located.issues:
-                    raise self._issues(partition, located.issues)
-                table = self._decoded(partition, located, keys, stack)
+                    raise _issues(asked.partition, located.issues)
+                table = self._decoded(opening, asked, located, stack, deadline)
                 reached("client.read")
                 return table
         except (UnknownName, FieldNotProduced) as lacking:
             raise _Unreadable(lacking, lacking.keys) from None
 
-    def _decoded(self, partition: str, located: Located, keys: list[str], stack: ExitStack) -> TensorDict:
+    def _decoded(
+        self, opening: Opening, asked: _Asked, located: Located, stack: ExitStack, deadline: Deadline
+    ) -> _Table:
         try:
-            readers = self._open(located, keys, stack)
-            columns = decode.gather(readers, located.sources, len(keys))
-            if self._arenas.ended:
-                raise DataPlaneUnavailable("the client was closed during the read", partition=partition)
-            table: TensorDict = decode.to_tensordict(columns, len(keys))
+            opened = opening.open(located, stack, deadline)
+            kept = _kept(asked, located, opened, deadline)
+            sources = _picked(located.sources, kept, opened) if opened.bad else located.sources
+            columns = decode.gather([opened.blocks[at] for at in sorted(opened.blocks)], sources, len(kept))
+            if opening.ended:
+                raise DataPlaneUnavailable("the client was closed during the read", partition=asked.partition)
+            table: TensorDict = decode.to_tensordict(columns, len(kept))
         except DataPlaneUnavailable as failed:
-            if self._arenas.lost(located.arenas):
+            if opening.lost():
                 raise ArenaGone(f"an arena was let go of during the read: {failed}") from failed
             raise
         except DataPlaneError:
             raise
         except (RuntimeError, MemoryError) as failed:  # torch's and Python's words for "no memory"
-            text = f"{len(keys)} rows of partition {partition!r} cannot be put together here: {failed}"
-            raise DataPlaneReadError(text, partition=partition, keys=keys) from failed
-        return table
+            text = f"{len(asked.keys)} rows of partition {asked.partition!r} cannot be put together here: {failed}"
+            raise DataPlaneReadError(text, partition=asked.partition, keys=asked.keys) from failed
+        return table, kept
 
-    def _issues(self, partition: str, issues: Sequence[RowIssue]) -> _Unreadable:
-        keys = [issue.key for issue in issues]
-        codes = {issue.code for issue in issues}
-        cls = error_of(codes.pop()) if len(codes) == 1 else DataPlaneReadError
-        why = "; ".join(dict.fromkeys(issue.why for issue in issues))
-        text = f"rows {abbreviate(keys)} of partition {partition!r} cannot be read: {why}"
-        return _Unreadable(cls(text, partition=partition, keys=keys, missing=[i.why for i in issues]), keys)
+    def _report(self, damage: Sequence[Damaged], deadline: Deadline) -> None:
+        """Tell the plane; the rows are marked lost if whoever owns the arena finds the damage too."""
+        for damaged in damage:
+            self._link.ask(damaged, Done, deadline)
 
-    def _open(self, located: Located, keys: Sequence[str], stack: ExitStack) -> list[BlockReader]:
-        arenas = {arena.arena_id: arena for arena in located.arenas}
-        readers: list[BlockReader] = []
-        bad: dict[int, CorruptPayload] = {}
-        for at, place in enumerate(located.blocks):
-            try:
-                reader = self._arenas.reader(place, arenas[place.arena_id])
-            except CorruptPayload as damaged:
-                bad[at] = damaged
-            else:
-                readers.append(stack.enter_context(reader))
-        if bad:
-            hit = {i for source in located.sources for i, block in enumerate(source.block) if block in bad}
-            ids = [located.blocks[at].block_id for at in bad]
-            raise _Damage(next(iter(bad.values())), [keys[i] for i in sorted(hit)], ids)
-        return readers
 
-    def _report(self, damage: _Damage, deadline: Deadline) -> None:
-        """Tell the plane; it marks the rows lost if it finds the damage too."""
-        for block_id in damage.block_ids:
-            self._link.ask(Damaged(block_id), Done, deadline)
+_PASSING = (CorruptPayload, StaleSlotError, DataPlaneUnavailable)  # what another attempt may mend
+
+
+def _kept(asked: _Asked, located: Located, opened: Opened, deadline: Deadline) -> list[int]:
+    """Return the positions of the rows that can be served now.
+
+    Raises:
+        _Unopened: there are others, which another attempt may bring.
+        _Unreadable: there are others, which none will.
+    """
+    errors = {asked.keys[i]: opened.bad[at] for at, i in _rows_in(located.sources, opened.bad)}
+    if not errors:
+        return list(range(len(asked.keys)))
+    unopened = _Unopened(errors, opened.damage)
+    final = [key for key, error in errors.items() if not isinstance(error, _PASSING)]
+    if final:
+        raise _unreadable(type(errors[final[0]]), "cannot be read", asked, unopened, final, 1, deadline)
+    if not (asked.drop and unopened.waits):
+        raise unopened
+    kept = [i for i, key in enumerate(asked.keys) if key not in errors]
+    if not kept:
+        raise _given_up(asked, unopened, 1, deadline)
+    return kept
+
+
+def _given_up(asked: _Asked, last: DataPlaneError | _Unopened, attempts: int, deadline: Deadline) -> _Unreadable:
+    if isinstance(last, _Unopened):
+        if damaged := last.of(CorruptPayload):
+            why = "are damaged and were not served"
+            return _unreadable(CorruptPayload, why, asked, last, damaged, attempts, deadline)
+        if last.waits:
+            why = "are out of reach, and may come back"
+            return _unreadable(DataPlaneUnavailable, why, asked, last, list(last.errors), attempts, deadline)
+    cls = DataPlaneTimeout if deadline.expired() else DataPlaneReadError
+    what = last if isinstance(last, DataPlaneError) else last.why(last.of(StaleSlotError))
+    error = cls(
+        f"the blocks of partition {asked.partition!r} moved during each of {attempts} reads: {what}",
+        partition=asked.partition,
+        attempts=attempts,
+        elapsed_s=deadline.elapsed(),
+    )
+    return _Unreadable(error, [])
+
+
+def _unreadable(
+    cls: type[DataPlaneError],
+    what: str,
+    asked: _Asked,
+    unopened: _Unopened,
+    keys: Sequence[str],
+    attempts: int,
+    deadline: Deadline,
+) -> _Unreadable:
+    why = unopened.why(keys)
+    error = cls(
+        f"rows {abbreviate(keys)} of partition {asked.partition!r} {what}: {why}",
+        partition=asked.partition,
+        keys=keys,
+        missing=[why],
+        attempts=attempts,
+        elapsed_s=deadline.elapsed(),
+    )
+    return _Unreadable(error, keys)
+
+
+def _issues(partition: str, issues: Sequence[RowIssue]) -> _Unreadable:
+    keys = [issue.key for issue in issues]
+    codes = {issue.code for issue in issues}
+    cls = error_of(codes.pop()) if len(codes) == 1 else DataPlaneReadError
+    why = "; ".join(dict.fromkeys(issue.why for issue in issues))
+    text = f"rows {abbreviate(keys)} of partition {partition!r} cannot be read: {why}"
+    return _Unreadable(cls(text, partition=partition, keys=keys, missing=[i.why for i in issues]), keys)
+
+
+def _rows_in(sources: Sequence[Source], blocks: Mapping[int, object]) -> list[tuple[int, int]]:
+    """Return (block, row) for every row that has a field in one of ``blocks``."""
+    return [(block, i) for source in sources for i, block in enumerate(source.block) if block in blocks]
+
+
+def _picked(sources: Sequence[Source], kept: Sequence[int], opened: Opened) -> list[Source]:
+    """Return the sources of these rows alone, among the blocks that are open, in their order."""
+    number = {at: n for n, at in enumerate(sorted(opened.blocks))}
+    return [
+        Source(source.fields, [number[source.block[i]] for i in kept], [source.index[i] for i in kept])
+        for source in sources
+    ]
