@@ -432,6 +432,25 @@ def explore_ledger(
         run_explore_ledger(report, budget_s)
 
 
+@explore.command("slot")
+def explore_slot(
+    budget_s: Annotated[
+        float, typer.Option("--budget-s", "--budget", min=0.0, metavar="SECONDS", help="Processor time at most.")
+    ] = 600,
+    as_json: Json = False,
+) -> None:
+    """Explore the slot machine exhaustively in small worlds; exit code 1 when a promise breaks.
+
+    A writer, readers with late handlers and orphans, deaths, slots used again; and bugs planted to be found.
+
+    Example: penstock explore slot --budget-s 60 --json
+    """
+    from penstock.ops.rehearse import run_explore_slot
+
+    with reporting(as_json) as report:
+        run_explore_slot(report, budget_s)
+
+
 @app.command()
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats and the small batch only: a smoke test.")] = False,

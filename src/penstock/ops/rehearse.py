@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.testing.explore.ledger import ExploreReport
     from penstock.testing.sim import Kind, Outcome, SimReport
 
-__all__ = ["run_demo", "run_explore_ledger", "run_sim"]
+__all__ = ["run_demo", "run_explore_ledger", "run_explore_slot", "run_sim"]
 
 _SHOWN = 60  # characters of how a planted bug showed itself; the JSON has it whole
 
@@ -70,13 +70,24 @@ def run_explore_ledger(report: Report, budget_s: float) -> None:
     from penstock.testing.explore.ledger import run
 
     report.progress(f"exploring, for {budget_s:g} s of processor time at most")
-    found = run(budget_s=budget_s)
-    report.answer(found, _explore_table(found), *(_path(f.what, f.path) for f in found.findings))
+    _answer_exploration(report, "the ledger", run(budget_s=budget_s))
+
+
+def run_explore_slot(report: Report, budget_s: float) -> None:
+    """Hunt the bugs that were planted in the slot machine, then explore the real one."""
+    from penstock.testing.explore.slot import run
+
+    report.progress(f"exploring, for {budget_s:g} s of processor time at most")
+    _answer_exploration(report, "the slot machine", run(budget_s=budget_s))
+
+
+def _answer_exploration(report: Report, what: str, found: ExploreReport) -> None:
+    report.answer(found, _explore_table(what, found), *(_path(f.what, f.path) for f in found.findings))
     if not found.ok:
         raise typer.Exit(ExitCode.FINDING)
 
 
-def _explore_table(found: ExploreReport) -> Table:
+def _explore_table(what: str, found: ExploreReport) -> Table:
     hunted = [
         (f"planted: {name}", "NOT found" if f is None else _short(f.what)) for name, f in sorted(found.planted.items())
     ]
@@ -89,7 +100,7 @@ def _explore_table(found: ExploreReport) -> Table:
         ("seconds", f"{found.elapsed_s:.1f}"),
         *hunted,
     ]
-    return table("exploration of the ledger", ("", ""), rows)
+    return table(f"exploration of {what}", ("", ""), rows)
 
 
 def _short(text: str) -> str:
