@@ -51,14 +51,13 @@ def parse_url(url: str) -> Address:
     Raises:
         BadArgument: it is not written so, or holds what no URL should.
     """
-    if not isinstance(url, str) or not url.startswith(SCHEME):
-        raise BadArgument(f"a plane's URL is {SCHEME}HOST:PORT, got {url!r}")
-    rest = url.removeprefix(SCHEME)
-    if "@" in rest:  # and the message does not repeat it
+    if isinstance(url, str) and "@" in url:  # and the message does not repeat it, whatever else is wrong
         raise BadArgument(
             "the URL of a plane holds no name, password or token (URLs end up in logs and in `ps`): pass token_file="
         )
-    rest = rest.removesuffix("/")
+    if not isinstance(url, str) or not url.startswith(SCHEME):
+        raise BadArgument(f"a plane's URL is {SCHEME}HOST:PORT, got {url!r}")
+    rest = url.removeprefix(SCHEME).removesuffix("/")
     if any(sign in rest for sign in "/?#"):
         raise BadArgument(f"{url!r}: a plane's URL is {SCHEME}HOST:PORT, nothing follows the port")
     address = Address.parse(rest)
