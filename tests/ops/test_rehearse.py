@@ -39,3 +39,12 @@ def test_the_table_says_what_runs_did() -> None:
     said = runner.invoke(app, ["sim", "--kind", "run", "--worlds", "2"]).output
     for word in ("every promise was kept", "steps", "prompts trained", "lives", "faults fired"):
         assert word in said
+
+
+def test_an_exploration_that_had_no_time_is_a_finding() -> None:
+    """``explore slot`` with no budget has found none of the planted bugs, and says so."""
+    told = runner.invoke(app, ["explore", "slot", "--budget-s", "0", "--json"])
+    found = json.loads(told.stdout)
+    assert told.exit_code == ExitCode.FINDING
+    assert (found["complete"], found["violations"], found["planted_found"]) == (False, 0, 0)
+    assert found["planted_total"] >= 8

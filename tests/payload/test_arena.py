@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penstock.errors import BadArgument, CorruptPayload, StaleSlotError
+from penstock.errors import BadArgument, CorruptPayload, DataPlaneNotReady, StaleSlotError
 from penstock.payload import arena as arena_module
 from penstock.payload import block, codec
 from penstock.payload.arena import Arena, OldArena
 from penstock.payload.mapping import ArenaMap
 from penstock.payload.memory import PAGE, available_memory
+from penstock.payload.slots import Mode
 from penstock.requests import BlockPlace
 from tests.payload.room import Room, a_room, new_path
 
@@ -258,6 +259,80 @@ def test_closing_twice_is_once() -> None:
     arena.close(unlink=True)
     assert path.exists()
     path.unlink()
+
+
+# -- reads by tokens ------------------------------------------------------------------------------------------------
+
+
+def test_a_read_has_the_blocks_bytes_until_it_ends(room: Room) -> None:
+    """Released in retain mode, consumed in consume mode; an end that comes twice changes nothing."""
+    place = room.put({"x": np.arange(1000)}, 1000)
+    first = room.arena.begin_read(place.block_id, place.generation, Mode.RETAIN, 7)
+    second = room.arena.begin_read(place.block_id, place.generation, Mode.RETAIN, 8)
+    block.verify(first.data, block.parse(first.data, place.block_id))
+    assert (room.arena.statistics().tokens, room.arena.statistics().reading_slots) == (2, 1)
+    assert room.arena.release_reading(first)
+    assert not room.arena.release_reading(first)
+    assert room.arena.release_reading(second)
+    last = room.arena.begin_read(place.block_id, place.generation, Mode.CONSUME, 7)
+    assert room.arena.mark_consumed(last)
+    assert room.arena.blocks() == []
+    assert not room.arena.mark_consumed(last)
+    assert room.arena.statistics().ignored == 2
+    room.arena.check_invariants()
+
+
+def test_a_block_being_read_keeps_its_bytes_when_its_rows_are_gone(room: Room) -> None:
+    """Its place is given to nobody before the last read has ended."""
+    place = room.put({"x": np.arange(1000)}, 1000)
+    reading = room.arena.begin_read(place.block_id, place.generation, Mode.RETAIN, 7)
+    before = bytes(reading.data)
+    assert room.arena.release(place.block_id)
+    with pytest.raises(StaleSlotError, match="condemned"):
+        room.arena.begin_read(place.block_id, place.generation, Mode.RETAIN, 7)
+    assert room.put({"x": np.zeros(1000)}, 1000).offset != place.offset
+    assert bytes(reading.data) == before
+    assert room.arena.release_reading(reading)
+    assert place.block_id not in room.arena.blocks()
+    assert room.put({"x": np.zeros(1000)}, 1000).offset == place.offset
+
+
+def test_a_dead_readers_tokens_end_with_it(room: Room) -> None:
+    """And what only they kept is free."""
+    place = room.put({"x": np.arange(1000)}, 1000)
+    reading = room.arena.begin_read(place.block_id, place.generation, Mode.RETAIN, 99)
+    room.arena.release(place.block_id)
+    assert room.arena.owner_gone(99) == [place.block_id]
+    assert not room.arena.release_reading(reading)
+
+
+def test_what_cannot_be_read_says_whether_to_ask_again(room: Room) -> None:
+    """Gone or recycled is stale; being written, or read in the other mode, is not ready."""
+    place = room.put({"x": np.arange(1000)}, 1000)
+    arena = room.arena
+    for block_id, generation in ((place.block_id, place.generation + 1), (999, 1), (-1, 1)):
+        with pytest.raises(StaleSlotError):
+            arena.begin_read(block_id, generation, Mode.RETAIN, 7)
+    arena.begin_read(place.block_id, place.generation, Mode.RETAIN, 7)
+    with pytest.raises(DataPlaneNotReady, match="to retain"):
+        arena.begin_read(place.block_id, place.generation, Mode.CONSUME, 7)
+    writing = arena.grant(50, 1000, 7)
+    assert writing is not None
+    with pytest.raises(DataPlaneNotReady, match="writing"):
+        arena.begin_read(50, writing.generation, Mode.RETAIN, 7)
+
+
+def test_a_slot_that_was_used_again_is_not_read_by_an_old_reference() -> None:
+    """ABA: the same bytes, another block, and the same block's number with the old generation."""
+    with a_room(capacity=4096 * 3) as room:
+        old = room.put({"x": np.arange(1000)}, 1000)
+        room.arena.release(old.block_id)
+        new = room.put({"x": np.arange(1000)}, 1000)
+        assert new.offset == old.offset
+        for block_id in (old.block_id, new.block_id):
+            with pytest.raises(StaleSlotError):
+                room.arena.begin_read(block_id, old.generation, Mode.RETAIN, 7)
+        assert room.arena.begin_read(new.block_id, new.generation, Mode.RETAIN, 7).data.nbytes == new.nbytes
 
 
 # -- earlier lives ------------------------------------------------------------------------------------------------

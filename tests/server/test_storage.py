@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penstock.errors import DataPlaneUnavailable, StaleSlotError
+from penstock.errors import DataPlaneNotReady, DataPlaneUnavailable, StaleSlotError
 from penstock.payload.arena import Arena, OldArena
+from penstock.payload.slots import Mode
 from penstock.requests import ArenaPlace, BlockPlace
 from penstock.server.storage import PLANE, Storage
 
@@ -112,3 +113,52 @@ def test_an_arena_whose_file_is_gone_is_reported(storage: Storage) -> None:
     storage.arena.path.unlink()
     with pytest.raises(DataPlaneUnavailable, match="gone"):
         storage.check()
+
+
+def test_a_block_of_an_earlier_life_is_read_and_not_consumed(storage: Storage) -> None:
+    """Nothing is ever freed there: its reads need no tokens, and to be consumed it must have moved."""
+    place, _ = storage.pin(5, READER)
+    reading = storage.begin_read(5, place.generation, Mode.RETAIN)
+    assert bytes(reading.data) == bytes([55]) * 512
+    for generation, mode, error in (
+        (place.generation + 1, Mode.RETAIN, StaleSlotError),
+        (place.generation, Mode.CONSUME, DataPlaneNotReady),
+    ):
+        with pytest.raises(error):
+            storage.begin_read(5, generation, mode)
+    moved = _move(storage, 5, 512, 66)
+    assert moved is not None
+    storage.retire()
+    assert bytes(reading.data) == bytes([55]) * 512, "what has begun goes on from the old file"
+    assert storage.end_read(reading, consumed=False)
+    anew = storage.begin_read(5, moved.generation, Mode.CONSUME)
+    assert bytes(anew.data) == bytes([66]) * 512
+    assert storage.end_read(anew, consumed=True)
+    assert storage.take_freed()
+    with pytest.raises(StaleSlotError):
+        storage.begin_read(5, moved.generation, Mode.RETAIN)
+    storage.release(5)  # the ledger's own word comes later, and finds nothing
+    assert storage.statistics().ignored == 0
+
+
+def test_a_compacted_block_is_read_at_its_new_place_and_ended_at_its_old(storage: Storage) -> None:
+    """A read that began before keeps the old slot, which is free with its end; the inner number cannot be named."""
+    place = storage.grant(9, 1024, READER)
+    assert place is not None
+    storage.fill(9)
+    before = storage.begin_read(9, place.generation, Mode.RETAIN)
+    moved = _move(storage, 9, 1024, 77)
+    assert moved is not None
+    with pytest.raises(StaleSlotError):
+        storage.begin_read(9, place.generation, Mode.RETAIN)
+    after = storage.begin_read(9, moved.generation, Mode.RETAIN)
+    assert after.block_id < 0
+    assert bytes(after.data) == bytes([77]) * 1024
+    assert storage.statistics().condemned_slots == 1
+    assert storage.end_read(before, consumed=False)
+    assert storage.statistics().condemned_slots == 0
+    with pytest.raises(StaleSlotError, match="no block -1"):
+        storage.begin_read(after.block_id, moved.generation, Mode.RETAIN)
+    with pytest.raises(StaleSlotError, match="no block -1"):
+        storage.pin(after.block_id, READER)
+    assert storage.end_read(after, consumed=False)

@@ -358,15 +358,6 @@ def test_nothing_outside_a_block_is_ever_served(station: Station, what: str) -> 
     assert station.wait_until_read().ready_slots == 1
 
 
-def test_a_compacted_blocks_inner_number_cannot_be_named(station: Station) -> None:
-    """The arena keeps compacted blocks under numbers below zero; neither a request nor the storage takes those."""
-    place = station.put()
-    moved = station.do(lambda: station.storage.begin_move(place.block_id, place.nbytes))
-    assert moved is not None
-    assert moved.block_id == -1
-    station.do(lambda: station.storage.cancel_move(place.block_id, moved))
-
-
 @settings(max_examples=60)
 @given(
     st.builds(
