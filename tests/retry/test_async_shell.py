@@ -16,6 +16,7 @@ from penstock.retry.async_shell import AsyncAttempt
 
 OK: Answer[str] = Answer(Kind.OK, "value")
 LOST: Answer[str] = Answer(Kind.RETRYABLE, code="reset")
+GONE: Answer[str] = Answer(Kind.MISSING, code="gone")
 
 
 class Time:
@@ -196,3 +197,97 @@ def test_each_round_is_one_line(caplog: pytest.LogCaptureFixture, level: int, li
         asyncio.run(retry.run("get", ["x", "y", "z"], attempt, deadline=t_deadline(t)))
     assert len(caplog.records) == lines
     assert all("3 of 3 keys failed (3 x reset)" in record.getMessage() for record in caplog.records)
+
+
+# -- one key, at the price of its attempt -----------------------------------------------------------------------------
+
+
+def test_settling_one_key_counts_as_a_run_does() -> None:
+    """Whether the first attempt succeeds, fails once or is final: the same end and the same counts as by ``run``."""
+    for script in ([[OK]], [[LOST], [OK]], [[LOST]] * 3, [[GONE]], [[], [OK]]):
+        seen = []
+        for settling in (True, False):
+            retry, t = retrier(Policy(max_attempts=3))
+            at = {"deadline": t_deadline(t), "endpoints": ["a", "b"]}
+            attempt = scripted(*script)
+            if settling:
+                end = asyncio.run(retry.settle("get", "k", attempt, **at))  # type: ignore[arg-type]
+            else:
+                end = asyncio.run(retry.run("get", ["k"], attempt, **at)).settled["k"]  # type: ignore[arg-type]
+            seen.append((end, t.naps, retry.statistics()))
+        assert seen[0] == seen[1], script
+
+
+def test_a_first_attempt_goes_where_the_machine_would_have_sent_it() -> None:
+    """Past what is held; its failure is that endpoint's, and the next attempt is at the following one."""
+    retry, t = retrier(Policy(max_attempts=3))
+    retry.health.quarantine.failed("a", t.now)
+    asked: list[str] = []
+
+    async def attempt(_keys: Sequence[str], endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        asked.append(endpoint)
+        retry.health.quarantine.lift("a")  # meanwhile: no reason to blame another for what "b" did
+        return [LOST if len(asked) == 1 else OK]
+
+    end = asyncio.run(retry.settle("get", "k", attempt, deadline=t_deadline(t), endpoints=["a", "b", "c"]))
+    assert (asked, end.attempts) == (["b", "c"], 2)
+    assert retry.statistics().quarantined == ("b",)
+
+
+def test_a_first_attempt_that_takes_until_the_deadline_counts_as_failed() -> None:
+    """Its endpoint is held, and it is not tried again."""
+    retry, t = retrier(Policy(max_attempts=3))
+
+    async def attempt(_keys: Sequence[str], _endpoint: str, deadline: Deadline) -> Sequence[Answer[str]]:
+        t.now = deadline.at
+        return [LOST]
+
+    end = asyncio.run(retry.settle("get", "k", attempt, deadline=t_deadline(t), endpoints=["a"]))
+    assert (end.reason, end.code, end.attempts) == (Reason.DEADLINE, "reset", 1)
+    assert (retry.statistics().attempts, retry.statistics().quarantined) == (1, ("a",))
+    late = asyncio.run(retry.settle("get", "k", attempt, deadline=t_deadline(t, 0.0), endpoints=["a"]))
+    assert (late.reason, late.attempts) == (Reason.DEADLINE, 0)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_an_inner_run_that_is_ended_from_outside_at_the_deadline_blames_its_endpoint(failures: int) -> None:
+    """Silence until the deadline is a failure, whichever layer notices first; cancelled before it, nobody is blamed."""
+    for timeout_s, blamed in ((0.05, True), (30.0, False)):
+        outer, inner = AsyncRetrier(Policy(batch=1, workers=2)), AsyncRetrier(Policy(base_s=0.0, cap_s=0.0))
+        waits = asyncio.Event()
+
+        async def never(
+            _keys: Sequence[str],
+            _endpoint: str,
+            _deadline: Deadline,
+            left: list[int] = [failures],  # noqa: B006
+            waits: asyncio.Event = waits,
+        ) -> Sequence[Answer[str]]:
+            if left[0]:
+                left[0] -= 1
+                return [LOST]
+            waits.set()
+            await asyncio.Event().wait()
+            return [OK]
+
+        async def attempt(
+            keys: Sequence[str], _endpoint: str, deadline: Deadline, inner: AsyncRetrier = inner
+        ) -> Sequence[Answer[str]]:
+            await inner.settle("inner", keys[0], never, deadline=deadline, endpoints=["x", "y"])
+            return [OK]
+
+        async def main(
+            timeout_s: float = timeout_s,
+            outer: AsyncRetrier = outer,
+            waits: asyncio.Event = waits,
+            attempt: AsyncAttempt[str] = attempt,
+        ) -> None:
+            work = asyncio.ensure_future(outer.run("outer", ["k"], attempt, deadline=Deadline(timeout_s)))
+            await waits.wait()
+            if timeout_s > 1:
+                work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+        asyncio.run(main())
+        last = ("x", "y")[failures]
+        assert (last in inner.statistics().quarantined) == blamed

@@ -477,3 +477,19 @@ def test_the_same_seed_is_the_same_run() -> None:
 
     assert (world(7).tried, world(7).ended) == (world(7).tried, world(7).ended)
     assert world(7).tried != world(8).tried
+
+
+def test_a_first_attempt_that_was_made_already_is_the_first_rounds() -> None:
+    """It is sent out to where it was made, though that is held by now; an endpoint that is not one is refused."""
+    health = Health(DEFAULT)
+    health.quarantine.failed("b", 0.0)
+    machine = Retry(DEFAULT, health)
+    with pytest.raises(BadArgument, match="what was tried is one of them"):
+        machine.handle(Begin(("k",), ("a", "b"), 30.0, tried="c"), 0.0)
+    (attempt,) = machine.handle(Begin(("k",), ("a", "b"), 30.0, tried="b"), 0.0)
+    assert isinstance(attempt, Attempt)
+    assert attempt.endpoint == "b"
+    machine.handle(Outcome(attempt.number, "k", Kind.RETRYABLE), 1.0)
+    (attempt,) = machine.handle(Timer(), 1.0)
+    assert isinstance(attempt, Attempt)
+    assert attempt.endpoint == "a"

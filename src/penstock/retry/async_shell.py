@@ -20,8 +20,8 @@ from penstock.retry.books import Books, RetryStatistics
 from penstock.retry.deadline import Clock, Deadline
 from penstock.retry.health import Health
 from penstock.retry.machine import Attempt, Begin, Effect, Retry, Timer, Wait
-from penstock.retry.policy import DEFAULT, Policy
-from penstock.retry.result import Answer, RetryResult
+from penstock.retry.policy import DEFAULT, Kind, Policy, Reason
+from penstock.retry.result import Answer, RetryResult, Settled
 from penstock.retry.run import Run
 from penstock.retry.shell import ONE_ENDPOINT
 
@@ -71,27 +71,70 @@ class AsyncRetrier:
         *,
         deadline: Deadline,
         endpoints: Sequence[str] = ONE_ENDPOINT,
+        tried: str = "",
     ) -> RetryResult[T]:
-        """Try ``keys`` until each has succeeded or is given up; see ``Retrier.run``.
+        """Try ``keys`` until each has succeeded or is given up; see ``Retrier.run``, and for ``tried`` ``Begin``.
 
         Raises:
             BadArgument: no endpoint, or a deadline on another clock.
         """
-        if deadline.clock != self._clock:
-            raise BadArgument("the deadline is on another clock than the retrier")
+        self._require_same_clock(deadline)
         began = self._clock()
         self._books.count_run()
         run: Run[T] = Run(path, Retry(self.policy, self._books.health), self._books, log, level=self._level)
-        effects = run.decide([Begin(tuple(keys), tuple(endpoints), deadline.at)], began)
-        if self.policy.workers == 1:
-            await self._one_at_a_time(run, effects, attempt, deadline)
-        else:
-            await self._side_by_side(run, effects, attempt, deadline)
+        effects = run.decide([Begin(tuple(keys), tuple(endpoints), deadline.at, tried)], began)
+        carry_out = self._one_at_a_time if self.policy.workers == 1 else self._side_by_side
+        try:
+            await carry_out(run, effects, attempt, deadline)
+        except asyncio.CancelledError:
+            if deadline.expired():  # the run round this one was quicker to notice
+                run.decide([Timer()], self._clock())
+            raise
         return RetryResult(path, {key: run.settled[key] for key in keys}, self._clock() - began)
+
+    async def settle(
+        self, path: str, key: str, attempt: AsyncAttempt[T], *, deadline: Deadline, endpoints: Sequence[str]
+    ) -> Settled[T]:
+        """As ``run``, for one key and at the price of the attempt alone while that succeeds.
+
+        A failed first attempt is the machine's first: it is counted, classed and logged like any other. The first
+        attempt itself keeps to the deadline, or is ended by who called.
+
+        Raises:
+            BadArgument: no endpoint, or a deadline on another clock.
+        """
+        if deadline.expired() or not endpoints:
+            return (await self.run(path, [key], attempt, deadline=deadline, endpoints=endpoints)).settled[key]
+        self._require_same_clock(deadline)
+        endpoint = self._books.first_endpoint(endpoints, self._clock())
+        try:
+            made = list(await attempt([key], endpoint, deadline))
+        except asyncio.CancelledError:
+            if deadline.expired():  # silence until the deadline is a failure
+                self._books.count_lone(path, endpoint, Kind.RETRYABLE, Reason.DEADLINE.value, self._clock())
+            raise
+        if len(made) == 1 and made[0].kind is Kind.OK:
+            self._books.count_lone(path, endpoint, Kind.OK, made[0].code, self._clock())
+            return Settled(made[0].value, None, made[0].code, 1)
+        first = [made]
+
+        async def again(keys: Sequence[str], where: str, until: Deadline) -> Sequence[Answer[T]]:
+            return first.pop() if first else await attempt(keys, where, until)
+
+        result = await self.run(path, [key], again, deadline=deadline, endpoints=endpoints, tried=endpoint)
+        end = result.settled[key]
+        if end.attempts or not made:
+            return end
+        self._books.count_lone(path, endpoint, made[0].kind, made[0].code, self._clock())
+        return Settled(None, end.reason, made[0].code, 1)  # the deadline came during the first attempt
 
     def statistics(self) -> RetryStatistics:
         """Return the counts at this moment. From any thread."""
         return self._books.statistics(self._clock())
+
+    def _require_same_clock(self, deadline: Deadline) -> None:
+        if deadline.clock != self._clock:
+            raise BadArgument("the deadline is on another clock than the retrier")
 
     async def _one_at_a_time(
         self, run: Run[T], effects: list[Effect], attempt: AsyncAttempt[T], deadline: Deadline

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.retry.health import Health
-from penstock.retry.machine import Attempt, Effect, Event, GiveUp, Outcome, Retry
-from penstock.retry.policy import Policy
+from penstock.retry.machine import VERDICTS, Attempt, Effect, Event, GiveUp, Outcome, Retry, Standing
+from penstock.retry.policy import Kind, Policy
 
 __all__ = ["Books", "RetryStatistics"]
 
@@ -62,6 +62,21 @@ class Books:
             for effect in effects:
                 self._count(path, effect)
             return effects
+
+    def first_endpoint(self, endpoints: Sequence[str], now: float) -> str:
+        """Where a first attempt goes."""
+        with self._lock:
+            return self.health.eligible(endpoints, now)[0]
+
+    def count_lone(self, path: str, endpoint: str, kind: Kind, code: str, now: float) -> None:
+        """Count an attempt that no machine was asked about: a first one that succeeded, or ended with the deadline."""
+        standing = VERDICTS[kind][1]
+        failed, answered = standing is Standing.FAILED, standing is Standing.ANSWERED
+        with self._lock:
+            self._runs += 1
+            self._attempts += 1
+            self._outcomes[path, code or kind.value] += 1
+            self.health.record(endpoint, failed=failed, answered=answered, now=now)
 
     def count_run(self) -> None:
         with self._lock:

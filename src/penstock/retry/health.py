@@ -49,7 +49,7 @@ class Health:
             self.quarantine.lift(endpoint)
         elif failed:
             self.quarantine.failed(endpoint, now)
-        if self._policy.bucket_tokens:
+        if self._policy.bucket_tokens and (failed or endpoint in self._buckets):  # a full one gains nothing
             self._charge(endpoint, failed, answered)
 
     def _charge(self, endpoint: str, failed: int, answered: int) -> None:

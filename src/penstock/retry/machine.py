@@ -31,11 +31,15 @@ _REMEMBERED_EVENTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Try these keys, at any of these endpoints (preferred first), until ``deadline_at`` on the clock of ``now``."""
+    """Try these keys, at any of these endpoints (preferred first), until ``deadline_at`` on the clock of ``now``.
+
+    ``tried``: the endpoint at which a first attempt has been made already; its outcome is the first round's.
+    """
 
     keys: tuple[str, ...]
     endpoints: tuple[str, ...]
     deadline_at: float
+    tried: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ class Retry:
         self._flights: dict[int, _Flight] = {}
         self._batches: deque[list[str]] = deque()  # of this round, not yet sent out
         self._endpoints: tuple[str, ...] = ()
-        self._last_endpoint = ""
+        self._last_endpoint = self._tried = ""
         self._deadline_at = 0.0
         self._wait_began = 0.0
         self._attempts = 0
@@ -211,11 +215,12 @@ class Retry:
 
     def _begin(self, event: Event, now: float) -> list[Effect]:
         assert isinstance(event, Begin)
-        if not event.endpoints:
-            raise BadArgument("a retry needs at least one endpoint")
+        if not event.endpoints or (event.tried and event.tried not in event.endpoints):
+            raise BadArgument("a retry needs at least one endpoint, and what was tried is one of them")
         self._keys = {name: _Key(name) for name in event.keys}
         self._endpoints = tuple(dict.fromkeys(event.endpoints))
         self._deadline_at = event.deadline_at
+        self._tried = event.tried
         return self._start_round(now) if self._keys else self._finish()
 
     def _outcome(self, event: Event, now: float) -> list[Effect]:
@@ -265,8 +270,8 @@ class Retry:
         reason = self._obstacle(now)
         if reason is not None:
             return self._give_up_all(reason)
-        endpoint = self.health.eligible(self._candidates(), now)[0]
-        self._last_endpoint = endpoint
+        tried, self._tried = self._tried, ""
+        self._last_endpoint = tried or self.health.eligible(self._candidates(), now)[0]
         self.round += 1
         self.state = State.TRYING
         names = list(self._keys)

@@ -61,7 +61,7 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     retry_tokens: float = 10.0
     pool_endpoint_max_age_s: float = 100.0
     server_idle_s: float = 120.0
-    pool_max_idle: int = 4
+    pool_max_idle: int = 8
     max_reads: int = 8
     max_bytes_in_flight: int = 256 * MIB
     max_block_bytes: int = 64 * 1024 * MIB

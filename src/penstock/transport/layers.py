@@ -23,6 +23,7 @@ from penstock.transport.outcomes import NOT_READY, classify
 from penstock.transport.pool import Pool, Port
 from penstock.transport.ports import Ports
 from penstock.transport.reading import SlotReader
+from penstock.transport.slabs import Slabs
 from penstock.transport.story import Story
 from penstock.transport.timing import Timing
 from penstock.transport.wanted import Fetched, Wanted
@@ -37,7 +38,7 @@ class Layers:
 
     def __init__(self, pool: Pool, ports: Ports, reader: SlotReader, config: TransportConfig, timing: Timing) -> None:
         self._pool, self._ports, self._reader, self._config = pool, ports, reader, config
-        self._buffers = Buffers(config.keep_buffers_bytes)
+        self._slabs = Slabs(Buffers(config.keep_buffers_bytes))
         self.gate = Gate(config.max_reads, config.max_bytes_in_flight)
         self.rounds = timing.retrier(config.batch, logging.INFO)
         self.calls = timing.retrier(config.calls, logging.DEBUG)
@@ -72,10 +73,8 @@ class Layers:
         async def attempt(_keys: Sequence[str], host: str, until: Deadline) -> list[Answer[Fetched]]:
             return [await self._call(story, places[host], until)]
 
-        result: RetryResult[Fetched] = await self.calls.run(
-            "call", [story.key], attempt, deadline=deadline, endpoints=list(places)
-        )
-        return _passed_on(story, result.settled[story.key])
+        end = await self.calls.settle("call", story.key, attempt, deadline=deadline, endpoints=list(places))
+        return _passed_on(story, end)
 
     async def _call(self, story: Story, place: int, deadline: Deadline) -> Answer[Fetched]:
         """Layer 1: one call at one place."""
@@ -91,10 +90,7 @@ class Layers:
         async def attempt(_keys: Sequence[str], port: str, until: Deadline) -> list[Answer[Fetched]]:
             return [await self._read(story, place, ports[port], until)]
 
-        result: RetryResult[Fetched] = await self.rotation.run(
-            "read", [story.key], attempt, deadline=deadline, endpoints=list(ports)
-        )
-        end = result.settled[story.key]
+        end = await self.rotation.settle("read", story.key, attempt, deadline=deadline, endpoints=list(ports))
         if end.reason in _RULES_OUT:
             story.rule_out(place)
         return _passed_on(story, end)
@@ -124,7 +120,7 @@ class Layers:
         if wanted.buffer is not None:
             return wanted.buffer
         try:
-            return self._buffers.take(wanted.nbytes)
+            return self._slabs.take(wanted.nbytes)
         except MemoryError:
             words = f"there is no memory for the {wanted.nbytes} bytes of block {wanted.block_id}"
             raise DataPlaneReadError(words) from None
