@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
+import numpy as np
 
 from penstock.parts import BlockPlace, HostPlace
+from penstock.payload.block import Bytes
 from penstock.reports import HostStatus
 from penstock.requests import (
     Commit,
@@ -34,8 +37,10 @@ from penstock.requests import (
     Sealed,
 )
 from penstock.wire import paths
+from penstock.wire.auth import CHALLENGE_BYTES, PROOF_BYTES, Dialler, read_token
 from tests.server.harness import (
     DEADLINE_S,
+    ClientProcess,
     PlaneProcess,
     RawClient,
     arena_file,
@@ -123,6 +128,10 @@ class AgentProcess:
     def log(self) -> str:
         return paths.log_path(self.data_dir).read_text()
 
+    def log_so_far(self) -> str:
+        path = paths.log_path(self.data_dir)
+        return path.read_text() if path.exists() else ""
+
     def segments(self) -> list[str]:
         """Its shared memory."""
         return sorted(p.name for p in paths.SHM_DIR.glob(f"penstock-{self.plane_id}-*"))
@@ -141,14 +150,36 @@ class AgentProcess:
             (paths.SHM_DIR / name).unlink(missing_ok=True)
 
 
-class HostClient:
-    """A client on the host of ``agent``; ``client_id`` names it at both."""
+class TcpClient(RawClient):
+    """One connection to a plane over TCP: its kernel knows nothing of this process."""
 
-    def __init__(self, plane: TcpPlane, agent: AgentProcess, client_id: int = 1) -> None:
-        self.plane = RawClient(plane.data_dir, client_id).open()
-        self.agent = RawClient(agent.data_dir, client_id).open()
-        self.agent_dir = agent.data_dir
-        self.host_id = agent.host_id
+    def __init__(self, plane_dir: Path, url: str, client_id: int = 1) -> None:
+        super().__init__(plane_dir, client_id)
+        self.sock.close()
+        host, _, port = url.removeprefix("penstock://").rpartition(":")
+        self.sock = socket.create_connection((host, int(port)), DEADLINE_S)
+        us = Dialler(read_token(plane_dir / "token"), "plane")
+        self.sock.sendall(us.respond(self._exactly(CHALLENGE_BYTES)))
+        us.check(self._exactly(PROOF_BYTES))
+
+    def _exactly(self, nbytes: int) -> bytes:
+        data = self.sock.recv(nbytes, socket.MSG_WAITALL)
+        assert len(data) == nbytes, "the plane closed the connection"
+        return data
+
+
+class HostClient:
+    """A client on the host whose agent's directory is ``agent_dir``; ``client_id`` names it at both."""
+
+    def __init__(self, plane_dir: Path, url: str, agent_dir: Path, client_id: int = 1) -> None:
+        self.plane = TcpClient(plane_dir, url, client_id).open()
+        self.agent = RawClient(agent_dir, client_id).open()
+        self.agent_dir = agent_dir
+        self.host_id = self.agent.status().hosts[0].place.host_id
+
+    @classmethod
+    def of(cls, plane: TcpPlane, agent: AgentProcess, client_id: int = 1) -> Self:
+        return cls(plane.data_dir, plane.url, agent.data_dir, client_id)
 
     def __enter__(self) -> Self:
         return self
@@ -164,18 +195,20 @@ class HostClient:
         assert isinstance(asked, Grant)
         return self.plane.expect(Granted, asked)
 
+    @staticmethod
+    def reserving(granted: Granted) -> Reserve:
+        return Reserve(granted.grant, granted.place.nbytes)
+
     def reserve(self, granted: Granted) -> Granted:
-        return self.agent.expect(Granted, Reserve(granted.grant, granted.place.nbytes))
+        return self.agent.expect(Granted, self.reserving(granted))
 
     def write(self, reserved: Granted, rows: int, fill: int = 7, row_bytes: int = 64) -> int:
         """Copy a block into its place; return its content hash."""
         data = batch_of(rows, row_bytes, fill)
-        out = bytearray(data.nbytes)
-        import numpy as np
-
-        content = data.write_into(np.frombuffer(out, np.uint8), reserved.grant)
+        out: Bytes = np.empty(data.nbytes, np.uint8)
+        content = data.write_into(out, reserved.grant)
         with arena_file(self.agent_dir, reserved.arena, os.O_RDWR) as fd:
-            assert os.pwrite(fd, out, reserved.place.offset) == len(out)
+            assert os.pwrite(fd, out.tobytes(), reserved.place.offset) == len(out)
         return content
 
     def seal(self, grant: int, content: int, replica: HostPlace | None = None) -> Sealed:
@@ -232,8 +265,24 @@ class HostClient:
         return {status.place.host_id: status for status in self.plane.status().hosts}
 
 
-def counter(client: RawClient, name: str) -> int:
-    return client.status().counters.get(name, 0)
+class Writer(ClientProcess):
+    """A client in a process of its own on a host: ``script`` finds it as ``c``, and ``say`` to speak with the test."""
+
+    def __init__(self, plane: TcpPlane, agent: AgentProcess, script: str, client_id: int = 77) -> None:
+        here = f"Path({str(plane.data_dir)!r}), {plane.url!r}, Path({str(agent.data_dir)!r}), {client_id}"
+        prelude = f"from tests.host.harness import *\nclient.close()\nc = HostClient({here})\n"
+        super().__init__(plane.data_dir, prelude + script, client_id)
+
+    def go_on(self) -> None:
+        """Let its ``sys.stdin.readline()`` return."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+def used_bytes(client: RawClient) -> int:
+    """Bytes in slots of an agent's arena."""
+    return client.status().counters["arena.used_bytes"]
 
 
 def blocks_of(client: RawClient) -> dict[str, int]:
@@ -256,9 +305,11 @@ __all__ = [
     "AgentProcess",
     "Failed",
     "HostClient",
+    "TcpClient",
     "TcpPlane",
+    "Writer",
     "blocks_of",
-    "counter",
     "eventually",
     "site",
+    "used_bytes",
 ]

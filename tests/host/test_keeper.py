@@ -71,8 +71,11 @@ class Desk:
         self.now = 100.0
         self.calls = 0
         for session in (1, 2):
-            request = OpenSession(WIRE_VERSION, session, "me", "client", "here", 1000 + session)
-            self.tell(SessionOpens(session, "s", self.call(), request, 0.0))
+            self.open_session(session)
+
+    def open_session(self, session: int) -> None:
+        request = OpenSession(WIRE_VERSION, session, "me", "client", "here", 1000 + session)
+        self.tell(SessionOpens(session, "s", self.call(), request, 0.0))
 
     def call(self) -> int:
         self.calls += 1
