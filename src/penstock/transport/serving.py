@@ -67,7 +67,8 @@ class Counts:
     Attributes:
         connections, reading: now; all others: so far.
         sent_bytes: of payloads whose sending completed.
-        acknowledged, consumed: reads that ended well, and those of them that freed their slot.
+        acknowledged, consumed: reads that ended well, and those of them in consume mode (one that had been superseded
+            has freed nothing; the arena counts those).
         damaged, unwanted: verdicts of readers on what arrived.
         unacknowledged: payloads that were begun and never acknowledged: the reader is gone, stuck, or was cut off.
         malformed, broken: connections ended for what they sent, and by the network.
