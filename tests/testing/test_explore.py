@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from penstock.ledger.machine import Ledger
-from penstock.testing.explore.ledger import SHAPES, explore, run
+from penstock.testing.explore.hosts import HostRig, HostShape
+from penstock.testing.explore.hosts_planted import PLANTED_ON_HOSTS, OrdersForgotten
+from penstock.testing.explore.ledger import HOST_SHAPES, SHAPES, explore, run
 from penstock.testing.explore.model import Model
 from penstock.testing.explore.planted import PLANTED, UnfencedAck
 from penstock.testing.explore.rig import Rig, Shape
@@ -37,6 +39,39 @@ def test_every_planted_bug_is_found() -> None:
     assert report.complete
     told = msgspec.json.decode(msgspec.json.encode(report))
     assert {"states", "transitions", "violations", "planted_found", "planted_total"} <= told.keys()
+
+
+@pytest.mark.parametrize("shape", HOST_SHAPES, ids=lambda shape: shape.name)
+def test_blocks_lie_where_rows_need_them_and_nowhere_else(shape: HostShape) -> None:
+    """Every path of five actions of agents, a writer, time and crashes: all of them come to rest with nothing amiss."""
+    found = explore(replace(shape, depth=5), Ledger, PLENTY_S)
+    assert found.finding is None
+    assert found.complete
+    assert found.states > 200
+
+
+def test_every_bug_planted_in_what_is_done_about_hosts_is_found() -> None:
+    """Orders that are lost or forgotten, replicas that are not used, grants that outlive their memory, and others."""
+    shapes = (replace(HOST_SHAPES[1], depth=6),)
+    report = run(shapes=shapes, budget_s=PLENTY_S)
+    assert (report.violations, report.findings) == (0, [])
+    assert [name for name, finding in report.planted.items() if finding is None] == []
+    assert report.planted.keys() == PLANTED_ON_HOSTS.keys()
+    assert len(report.planted) >= 8
+
+
+def test_an_order_that_was_not_heard_of_is_given_again() -> None:
+    """An answer that was lost with its connection: the next one frees the block; a forgotten order leaks it."""
+    path: list[Action] = [*HOST_SHAPES[0].start, ("grant",), ("seal",), ("commit",), ("report", 1), ("pop", "k1")]
+    for factory in (Ledger, OrdersForgotten):
+        rig = HostRig(HOST_SHAPES[0], factory)
+        for action in (*path, ("report_unheard", 1)):
+            rig.apply(action)
+        if factory is Ledger:
+            rig.check_recovery()
+        else:
+            with pytest.raises(Disagreement, match="rest"):
+                rig.check_recovery()
 
 
 def test_a_finding_is_as_short_as_can_be_and_can_be_run() -> None:

@@ -1,4 +1,4 @@
-"""Exhaustive exploration of the ledger's leases and commits: every path of a few actions in small configurations.
+"""Exhaustive exploration of the ledger: leases and commits, and hosts, by every path of a few actions.
 
 Breadth first, so that what it finds is as short as can be; two paths that lead to the same state up to the names of
 tokens are followed once. Each state is reached by running its path again on a fresh ledger: nothing is copied, and a
@@ -15,12 +15,15 @@ from typing import TypeAlias
 import msgspec
 
 from penstock.ledger.machine import Ledger
+from penstock.testing.explore.hosts import HostRig, HostShape
+from penstock.testing.explore.hosts_planted import PLANTED_ON_HOSTS
 from penstock.testing.explore.planted import PLANTED
 from penstock.testing.explore.rig import Rig, Shape
 from penstock.testing.explore.shell import Action, LedgerFactory
 
-__all__ = ["SHAPES", "ExploreReport", "Finding", "explore", "run"]
+__all__ = ["HOST_SHAPES", "SHAPES", "AnyShape", "ExploreReport", "Finding", "explore", "run"]
 
+AnyShape: TypeAlias = Shape | HostShape
 Path: TypeAlias = tuple[Action, ...]
 
 SHAPES = (
@@ -28,6 +31,16 @@ SHAPES = (
     Shape("one row, two tasks", rows=1, tasks=("logp", "train"), max_deliveries=2, depth=4),
     Shape("one row, slow puts", rows=1, tasks=("train",), max_deliveries=9, depth=4, slow_puts=True),
     Shape("two rows, one task", rows=2, tasks=("train",), max_deliveries=2, depth=4),
+)
+HOST_SHAPES = (
+    HostShape("a put on one host", puts=("one",), depth=8),
+    HostShape("a put on two hosts if there are two", puts=("two",), depth=8),
+    HostShape("a put that needs two hosts", puts=("both",), depth=7),
+    HostShape("one put after the other", puts=("two", "one"), depth=6),
+)
+_PLANTED: tuple[tuple[type[AnyShape], dict[str, LedgerFactory]], ...] = (
+    (Shape, PLANTED),
+    (HostShape, PLANTED_ON_HOSTS),
 )
 
 
@@ -75,16 +88,20 @@ class ExploreReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.violations == 0 and self.planted_found == self.planted_total
 
 
-def run(*, shapes: tuple[Shape, ...] = SHAPES, budget_s: float = 120.0) -> ExploreReport:
-    """Explore the real ledger in each of ``shapes``, then hunt every planted bug.
+def run(*, shapes: tuple[AnyShape, ...] = (*SHAPES, *HOST_SHAPES), budget_s: float = 120.0) -> ExploreReport:
+    """Explore the real ledger in each of ``shapes``, then hunt every bug planted in what such shapes are about.
 
     Args:
-        shapes: what to explore; the defaults take about 15 s of one core.
+        shapes: what to explore; the defaults take about 40 s of one core.
         budget_s: of processor time; after that it ends anyway, and is not ``complete``.
     """
     begun, wall = time.process_time(), time.perf_counter()
     real = [explore(shape, Ledger, _left(begun, budget_s)) for shape in shapes]
-    planted = {name: _hunt(shapes, bug, _left(begun, budget_s)) for name, bug in PLANTED.items()}
+    planted: dict[str, Finding | None] = {}
+    for kind, bugs in _PLANTED:
+        of_kind = tuple(shape for shape in shapes if isinstance(shape, kind))
+        for name, bug in bugs.items() if of_kind else ():
+            planted[name] = _hunt(of_kind, bug, _left(begun, budget_s))
     found = sum(finding is not None for finding in planted.values())
     return ExploreReport(
         states=sum(e.states for e in real),
@@ -93,7 +110,7 @@ def run(*, shapes: tuple[Shape, ...] = SHAPES, budget_s: float = 120.0) -> Explo
         findings=[e.finding for e in real if e.finding is not None],
         planted=planted,
         planted_found=found,
-        planted_total=len(PLANTED),
+        planted_total=len(planted),
         complete=all(e.complete for e in real),
         elapsed_s=time.perf_counter() - wall,
     )
@@ -103,7 +120,7 @@ def _left(begun: float, budget_s: float) -> float:
     return max(0.0, begun + budget_s - time.process_time())
 
 
-def _hunt(shapes: tuple[Shape, ...], bug: LedgerFactory, budget_s: float) -> Finding | None:
+def _hunt(shapes: tuple[AnyShape, ...], bug: LedgerFactory, budget_s: float) -> Finding | None:
     """Return the shortest path to the bug, over all shapes."""
     begun = time.process_time()
     for depth in range(1, max(shape.depth for shape in shapes) + 1):
@@ -115,7 +132,7 @@ def _hunt(shapes: tuple[Shape, ...], bug: LedgerFactory, budget_s: float) -> Fin
     return None
 
 
-def explore(shape: Shape, make_ledger: LedgerFactory, budget_s: float) -> Exploration:
+def explore(shape: AnyShape, make_ledger: LedgerFactory, budget_s: float) -> Exploration:
     """Follow every path of ``shape.depth`` actions, or until something is found or the time is over."""
     until = time.process_time() + budget_s
     seen: set[object] = set()
@@ -146,15 +163,15 @@ def explore(shape: Shape, make_ledger: LedgerFactory, budget_s: float) -> Explor
     return end(True)
 
 
-def _after(shape: Shape, make_ledger: LedgerFactory, path: Path) -> Rig:
+def _after(shape: AnyShape, make_ledger: LedgerFactory, path: Path) -> Rig | HostRig:
     """Walk a path that has been checked before."""
-    rig = Rig(shape, make_ledger)
+    rig = shape.rig(make_ledger)
     for action in (*shape.start, *path):
         rig.apply(action, checked=False)
     return rig
 
 
-def _broken_by(shape: Shape, make_ledger: LedgerFactory, path: Path, seen: set[object]) -> str:
+def _broken_by(shape: AnyShape, make_ledger: LedgerFactory, path: Path, seen: set[object]) -> str:
     """Take the last step of ``path``, checked; note a new state, which must survive a crash. Return what went wrong."""
     try:
         rig = _after(shape, make_ledger, path[:-1])

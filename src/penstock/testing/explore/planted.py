@@ -16,14 +16,14 @@ from penstock.ledger.state import Partition
 from penstock.requests import Ack, Claim, Claimed, Done, Pop, Release, Renew, Request, Tokens
 from penstock.testing.explore.shell import LedgerFactory
 
-__all__ = ["PLANTED"]
+__all__ = ["PLANTED", "Tampered"]
 
 
 def _with_body(event: ev.Asked, body: Request) -> ev.Asked:
     return msgspec.structs.replace(event, body=body)
 
 
-class _Tampered(Ledger):
+class Tampered(Ledger):
     """Lets a bug change what goes in and what comes out."""
 
     def handle(self, event: ev.AnyEvent, now: float) -> list[ev.AnyEffect]:
@@ -52,7 +52,7 @@ class _Tampered(Ledger):
         return Tokens([*fallback.lease, *tokens], []) if tokens else fallback
 
 
-class UnfencedAck(_Tampered):
+class UnfencedAck(Tampered):
     """An ack or a pop is believed whatever its token."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent:
@@ -63,7 +63,7 @@ class UnfencedAck(_Tampered):
         return event
 
 
-class PopIgnoresHolder(_Tampered):
+class PopIgnoresHolder(Tampered):
     """A pop without a token takes rows that somebody holds."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent:
@@ -73,7 +73,7 @@ class PopIgnoresHolder(_Tampered):
         return event
 
 
-class ReleaseByAnybody(_Tampered):
+class ReleaseByAnybody(Tampered):
     """A release is believed whatever its token."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent:
@@ -84,7 +84,7 @@ class ReleaseByAnybody(_Tampered):
         return event
 
 
-class RenewByAnybody(_Tampered):
+class RenewByAnybody(Tampered):
     """A superseded lease can be renewed, and takes the row back."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent:
@@ -95,7 +95,7 @@ class RenewByAnybody(_Tampered):
         return event
 
 
-class ConsumedAtClaim(_Tampered):
+class ConsumedAtClaim(Tampered):
     """A claimed row counts as trained at once."""
 
     def coming_out(self, event: ev.AnyEvent, effects: list[ev.AnyEffect]) -> list[ev.AnyEffect]:
@@ -108,7 +108,7 @@ class ConsumedAtClaim(_Tampered):
         return effects
 
 
-class AckBeforeJournal(_Tampered):
+class AckBeforeJournal(Tampered):
     """An ack is answered and never written down."""
 
     unwritten: tuple[type[Request], ...] = (Ack, Pop)
@@ -119,7 +119,7 @@ class AckBeforeJournal(_Tampered):
         return effects
 
 
-class ReplyBeforeJournal(_Tampered):
+class ReplyBeforeJournal(Tampered):
     """Replies leave before what they promise is written down."""
 
     def coming_out(self, event: ev.AnyEvent, effects: list[ev.AnyEffect]) -> list[ev.AnyEffect]:  # noqa: ARG002
@@ -132,7 +132,7 @@ class LeaseNotJournaled(AckBeforeJournal):
     unwritten = (Claim,)
 
 
-class NoIdempotencyKey(_Tampered):
+class NoIdempotencyKey(Tampered):
     """A repeated request is taken for a new one."""
 
     repeated: tuple[type[Request], ...] = (Ack, Pop, Release, Renew, Claim)
@@ -151,7 +151,7 @@ class SecondLeaseForRepeatedClaim(NoIdempotencyKey):
     repeated = (Claim,)
 
 
-class TombstoneForgotten(_Tampered):
+class TombstoneForgotten(Tampered):
     """A removed row leaves no trace."""
 
     def coming_out(self, event: ev.AnyEvent, effects: list[ev.AnyEffect]) -> list[ev.AnyEffect]:  # noqa: ARG002
@@ -160,7 +160,7 @@ class TombstoneForgotten(_Tampered):
         return effects
 
 
-class ExpiryDoesNotSupersede(_Tampered):
+class ExpiryDoesNotSupersede(Tampered):
     """A token that has expired stays good after the row was leased again."""
 
     def __init__(self, *args: Any) -> None:
@@ -183,21 +183,21 @@ class ExpiryDoesNotSupersede(_Tampered):
         return event
 
 
-class SessionEndKeepsLeases(_Tampered):
+class SessionEndKeepsLeases(Tampered):
     """The leases of a session that has ended are held for ever."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent | None:
         return None if isinstance(event, ev.SessionGone) else event
 
 
-class AbandonedClaimKept(_Tampered):
+class AbandonedClaimKept(Tampered):
     """A claim whose reply nobody got keeps its rows."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent:
         return msgspec.structs.replace(event, abandoned=[]) if isinstance(event, ev.Heard) else event
 
 
-class ReplayOutOfOrder(_Tampered):
+class ReplayOutOfOrder(Tampered):
     """Recovery applies each entry after the one that followed it."""
 
     def __init__(self, *args: Any) -> None:
@@ -213,14 +213,14 @@ class ReplayOutOfOrder(_Tampered):
         self._held_back = None
 
 
-class ReplayForgetsReplies(_Tampered):
+class ReplayForgetsReplies(Tampered):
     """After a restart a repeated request is decided anew."""
 
     def replay(self, entry: Entry, now: float) -> None:
         super().replay(msgspec.structs.replace(entry, reply=None), now)
 
 
-class BatchNotAtomic(_Tampered):
+class BatchNotAtomic(Tampered):
     """Of a refused batch, what could be applied is applied."""
 
     def coming_out(self, event: ev.AnyEvent, effects: list[ev.AnyEffect]) -> list[ev.AnyEffect]:
@@ -235,7 +235,7 @@ class BatchNotAtomic(_Tampered):
         return effects
 
 
-class ResumeWithoutSecret(_Tampered):
+class ResumeWithoutSecret(Tampered):
     """Whoever knows a session's number may take it over."""
 
     def going_in(self, event: ev.AnyEvent) -> ev.AnyEvent:
@@ -246,7 +246,7 @@ class ResumeWithoutSecret(_Tampered):
         return event
 
 
-_BUGS: tuple[type[_Tampered], ...] = (
+_BUGS: tuple[type[Tampered], ...] = (
     UnfencedAck,
     PopIgnoresHolder,
     ReleaseByAnybody,

@@ -60,6 +60,9 @@ class Shape:
     start: tuple[Action, ...] = (("put", 0),)
     slow_puts: bool = False  # B's puts are granted in one step and committed in another; rows are cleared, too
 
+    def rig(self, make_ledger: LedgerFactory) -> Rig:
+        return Rig(self, make_ledger)
+
 
 @dataclass(slots=True)
 class _Pending:

@@ -98,6 +98,21 @@ class Shell:
             raise Disagreement(f"{type(body).__name__} was not answered")
         return self._replies.pop(call)
 
+    def question(self, client: Client, body: Request) -> ReplyBody:
+        """Ask what is no mutation and is answered at once."""
+        call = self._call(client, body, 0)
+        if call not in self._replies:
+            raise Disagreement(f"{type(body).__name__} was not answered")
+        return self._replies.pop(call)
+
+    def post(self, client: Client, body: Request) -> int:
+        """Ask what may wait; return the call."""
+        return self._call(client, body, 0)
+
+    def taken(self, call: int) -> ReplyBody | None:
+        """The answer to a call that was posted, if it has come."""
+        return self._replies.pop(call, None)
+
     def grant(self, client: Client, body: Request) -> int:
         """Ask for room; return the grant."""
         return self._granted.pop(self._call(client, body, 0))
@@ -139,6 +154,8 @@ class Shell:
             elif isinstance(effect, ev.Answer):
                 answered.add(effect.session_id)
                 self._replies[effect.call_id] = effect.body
+            elif isinstance(effect, ev.Assign):
+                self._replies[effect.call_id] = effect.granted
             elif isinstance(effect, ev.Allot):
                 self._granted[effect.call_id] = effect.grant
                 self.handle(ev.Allotted(effect.grant, BlockPlace(effect.grant, 0, 0, effect.nbytes, 1)))
