@@ -72,9 +72,8 @@ def test_calls_decode_or_say_why(rounds: int) -> None:
 @rounds
 def test_replies_decode_or_say_why(rounds: int) -> None:
     """What a plane says may be anything too, to a client that was led astray."""
-    frames = [
-        encode_reply(Reply(n, 1, body))[4:] for n, body in enumerate([Done(), Failed("DataPlaneTimeout", "late")])
-    ]
+    bodies: list[ReplyBody] = [Done(), Failed("DataPlaneTimeout", "late")]
+    frames = [encode_reply(Reply(n, 1, body))[4:] for n, body in enumerate(bodies)]
     refused = 0
     for data in unsound(11, frames, rounds):
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 import ssl
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from penstock.errors import BadArgument, DataPlaneUnavailable
@@ -131,26 +133,45 @@ def test_rows_of_the_planes_own_arena_are_out_of_reach(plane: PlaneProcess) -> N
             assert far.status().counters["arena.pins"] == 0
 
 
-def test_many_strangers_do_not_shut_the_door_for_ever(plane: PlaneProcess) -> None:
-    """With all places at the door taken a newcomer is sent away; once one is free he is let in."""
-    with plane:
-        strangers = [dial(plane) for _ in range(doorway._MAX_STRANGERS)]
+def test_many_strangers_keep_nobody_out(plane: PlaneProcess) -> None:
+    """With all places at the door taken who has waited longest goes; a newcomer who knows the token is in at once."""
+    with plane, contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(dial(plane)) for _ in range(doorway._MAX_STRANGERS)]
         for stranger in strangers:
             exactly(stranger, CHALLENGE_BYTES)
-        with dial(plane) as late, pytest.raises((ConnectionResetError, AssertionError)):
-            assert late.recv(1)
-        for stranger in strangers:
-            stranger.close()
-        token = read_token(plane.data_dir / "token")
+        stack.enter_context(enter(plane, read_token(plane.data_dir / "token")))
+        with contextlib.suppress(ConnectionResetError):
+            assert strangers[0].recv(1) == b""
+        strangers[1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            strangers[1].recv(1)
 
-        def comes_in() -> bool:
-            try:
-                enter(plane, token).close()
-            except (ConnectionResetError, WireError):
-                return False
-            return True
 
-        eventually("a place at the door is free", comes_in)
+def test_a_crowd_that_never_speaks_tls_keeps_nobody_out(tmp_path: Path) -> None:
+    """Those who do not even begin to encrypt count as strangers too: there are never more of them than may wait."""
+    cert, key = certificate(tmp_path)
+    flags = ("--listen", "127.0.0.1:0", "--tls-cert", str(cert), "--tls-key", str(key))
+    with PlaneProcess(tmp_path / "plane", *flags) as plane, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(dial(plane)) for _ in range(doorway._MAX_STRANGERS + 50)]
+        sock = enter(plane, read_token(plane.data_dir / "token"), client_context(cert))
+        with RawClient(plane.data_dir, sock=sock).open() as client:
+            assert client.status().counters["strangers"] >= 50
+        with contextlib.suppress(ConnectionResetError):
+            assert crowd[0].recv(1) == b""
+
+
+def test_without_descriptors_the_door_rests(plane: PlaneProcess) -> None:
+    """A plane that has no descriptor left for a newcomer says so and goes on; with one again, it takes him in."""
+    with plane, RawClient(plane.data_dir, sock=enter(plane, read_token(plane.data_dir / "token"))).open() as client:
+        used = psutil.Process(plane.pid).num_fds()
+        soft, hard = resource.prlimit(plane.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(plane.pid, resource.RLIMIT_NOFILE, (used, hard))
+        late = dial(plane)
+        eventually("it is said", lambda: client.status().counters.get("accept_failed", 0) > 0)
+        resource.prlimit(plane.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        with late:
+            late.settimeout(DEADLINE_S)
+            assert exactly(late, 8) == b"PENSTK\x00\x01"
 
 
 def test_a_silent_stranger_does_not_hold_up_the_end(plane: PlaneProcess) -> None:

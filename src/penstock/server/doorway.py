@@ -1,12 +1,14 @@
 """Where clients of other machines come in: a connection shows that it knows the token before anything of it is read.
 
-Invariants: a stranger can make the plane keep at most ``RESPONSE_BYTES`` of him, for ``_KNOCK_S``, on one of
-``_MAX_STRANGERS`` connections; until he has answered the challenge no frame, no session and no ledger is in sight.
+Invariants: a stranger can make the plane keep at most ``RESPONSE_BYTES`` of him, for ``_KNOCK_S``, TLS included, on one
+of ``_MAX_STRANGERS`` connections; one more, and who has waited longest goes: who knows the token is through at once.
+Until a stranger has answered the challenge no frame, no session and no ledger is in sight.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -25,6 +27,9 @@ PURPOSE = "plane"
 _KNOCK_S = 10.0  # to answer the challenge; a client on a slow link takes a fraction of a second
 _MAX_STRANGERS = 128  # connections that have not answered yet
 _BACKLOG = 1024
+_ACCEPTS_AT_ONCE = 64
+_PAUSE_S = 0.1  # after there was no descriptor for a connection: asking again at once would burn a core
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _USER_TIMEOUT_MS = 30_000  # unacknowledged bytes after which the kernel gives a connection up: heartbeats come sooner
 
 
@@ -76,49 +81,83 @@ class Doorway:
         self.token = token
         self.admit = admit
         self.warn = warn
-        self.strangers: set[Door] = set()
-        self._server: asyncio.Server | None = None
+        self.strangers: dict[Door, None] = {}  # in the order of their coming
+        self._listener: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
 
-    async def open(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def open(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Take connections from ``listener``, which ``bind`` made, from now on; encrypted if ``tls`` says how."""
-        loop = asyncio.get_running_loop()
-        patience = _KNOCK_S if tls is not None else None
-        self._server = await loop.create_server(
-            self.door, sock=listener, ssl=tls, ssl_handshake_timeout=patience, backlog=_BACKLOG
-        )
-
-    def door(self) -> Door:
-        """A protocol for a connection that has just been accepted."""
-        return Door(self)
+        self._listener, self._tls = listener, tls
+        self._attend()
 
     def close(self) -> None:
         """Take nobody in any more, and send the strangers away. Idempotent."""
-        if self._server is not None:
-            self._server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
         for door in list(self.strangers):
             door.shut()
+
+    def _attend(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                sock, where = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as failed:
+                if failed.errno in _EXHAUSTED:
+                    self._rest(listener, failed)
+                    return
+                continue  # who came has gone again
+            if len(self.strangers) >= _MAX_STRANGERS:
+                next(iter(self.strangers)).send_away(f"{_MAX_STRANGERS} others came to the door after it")
+            Door(self, f"{where[0]}:{where[1]}").receive(sock, self._tls)
+
+    def _rest(self, listener: socket.socket, failed: OSError) -> None:
+        loop = asyncio.get_running_loop()
+        self.warn("accept_failed", f"no connection can be taken: {failed.strerror}")
+        loop.remove_reader(listener)
+        loop.call_later(_PAUSE_S, self._attend)
 
 
 class Door(asyncio.Protocol):
     """One connection until it has shown that it knows the token; then its protocol is a ``Connection``."""
 
-    def __init__(self, doorway: Doorway) -> None:
+    def __init__(self, doorway: Doorway, peer: str) -> None:
         self._doorway = doorway
         self._greeter = Greeter(doorway.token, PURPOSE)
         self._transport: asyncio.Transport | None = None
         self._heard = b""
         self._timer: asyncio.TimerHandle | None = None
-        self._peer = "nobody"
+        self._arriving: asyncio.Task[None] | None = None
+        self._peer = peer
+
+    def receive(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Hear who has just come, for a while; the time counts from here."""
+        loop = asyncio.get_running_loop()
+        self._doorway.strangers[self] = None
+        self._timer = loop.call_later(_KNOCK_S, self.send_away, f"silent for {_KNOCK_S:g} s")
+        self._arriving = loop.create_task(self._arrive(sock, tls))
+
+    async def _arrive(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            sock.setblocking(False)
+            _never_wait_for_ever(sock)
+            await loop.connect_accepted_socket(lambda: self, sock, ssl=tls)
+        except OSError as failed:
+            self.send_away(f"no connection comes about: {failed}")
+        finally:
+            if self._transport is None:
+                sock.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._peer = str(transport.get_extra_info("peername"))
-        if len(self._doorway.strangers) >= _MAX_STRANGERS:
-            self._send_away(f"{_MAX_STRANGERS} others are at the door")
-            return
-        self._doorway.strangers.add(self)
-        _never_wait_for_ever(transport.get_extra_info("socket"))
-        self._timer = asyncio.get_running_loop().call_later(_KNOCK_S, self._send_away, f"silent for {_KNOCK_S:g} s")
         self._transport.write(self._greeter.challenge())
 
     def data_received(self, data: bytes) -> None:
@@ -131,7 +170,7 @@ class Door(asyncio.Protocol):
         try:
             proof = self._greeter.answer(response)
         except WireError as stranger:
-            self._send_away(str(stranger))
+            self.send_away(str(stranger))
             return
         self._leave()
         self._transport.write(proof)
@@ -149,13 +188,16 @@ class Door(asyncio.Protocol):
         self._leave()
         if self._transport is not None:
             self._transport.abort()
+        elif self._arriving is not None:
+            self._arriving.cancel()
 
-    def _send_away(self, why: str) -> None:
+    def send_away(self, why: str) -> None:
+        """End it, and say so in the counts."""
         self._doorway.warn("strangers", f"{self._peer} was sent away: {why}")
         self.shut()
 
     def _leave(self) -> None:
-        self._doorway.strangers.discard(self)
+        self._doorway.strangers.pop(self, None)
         self._heard = b""
         if self._timer is not None:
             self._timer.cancel()

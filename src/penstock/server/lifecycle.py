@@ -170,7 +170,7 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: unexpected(plane, context))
     server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
-    doorway = None if entrance is None else await _open(entrance, options, plane, reception)
+    doorway = None if entrance is None else _open(entrance, options, plane, reception)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
     house.start()
@@ -194,12 +194,12 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     return plane.exit_code
 
 
-async def _open(entrance: socket.socket, options: Options, plane: Plane, reception: Reception) -> Doorway:
+def _open(entrance: socket.socket, options: Options, plane: Plane, reception: Reception) -> Doorway:
     """Let clients of other machines in. Token and certificate were looked at before anything else."""
     token = token_of(options.data_dir, options.token_file)
     tls = None if options.tls_cert is None else server_context(options.tls_cert, options.tls_key)
     doorway = Doorway(token, lambda: Connection(reception), plane.warnings.warn)
-    await doorway.open(entrance, tls)
+    doorway.open(entrance, tls)
     return doorway
 
 

@@ -1,0 +1,133 @@
+"""Guests who do not keep to any protocol: with and without the token, at any listener of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from penstock.wire.auth import CHALLENGE_BYTES, PROOF_BYTES, Dialler
+from tests.fuzz.mutations import mutated
+
+PATIENCE_S = 10.0
+_HELD = 40  # connections that are kept open and say nothing, at most
+_TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(200)
+_HTTP = b"GET / HTTP/1.1\r\nHost: plane\r\n\r\n"
+
+
+class Strangers:
+    """Args: address; purpose, token: of the listener; sound: messages that it knows; seed: of all that is done.
+
+    Attributes:
+        visits: by kind.
+    """
+
+    def __init__(self, address: tuple[str, int], purpose: str, token: bytes, sound: Sequence[bytes], seed: int) -> None:
+        self.visits: Counter[str] = Counter()
+        self._address, self._purpose, self._token, self._sound = address, purpose, token, sound
+        self._rng = random.Random(seed)
+        self._held: deque[socket.socket] = deque()
+        self._overheard = b""
+
+    def visit(self) -> None:
+        """Come once, do something wrong, and go, or stay and be silent."""
+        way = self._rng.choice([
+            *(self._nothing, self._reset, self._noise, self._foreign, self._half, self._wrong, self._replayed),
+            *(self._garbage, self._mutated, self._mutated, self._flood, self._silent_guest),
+        ])  # fmt: skip
+        self.visits[way.__name__.strip("_")] += 1
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            sock = socket.create_connection(self._address, PATIENCE_S)
+            try:
+                way(sock)
+            finally:
+                self._leave(sock)
+
+    def close(self) -> None:
+        """Those who stayed go."""
+        while self._held:
+            self._held.popleft().close()
+
+    def _leave(self, sock: socket.socket) -> None:
+        how = self._rng.random()
+        if how < 0.2:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif how < 0.5:
+            self._held.append(sock)
+            if len(self._held) > _HELD:
+                self._held.popleft().close()
+            return
+        sock.close()
+
+    # -- without the token --------------------------------------------------------------------------------------------
+
+    def _nothing(self, sock: socket.socket) -> None:
+        pass
+
+    def _reset(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _noise(self, sock: socket.socket) -> None:
+        sock.sendall(self._rng.randbytes(self._rng.choice([1, 39, 72, 1000, 100_000])))
+
+    def _foreign(self, sock: socket.socket) -> None:
+        sock.sendall(self._rng.choice([_TLS_HELLO, _HTTP]))
+
+    def _half(self, sock: socket.socket) -> None:
+        sock.sendall(self._response(sock)[: self._rng.randrange(72)])
+
+    def _wrong(self, sock: socket.socket) -> None:
+        sock.sendall(mutated(self._rng, [self._response(sock)]))
+
+    def _replayed(self, sock: socket.socket) -> None:
+        mine = self._response(sock)
+        sock.sendall(self._overheard or mine[:40] + bytes(32))
+        self._overheard = mine
+
+    # -- with the token -----------------------------------------------------------------------------------------------
+
+    def _garbage(self, sock: socket.socket) -> None:
+        self._enter(sock)
+        sock.sendall(self._rng.randbytes(self._rng.choice([1, 4, 56, 500, 50_000])))
+
+    def _mutated(self, sock: socket.socket) -> None:
+        self._enter(sock)
+        for _ in range(self._rng.choice([1, 1, 5])):
+            sock.sendall(mutated(self._rng, self._sound))
+
+    def _flood(self, sock: socket.socket) -> None:
+        """Sound messages, in no order that makes sense, and no answer is read."""
+        self._enter(sock)
+        sock.sendall(b"".join(self._rng.choice(self._sound) for _ in range(50)))
+
+    def _silent_guest(self, sock: socket.socket) -> None:
+        self._enter(sock)
+
+    def _response(self, sock: socket.socket) -> bytes:
+        return Dialler(self._token, self._purpose).respond(_exactly(sock, CHALLENGE_BYTES))
+
+    def _enter(self, sock: socket.socket) -> None:
+        sock.sendall(self._response(sock))
+        _exactly(sock, PROOF_BYTES)
+
+
+def enter(address: tuple[str, int], purpose: str, token: bytes) -> socket.socket:
+    """Come in as one who knows the token and keeps to the protocol."""
+    sock = socket.create_connection(address, PATIENCE_S)
+    dialler = Dialler(token, purpose)
+    sock.sendall(dialler.respond(_exactly(sock, CHALLENGE_BYTES)))
+    dialler.check(_exactly(sock, PROOF_BYTES))
+    return sock
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            raise ConnectionResetError("sent away")
+        data += more
+    return data
