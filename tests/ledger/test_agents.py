@@ -81,6 +81,7 @@ def test_grants_of_an_earlier_life_of_the_agent_are_dropped(office: Office, agen
     """What its memory held and no row needed went with it: their commit asks for another grant."""
     grant = granted(office, 1, ["a"], host=1)
     agents.up(1, life=2)
+    assert office.ledger.desk.state.grants == {}
     assert commit(office, 1, grant) == GrantAgain()
     assert office.unassigned == [grant.grant]
     assert office.audit().put == 0
@@ -164,6 +165,25 @@ def test_orders_are_told_until_the_agent_has_carried_them_out(office: Office, ag
     assert told.adopt == [second]
     assert told.number > first.number
     assert agents.orders(agents.post(1, told.number)) is None
+
+
+def test_what_changed_since_it_was_told_is_told_once_more_and_nothing_else(office: Office, agents: Agents) -> None:
+    """A block that was adopted and is freed now; another that was adopted with it is not named again."""
+    first = put(office, 1, ["a"], host=1)
+    put(office, 1, ["b"], host=1)
+    seen = agents.told(1).number
+    assert office.pop(1, ["a"]) == Done()
+    told = agents.told(1, seen)
+    assert (told.adopt, told.free) == ([], [first])
+    assert agents.orders(agents.post(1, told.number)) is None
+
+
+def test_enlisting_again_stands_for_all_earlier_orders(office: Office, agents: Agents) -> None:
+    """Also in the same session, whose orders were not lost with it."""
+    put(office, 1, ["a"], host=1)
+    enlisted = agents.enlist(1)
+    assert len(enlisted.live) == 1
+    assert agents.orders(agents.post(1, 0)) is None
 
 
 def test_an_agent_waits_for_orders(office: Office, agents: Agents) -> None:
