@@ -13,9 +13,12 @@ import torch
 import penstock
 from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import BadArgument, MissingExtra
-from penstock.plane import local
+from penstock.plane import local, remote
 from penstock.plane.connect import connect
 from penstock.plane.noop import NoOpDataPlaneClient
+from penstock.wire.auth import new_token
+
+from .certificates import certificate
 
 
 @pytest.fixture
@@ -52,16 +55,65 @@ def test_local_is_the_default(built: list[Any]) -> None:
 @pytest.mark.parametrize("url", ["redis", "", "ftp://host", 7, None, {"impl": "nope"}])
 def test_unknown_implementations_list_the_known(url: Any) -> None:
     """What is not known is a ValueError that lists what is."""
-    with pytest.raises(BadArgument, match=r"known: \['local', 'noop'\]") as caught:
+    with pytest.raises(BadArgument, match=r"known: \['local', 'noop', 'penstock://'\]") as caught:
         connect(url)
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("url", ["penstock://host:1234", "transferqueue://"])
-def test_what_is_not_there_yet_says_so(url: str) -> None:
+def test_what_is_not_there_yet_says_so() -> None:
     """Names that a later version brings are refused as such."""
     with pytest.raises(BadArgument, match=r"not available in this version.*known"):
-        connect(url)
+        connect("transferqueue://")
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the adapter of several hosts was asked for, instead of a plane."""
+    made: list[Any] = []
+
+    def build(url: str, token: bytes, **options: Any) -> NoOpDataPlaneClient:
+        made.append((url, token, options))
+        return NoOpDataPlaneClient()
+
+    monkeypatch.setattr(remote, "RemoteDataPlaneClient", build)
+    return made
+
+
+def test_a_url_is_a_plane_of_several_hosts(far: list[Any], tmp_path: Path) -> None:
+    """The token is read from its file; the rest is the client's."""
+    token = new_token(tmp_path / "token")
+    connect("penstock://node-1:7777", token_file=tmp_path / "token", host_dir="/data/host", replicas=2, owner="me")
+    config = ClientConfig(replicas=2, owner="me")
+    assert far == [("penstock://node-1:7777", token, {"host_dir": "/data/host", "tls": None, "config": config})]
+
+
+def test_tls_ca_is_read_before_anything_is_dialled(far: list[Any], tmp_path: Path) -> None:
+    """A file that is no certificate is named; one that is makes a context that wants the dialled name."""
+    new_token(tmp_path / "token")
+    with pytest.raises(BadArgument, match="cannot be used"):
+        connect("penstock://node-1:7777", token_file=tmp_path / "token", tls_ca=__file__)
+    connect("penstock://node-1:7777", token_file=tmp_path / "token", tls_ca=certificate(tmp_path)[0])
+    assert far[0][2]["tls"].check_hostname
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "words"),
+    [
+        ("penstock://node-1:7777", {}, "needs token_file="),
+        ("penstock://node-1:7777", {"token_file": "/nowhere/token"}, "/nowhere/token"),
+        ("penstock://node-1:7777", {"token_file": "t", "durability": "memory"}, "penstock serve"),
+        ("penstock://node-1:7777", {"token_file": "t", "data_dir": "/data"}, "data_dir"),
+        ("penstock://node-1:7777", {"token_file": "t", "replicas": 3}, "replicas"),
+        ("penstock://node-1", {"token_file": "t"}, "HOST:PORT"),
+        ("penstock://t0ken@node-1:7777", {"token_file": "t"}, "token_file="),
+    ],
+)
+def test_what_a_url_cannot_take_is_named(far: list[Any], url: str, options: dict[str, Any], words: str) -> None:
+    """Before anything is dialled; a secret in the URL is not repeated."""
+    with pytest.raises(BadArgument, match=words) as caught:
+        connect(url, **options)
+    assert "t0ken" not in str(caught.value)
+    assert far == []
 
 
 def test_a_disabled_plane_is_refused() -> None:

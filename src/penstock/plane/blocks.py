@@ -27,16 +27,16 @@ class Opened:
         blocks: position in ``Located.blocks`` -> the block.
         bad: position -> why it could not be opened. ``CorruptPayload`` and ``StaleSlotError``: locate it again;
             ``DataPlaneUnavailable``: it may come back; any other is final.
-        damage: what the plane is to be told.
     """
 
     blocks: dict[int, OpenBlock] = field(default_factory=dict)
     bad: dict[int, DataPlaneError] = field(default_factory=dict)
-    damage: list[Damaged] = field(default_factory=list)
 
 
 class Opening(Protocol):
-    """One read, which may locate its blocks several times."""
+    """One read, which may locate its blocks several times. ``damage``: what was found damaged, to be told the plane."""
+
+    damage: list[Damaged]
 
     @property
     def ended(self) -> bool:
@@ -73,6 +73,7 @@ class ArenaBlocks:
 
 class _ArenaOpening:
     def __init__(self, arenas: Arenas) -> None:
+        self.damage: list[Damaged] = []
         self._arenas = arenas
         self._named: list[ArenaPlace] = []
 
@@ -93,7 +94,7 @@ class _ArenaOpening:
                 opened.blocks[at] = stack.enter_context(self._arenas.reader(place, arenas[place.arena_id]))
             except CorruptPayload as damaged:
                 opened.bad[at] = damaged
-                opened.damage.append(Damaged(place.block_id, place.host))
+                self.damage.append(Damaged(place.block_id, place.host))
         return opened
 
     def lost(self) -> bool:

@@ -7,34 +7,42 @@ option that nobody knows is refused by name; what is not chosen is not imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.config import ClientConfig, PlaneConfig, config_from
 from penstock.errors import BadArgument, MissingExtra
 from penstock.plane.contract import DataPlaneClient
+from penstock.plane.remote_dialing import parse_url
+from penstock.wire.auth import read_token
+from penstock.wire.tls import client_context
 
 __all__ = ["connect"]
 
-_LATER = {
-    "penstock": 'penstock://host:port (use connect("local", data_dir=...) on one host)',
-    "transferqueue": 'transferqueue:// (use connect("local"))',
-}
+_LATER = {"transferqueue": 'transferqueue:// (use connect("local"))'}
+_REMOTE = "penstock://"
+_WHERE = {"local": ("data_dir",), "noop": (), _REMOTE: ("token_file", "host_dir", "tls_ca")}  # options of one adapter
 
 
 def connect(url_or_config: str | Mapping[str, Any] = "local", **options: Any) -> DataPlaneClient:
     """Return a client of a plane.
 
     Args:
-        url_or_config: ``"local"`` (the embedded engine; the default), ``"noop"`` (in this process's memory), or a
-            mapping ``{"impl": name, **options}``; a mapping with ``"enabled": False`` is refused.
-        **options: of the client and the plane, by the names of ``ClientConfig`` and ``PlaneConfig``; ``"local"`` also
-            takes ``data_dir``. They win over a mapping's.
+        url_or_config: ``"local"`` (the embedded engine; the default), ``"noop"`` (in this process's memory),
+            ``"penstock://HOST:PORT"`` (a plane of several hosts), or a mapping ``{"impl": name, **options}``; a mapping
+            with ``"enabled": False`` is refused.
+        **options: of the client and the plane, by the names of ``ClientConfig`` and ``PlaneConfig``; they win over a
+            mapping's. ``"local"`` also takes ``data_dir``. ``"penstock://..."`` takes those of the client alone, and
+            ``token_file`` (needed: a copy of the plane's, mode 0600), ``host_dir`` (of this machine's agent, where that
+            was given one) and ``tls_ca`` (PEM; for a plane that serves TLS).
 
     Raises:
         BadArgument: (also ``ValueError``) unknown, disabled or unavailable implementation; unknown option.
         MissingExtra: (also ``ImportError``) torch or tensordict is not installed.
     """
     name, chosen = _chosen(url_or_config, options)
+    if name.startswith(_REMOTE):
+        return _remote(name, chosen)
     if name not in _KNOWN:
         raise BadArgument(_refusal(name))
     _require_torch()
@@ -61,7 +69,7 @@ def _refusal(name: str) -> str:
 
 
 def _known() -> str:
-    return f"known: {sorted(_KNOWN)}; not available yet: {sorted(f'{scheme}://' for scheme in _LATER)}"
+    return f"known: {sorted([*_KNOWN, _REMOTE])}; not available yet: {sorted(f'{scheme}://' for scheme in _LATER)}"
 
 
 def _require_torch() -> None:
@@ -74,12 +82,12 @@ def _require_torch() -> None:
         ) from missing
 
 
-def _split(options: dict[str, Any]) -> tuple[ClientConfig, PlaneConfig]:
+def _split(options: dict[str, Any], impl: str) -> tuple[ClientConfig, PlaneConfig]:
     """Return the options as the client's and the plane's; one that neither knows is named."""
     unknown = sorted(set(options) - set(ClientConfig.__struct_fields__) - set(PlaneConfig.__struct_fields__))
     if unknown:
-        known = sorted({*ClientConfig.__struct_fields__, *PlaneConfig.__struct_fields__, "data_dir"})
-        raise BadArgument(f"unknown options {unknown}; known: {known}")
+        known = sorted({*ClientConfig.__struct_fields__, *PlaneConfig.__struct_fields__, *_WHERE[impl]})
+        raise BadArgument(f"unknown options {unknown} of {impl!r}; known: {known}")
     client = {name: value for name, value in options.items() if name in ClientConfig.__struct_fields__}
     plane = {name: value for name, value in options.items() if name in PlaneConfig.__struct_fields__}
     return config_from(ClientConfig, client), config_from(PlaneConfig, plane)
@@ -89,8 +97,25 @@ def _local(options: dict[str, Any]) -> DataPlaneClient:
     from penstock.plane.local import LocalDataPlaneClient
 
     data_dir = options.pop("data_dir", None)
-    client, plane = _split(options)
+    client, plane = _split(options, "local")
     return LocalDataPlaneClient(data_dir, config=client, plane=plane)
+
+
+def _remote(url: str, options: dict[str, Any]) -> DataPlaneClient:
+    parse_url(url)
+    token_file, host_dir, tls_ca = (options.pop(name, None) for name in _WHERE[_REMOTE])
+    theirs = sorted(set(options) & set(PlaneConfig.__struct_fields__))
+    if theirs:
+        raise BadArgument(f"{theirs} are the plane's: give them to `penstock serve`, which runs it")
+    if token_file is None:
+        raise BadArgument(f"{url} needs token_file=: a copy of the plane's token file, mode 0600")
+    config, _ = _split(options, _REMOTE)
+    _require_torch()
+    token = read_token(token_file)
+    tls = None if tls_ca is None else client_context(Path(tls_ca))
+    from penstock.plane.remote import RemoteDataPlaneClient
+
+    return RemoteDataPlaneClient(url, token, host_dir=host_dir, tls=tls, config=config)
 
 
 def _noop(options: dict[str, Any]) -> DataPlaneClient:
@@ -98,7 +123,7 @@ def _noop(options: dict[str, Any]) -> DataPlaneClient:
 
     if "data_dir" in options:
         raise BadArgument('"noop" lives in memory and takes no data_dir')
-    client, plane = _split({"durability": "memory", **options})
+    client, plane = _split({"durability": "memory", **options}, "noop")
     return NoOpDataPlaneClient(strict_tensors=client.strict_tensors, timeout_s=client.timeout_s, config=plane)
 
 

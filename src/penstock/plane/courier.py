@@ -180,7 +180,7 @@ class Courier:
         if errand.departed and errand.seq:
             self._abandoned.add(errand.seq)
             return [*ended, *self._heartbeat_if_up()]
-        if errand.departed and isinstance(errand.body, requests.Grant):  # others wait for this room
+        if errand.departed and isinstance(errand.body, requests.Grant | requests.Reserve):  # others wait for this room
             return [*ended, *self._heartbeat_if_up([errand.call_id] if under_way else [])]
         return ended
 

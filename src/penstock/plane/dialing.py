@@ -28,7 +28,7 @@ from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType
 from penstock.wire import paths
 
-__all__ = ["Awaited", "Dialer", "Dialling", "LocalDialer", "NotAdmitted", "Starting"]
+__all__ = ["Awaited", "Dialer", "Dialling", "LocalDialer", "NotAdmitted", "Starting", "connected"]
 
 _STARTER = "plane.starting"
 _COURTESY_S = 3.0  # a plane is up in a fraction of this
@@ -138,7 +138,7 @@ class LocalDialer:
         self._tries += 1
         reap()
         try:
-            sock = _connected(self.address)
+            sock = connected(self.address)
         except BlockingIOError as full:
             raise DataPlaneUnavailable(
                 f"the plane at {self.address} does not take connections (is it stopped?)", attempts=self._tries
@@ -196,7 +196,7 @@ class LocalDialer:
 
     def _is_answered(self) -> bool:
         with contextlib.suppress(OSError, DataPlaneUnavailable):
-            _connected(self.address).close()
+            connected(self.address).close()
             return True
         return False
 
@@ -307,7 +307,13 @@ class _Starting:
         return f"a plane that is starting (pid {self._pid})"
 
 
-def _connected(address: str) -> socket.socket:
+def connected(address: str) -> socket.socket:
+    """Return a non-blocking connection to the Unix socket ``address``, whose listener is this user's.
+
+    Raises:
+        OSError: there is none; ``BlockingIOError``: it does not take connections now.
+        DataPlaneUnavailable: the listener is somebody else's.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)

@@ -8,6 +8,7 @@ with ``drop``, left out as soon as that is clear.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -30,7 +31,7 @@ from penstock.plane.arenas import ArenaGone
 from penstock.plane.blocks import Blocks, Opened, Opening
 from penstock.plane.link import Link
 from penstock.points import reached
-from penstock.requests import Damaged, Done, Locate, Located, RowIssue, Source, Status, StatusReport
+from penstock.requests import Done, Locate, Located, RowIssue, Source, Status, StatusReport
 from penstock.retry import Answer, Deadline, Kind, Policy, Retrier
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ __all__ = ["RE_READ", "Reads"]
 
 # The endpoint is this host's memory: neither a budget nor a quarantine would spare anybody anything.
 RE_READ = Policy(max_attempts=8, base_s=0.01, cap_s=0.5, corrupt_attempts=2, bucket_tokens=0.0, quarantine_s=0.0)
+
+log = logging.getLogger(__name__)
 
 _Table: TypeAlias = "tuple[TensorDict, list[int]]"
 
@@ -65,10 +68,9 @@ class _Unreadable(Exception):
 class _Unopened(Exception):
     """Blocks of this attempt could not be opened. ``errors``: by key, why that row could not be read."""
 
-    def __init__(self, errors: Mapping[str, DataPlaneError], damage: Sequence[Damaged]) -> None:
+    def __init__(self, errors: Mapping[str, DataPlaneError]) -> None:
         super().__init__(f"{len(errors)} rows")
         self.errors = dict(errors)
-        self.damage = list(damage)
 
     def of(self, kind: type[DataPlaneError]) -> list[str]:
         """The rows whose error is of that kind."""
@@ -133,13 +135,14 @@ class Reads:
                 return Answer(Kind.OK, self._once(opening, asked, until))
             except _Unopened as unopened:
                 last[:] = [unopened]
-                self._report(unopened.damage, until)
                 if unopened.of(CorruptPayload):
                     return Answer(Kind.CORRUPT, code="CorruptPayload")
                 return Answer(Kind.RETRYABLE, code="Unavailable" if unopened.waits else "StaleSlotError")
             except (StaleSlotError, ArenaGone) as stale:
                 last[:] = [stale]
                 return Answer(Kind.RETRYABLE, code=type(stale).__name__)
+            finally:
+                self._report(opening, until)
 
         end = settled(self._retrier, "read", asked.partition, attempt, deadline)
         if end.reason is None:
@@ -184,10 +187,13 @@ class Reads:
             raise DataPlaneReadError(text, partition=asked.partition, keys=asked.keys) from failed
         return table, kept
 
-    def _report(self, damage: Sequence[Damaged], deadline: Deadline) -> None:
+    def _report(self, opening: Opening, deadline: Deadline) -> None:
         """Tell the plane; the rows are marked lost if whoever owns the arena finds the damage too."""
-        for damaged in damage:
-            self._link.ask(damaged, Done, deadline)
+        while opening.damage:
+            try:
+                self._link.ask(opening.damage.pop(), Done, deadline)
+            except (DataPlaneUnavailable, DataPlaneTimeout) as failed:
+                log.warning("damage could not be reported: %s", failed)
 
 
 _PASSING = (CorruptPayload, StaleSlotError, DataPlaneUnavailable)  # what another attempt may mend
@@ -203,7 +209,7 @@ def _kept(asked: _Asked, located: Located, opened: Opened, deadline: Deadline) -
     errors = {asked.keys[i]: opened.bad[at] for at, i in _rows_in(located.sources, opened.bad)}
     if not errors:
         return list(range(len(asked.keys)))
-    unopened = _Unopened(errors, opened.damage)
+    unopened = _Unopened(errors)
     final = [key for key, error in errors.items() if not isinstance(error, _PASSING)]
     if final:
         raise _unreadable(type(errors[final[0]]), "cannot be read", asked, unopened, final, 1, deadline)

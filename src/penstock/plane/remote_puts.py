@@ -1,0 +1,120 @@
+"""Writing rows through this machine's agent: a grant at the plane, a slot of the agent, one copy, a seal, a commit.
+
+Invariants: nothing is visible before the commit, and then everything is, on as many hosts as was asked for; grant and
+slot are held exactly as long as this process may write there; whatever dies in between costs one more copy, under the
+caller's deadline, never a torn block.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.config import ClientConfig
+from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneUnavailable, DataPlaneWriteError
+from penstock.payload.columns import Batch
+from penstock.plane import events as ev
+from penstock.plane.again import settled
+from penstock.plane.link import Link
+from penstock.plane.remote_host import OwnHost
+from penstock.points import reached
+from penstock.requests import Commit, Grant, GrantAgain, Granted, Record, Reserve, Seal, Sealed
+from penstock.retry import Answer, Deadline, Kind, Policy, Reason, Retrier
+
+__all__ = ["PUT_AGAIN", "RemotePuts"]
+
+# Hosts come back: what may still succeed is tried until the caller's deadline.
+PUT_AGAIN = Policy(max_attempts=100_000, base_s=0.02, cap_s=1.0, bucket_tokens=0.0, quarantine_s=0.0)
+
+
+class RemotePuts:
+    """The puts of one client. ``read_back``: verify each block after its copy (integrity ``paranoid``)."""
+
+    def __init__(self, link: Link, host: OwnHost, retrier: Retrier, config: ClientConfig) -> None:
+        self._link = link
+        self._host = host
+        self._retrier = retrier
+        self._replicas = config.replicas
+        self._at_least = 1 if config.under_replicated else config.replicas
+        self._read_back = config.integrity == "paranoid"
+
+    def put(self, wanted: Grant, batch: Batch, deadline: Deadline) -> None:
+        """Write ``batch`` as ``wanted`` describes it; all its rows are visible on return.
+
+        Raises:
+            DataPlaneTimeout: the outcome is unknown.
+            DataPlaneError: nothing became visible.
+        """
+        last: list[DataPlaneError] = []
+
+        def attempt(until: Deadline) -> Answer[None]:
+            try:
+                done = self._once(wanted, batch, until)
+            except DataPlaneUnavailable as failed:
+                self._link.require_open("put_samples")
+                self._host.link("put_samples")
+                last[:] = [failed]
+                return Answer(Kind.RETRYABLE, code=type(failed).__name__)
+            except CorruptPayload as torn:
+                last[:] = [torn]
+                return Answer(Kind.CORRUPT, code="CorruptPayload")
+            return Answer(Kind.OK) if done else Answer(Kind.RETRYABLE, code="GrantAgain")
+
+        self._link.require_open("put_samples")
+        end = settled(self._retrier, "put", wanted.partition, attempt, deadline)
+        if end.reason is None:
+            return
+        cls = DataPlaneWriteError if end.reason is Reason.CORRUPT else DataPlaneUnavailable
+        raise cls(
+            f"the put was not committed in {end.attempts} attempts ({end.code}){''.join(f': {e}' for e in last)}",
+            partition=wanted.partition,
+            keys=wanted.keys,
+            attempts=end.attempts,
+            elapsed_s=deadline.elapsed(),
+        )
+
+    def _once(self, wanted: Grant, batch: Batch, deadline: Deadline) -> bool:
+        """All the steps; False if the grant did not live that long, and nothing happened."""
+        agent = self._host.link("put_samples")
+        here = self._host.host_id(agent, deadline)
+        asked = msgspec.structs.replace(wanted, host=here, replicas=self._replicas, at_least=self._at_least)
+        reached("client.putting")
+        with self._link.call(asked, Granted, deadline) as granted:
+            try:
+                return self._granted(agent, granted, batch, deadline)
+            finally:
+                self._link.note(ev.GrantOver(granted.grant))
+
+    def _granted(self, agent: Link, granted: Granted, batch: Batch, deadline: Deadline) -> bool:
+        reached("client.granted")
+        reserve = Reserve(granted.grant, batch.nbytes)
+        with agent.call(reserve, Granted, deadline) as slot:
+            try:
+                content = self._copied(slot, batch)
+                sealed = agent.ask(Seal(granted.grant, content, granted.replica), Record, deadline)
+                if isinstance(sealed, GrantAgain):
+                    return False
+                assert isinstance(sealed, Sealed), sealed
+                self._require_places(sealed)
+                commit = Commit(granted.grant, content, sealed.places)
+                reply = self._link.ask(commit, Record, deadline)
+                reached("client.put")
+                return not isinstance(reply, GrantAgain)
+            finally:
+                agent.note(ev.GrantOver(slot.grant))
+
+    def _copied(self, slot: Granted, batch: Batch) -> int:
+        arenas = self._host.arenas
+        with arenas.writing():
+            content = batch.write_into(arenas.writer(slot.place, slot.arena), slot.grant)
+            if self._read_back:
+                arenas.read_back(slot.place, slot.arena)
+        reached("client.copied")
+        return content
+
+    def _require_places(self, sealed: Sealed) -> None:
+        if len(sealed.places) < self._at_least:
+            why = sealed.why or "no second one took it"
+            raise DataPlaneUnavailable(
+                f"the block lies on {len(sealed.places)} of {self._at_least} hosts: {why}; "
+                "under_replicated=True would put it all the same"
+            )

@@ -1,0 +1,79 @@
+"""The client of several hosts keeps the contract: a real plane, real agents, reads of this host and of another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from penstock.plane.contract import DataPlaneClient
+from penstock.plane.remote import RemoteDataPlaneClient
+from penstock.testing.conformance import ConformanceSuite
+from penstock.wire.auth import read_token
+from tests.host.harness import AgentProcess, TcpPlane
+
+
+def live_bytes(client: DataPlaneClient) -> int:
+    """The payload bytes that the plane says it holds."""
+    assert isinstance(client, RemoteDataPlaneClient)
+    return client.status().live_bytes
+
+
+class TestOneHost(ConformanceSuite):
+    """All clients on one host: what they read are views of its memory."""
+
+    shares_plane = True
+    measure_bytes = staticmethod(live_bytes)
+    hosts = 1
+    plane: ClassVar[TcpPlane]
+    folders: ClassVar[Iterator[Path]]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def one_site(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        """One plane, and the agents of its hosts, for all cases."""
+        folder = tmp_path_factory.mktemp("site")
+        with ExitStack() as stack:
+            cls.plane = stack.enter_context(TcpPlane(folder / "plane"))
+            agents = [folder / f"host{n}" for n in range(cls.hosts)]
+            for agent in agents:
+                stack.enter_context(AgentProcess(agent, cls.plane))
+            cls.folders = itertools.cycle(agents)
+            yield
+
+    def make_client(self) -> DataPlaneClient:
+        return RemoteDataPlaneClient(self.plane.url, read_token(self.plane.token_file), host_dir=next(self.folders))
+
+
+class FarReader(RemoteDataPlaneClient):
+    """Puts on one host and reads on the other, so that every block it reads comes through the transport."""
+
+    fetched: ClassVar[int] = 0
+
+    def __init__(self, url: str, token: bytes, here: Path, there: Path) -> None:
+        self._there = RemoteDataPlaneClient(url, token, host_dir=there)
+        super().__init__(url, token, host_dir=here)
+        self._reads = self._there._reads
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        FarReader.fetched += self._there.transport_statistics().blocks
+        self._there.close(timeout_s=timeout_s)
+        super().close(timeout_s=timeout_s)
+
+
+class TestTwoHosts(TestOneHost):
+    """What any client puts it reads, as all others do, from the other side of the transport."""
+
+    hosts = 2
+
+    def make_client(self) -> DataPlaneClient:
+        here, there = next(self.folders), next(self.folders)
+        return FarReader(self.plane.url, read_token(self.plane.token_file), here, there)
+
+    def test_reads_did_cross(self) -> None:
+        """The cases before this one fetched their rows."""
+        assert FarReader.fetched > 100
