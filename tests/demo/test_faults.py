@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from penstock.demo.processes import SPARES, Processes
-from penstock.demo.role import connect
+from penstock.demo.reaching import connect
 from penstock.demo.spec import RunFiles, RunSpec, TaskSpec
 from penstock.testing.director import Director
 from penstock.testing.faults import Sentence, kill, stop, terminate
@@ -74,7 +74,7 @@ def test_the_plane_is_killed_at_its_points(
     assert director.fired[0].pid == pid
     until(director, lambda: [(ended.pid, ended.status) for ended in processes.reap()] == [(pid, -9)])
     processes.start("plane-0")
-    with connect(files, "test", "test") as client:
+    with connect(files, "test-0.1") as client:
         assert client.status().served
 
 
@@ -83,7 +83,7 @@ def test_a_plane_that_runs_is_armed_stopped_and_goes_on(
 ) -> None:
     """A sentence that comes while it serves hits its next call; the stop ends by itself."""
     processes.start("plane-0")
-    with connect(files, "test", "test") as client:
+    with connect(files, "test-0.1") as client:
         client.ping()
         director.arm(sentence := stop("plane", at="server.received", for_s=0.2))
         until_fired(director, sentence)  # its heartbeat
@@ -94,7 +94,7 @@ def test_a_plane_that_runs_is_armed_stopped_and_goes_on(
 def test_a_plane_is_killed_on_its_way_out(processes: Processes, director: Director, files: RunFiles) -> None:
     """SIGTERM begins a clean end, and the second fault strikes in it."""
     processes.start("plane-0")
-    with connect(files, "test", "test"):
+    with connect(files, "test-0.1"):
         director.arm(terminate("plane", at="server.received"), kill("plane", at="server.parted"))
         until(director, lambda: len(director.fired) == 2)
     until(director, lambda: [ended.status for ended in processes.reap()] == [-9])

@@ -14,7 +14,7 @@ import pytest
 from penstock.controller.events import Committed, Dispatched, Popped, RunEvent, Started, Trained
 from penstock.demo.interrupt import Interrupt
 from penstock.demo.job import MAX_DEATHS, STALL_S, Job
-from penstock.demo.judging import testimony
+from penstock.demo.judging import hear_witnesses
 from penstock.demo.launcher import run
 from penstock.demo.messages import Ready, Worked
 from penstock.demo.processes import Ended
@@ -128,7 +128,7 @@ def test_a_fault_is_written_down_for_the_checker_and_for_the_curve(tmp_path: Pat
     job.faults.killed("worker-1", 7, 1.0)
     job._replace(Ended("worker-1.5", 7, -9))
     job._replace(Ended("worker-0.4", 8, -9))
-    assert testimony(job.files, job.spec, AuditReport(1, [])).report.faults == {"worker": 1}
+    assert hear_witnesses(job.files, job.spec, AuditReport(1, [])).report.faults == {"worker": 1}
     assert job.fault_steps == [(len(BAD), "worker")]
     assert started == ["worker-1", "worker-0"]
 

@@ -199,7 +199,7 @@ def test_a_late_attempt_settles_nothing(tmp_path: Path) -> None:
 def test_neither_launcher_nor_controller_needs_torch() -> None:
     """They steer from metadata alone: in a fresh process neither of them loads torch."""
     code = (
-        "import sys, penstock.demo.steering, penstock.demo.launcher, penstock.demo.role, penstock.plane.local\n"
+        "import sys, penstock.demo.steering, penstock.demo.launcher, penstock.demo.role, penstock.demo.reaching\n"
         "assert not {'torch', 'tensordict'} & sys.modules.keys(), 'torch is loaded'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

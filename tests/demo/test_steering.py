@@ -16,9 +16,9 @@ from penstock.controller.policies import Windowed
 from penstock.controller.single import RunResult
 from penstock.demo import steering
 from penstock.demo.spec import SCORE_TASK, TRAIN_TASK, RunFiles, RunSpec, TaskSpec
-from penstock.demo.steering import Witnessed, settings, steer
+from penstock.demo.steering import FarWitness, NearWitness, settings, steer
 from penstock.errors import DataPlaneTimeout
-from penstock.plane.local import LocalDataPlaneClient
+from penstock.plane.client import PlaneClient
 from penstock.testing.checker import EventLog, Evicted, read_log
 
 SPEC = RunSpec(task=TaskSpec(), max_staleness=2, groups_per_step=4, max_steps=7)
@@ -33,9 +33,10 @@ def test_the_run_is_steered_as_its_description_says() -> None:
     assert config.leftovers == "keep"  # the launcher evicts what is left, when no worker can put any more
 
 
+@pytest.mark.parametrize("witness", [NearWitness, FarWitness])
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_eviction_is_written_down_before_and_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool, witness: type[NearWitness | FarWitness]
 ) -> None:
     """Of one whose outcome is unknown only the beginning is."""
     log = EventLog(tmp_path / "log.jsonl")
@@ -45,8 +46,8 @@ def test_an_eviction_is_written_down_before_and_after(
         if fails:
             raise DataPlaneTimeout("no answer")
 
-    monkeypatch.setattr(LocalDataPlaneClient, "evict", evict)
-    client = Witnessed.__new__(Witnessed)
+    monkeypatch.setattr(PlaneClient, "evict", evict)
+    client = witness.__new__(witness)
     client._log = log
     if fails:
         with pytest.raises(DataPlaneTimeout):
@@ -93,15 +94,13 @@ class Run:
 def test_a_sigterm_while_the_plane_is_awaited_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was begun, so nothing is to be settled: it exits 0."""
 
-    def connect_by(
-        _make: object, _files: RunFiles, _role: str, _owner: str, sleep: Callable[[float], None]
-    ) -> NoReturn:
+    def connect(_files: RunFiles, _peer: str, sleep: Callable[[float], None], *_makers: object) -> NoReturn:
         sleep(0.0)
         os.kill(os.getpid(), signal.SIGTERM)
         sleep(600.0)
         raise AssertionError("it slept on")
 
-    monkeypatch.setattr(steering, "connect_by", connect_by)
+    monkeypatch.setattr(steering, "connect", connect)
     with pytest.raises(SystemExit) as caught:
         steer(files_in(tmp_path), CHANNEL)
     assert caught.value.code == 0
@@ -120,7 +119,7 @@ def test_a_sigterm_ends_the_run_in_order(
                 os.kill(os.getpid(), signal.SIGTERM)
             return await super().run()
 
-    def connect_by(*_args: object) -> None:
+    def connect(*_args: object) -> None:
         if moment == "connecting":
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -128,7 +127,7 @@ def test_a_sigterm_ends_the_run_in_order(
         """No letters."""
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(steering, "connect_by", connect_by)
+    monkeypatch.setattr(steering, "connect", connect)
     monkeypatch.setattr(steering, "SingleController", Struck)
     monkeypatch.setattr(steering._Steering, "_read", nothing)
     steer(files_in(tmp_path), CHANNEL)
@@ -147,7 +146,7 @@ def test_a_controller_that_hears_nothing_more_ends(
         if is_torn:
             raise ValueError("a letter that is too long")
 
-    monkeypatch.setattr(steering, "connect_by", lambda *_: None)
+    monkeypatch.setattr(steering, "connect", lambda *_: None)
     monkeypatch.setattr(steering, "SingleController", Run)
     monkeypatch.setattr(steering._Steering, "_read", read)
     if is_torn:

@@ -17,12 +17,12 @@ from penstock.controller.events import Claimed, Committed, Dispatched, Popped, R
 from penstock.demo.chaos import CABLE, KINDS, KINDS_OF_HOSTS, Chaos, FaultLedger
 from penstock.demo.checkpoint import latest_step, read_record
 from penstock.demo.interrupt import Interrupt
-from penstock.demo.judging import entries_of, result_of, testimony
+from penstock.demo.judging import entries_of, hear_witnesses, result_of
 from penstock.demo.messages import Note, StepRecord, Worked
 from penstock.demo.patience import patiently
 from penstock.demo.processes import FROM_SPARE, MUTE, SPARES, Ended, Processes, kind_of, slot_of
 from penstock.demo.progress import EventTail, Progress
-from penstock.demo.role import connect
+from penstock.demo.reaching import beside
 from penstock.demo.settling import settle
 from penstock.demo.site import ON_SECOND, Cutter, Site
 from penstock.demo.spec import (
@@ -43,7 +43,7 @@ from penstock.testing.director import Director
 from penstock.wire.paths import arena_files, served_path
 
 if TYPE_CHECKING:
-    from penstock.plane.local import LocalDataPlaneClient
+    from penstock.plane.client import PlaneClient
 
 __all__ = ["Job", "Opponent", "Outcome"]
 
@@ -132,7 +132,7 @@ class Job:
         self.lives: Counter[str] = Counter()
         self.chaos: Chaos | None = None
         self.cutter: Cutter | None = None
-        self.client: LocalDataPlaneClient | None = None
+        self.client: PlaneClient | None = None
         self.log = EventLog(files.journals / "launcher.jsonl")
         self.over: Ended | None = None  # the controller, which has ended by itself
         self.unsettled: list[str] = []  # what went wrong at the end
@@ -337,7 +337,7 @@ class Job:
         client = self._client()
         audit = client.audit()
         self._end_plane()
-        witnesses = testimony(self.files, self.spec, audit)
+        witnesses = hear_witnesses(self.files, self.spec, audit)
         reasons = [why, *self.unsettled, *witnesses.findings()]
         return Outcome(result_of(reasons, seconds, witnesses, self.progress, self.faults), audit, witnesses.report)
 
@@ -374,9 +374,9 @@ class Job:
         newest = latest_step(self.files.checkpoints)
         return None if newest is None else read_record(self.files.checkpoints, newest)
 
-    def _client(self) -> LocalDataPlaneClient:
+    def _client(self) -> PlaneClient:
         if self.client is None:
-            self.client = connect(self.files, "launcher", "demo", self.interrupt.sleep)
+            self.client = beside(self.files, "launcher", "demo", self.interrupt.sleep)
         return self.client
 
     def close(self) -> None:

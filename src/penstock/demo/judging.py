@@ -17,7 +17,7 @@ from penstock.demo.spec import REWARD_WINDOW, DemoResult, RecoveryTimes, RunFile
 from penstock.requests import AuditReport
 from penstock.testing.checker import Entry, Report, check, read_log
 
-__all__ = ["Testimony", "entries_of", "result_of", "testimony"]
+__all__ = ["Testimony", "entries_of", "hear_witnesses", "result_of"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def entries_of(files: RunFiles) -> list[Entry]:
     return [entry for path in sorted(files.journals.iterdir()) for entry in read_log(path)]
 
 
-def testimony(files: RunFiles, spec: RunSpec, audit: AuditReport) -> Testimony:
+def hear_witnesses(files: RunFiles, spec: RunSpec, audit: AuditReport) -> Testimony:
     """Hear the witnesses of a run that has come to rest. ``audit``: the plane's last."""
     entries = entries_of(files)
     books = prompt_books(RecordFile(files.root).load(RUN), entries, spec.group_size)

@@ -16,11 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn
 
 import msgspec
 
-from penstock.config import ClientConfig
 from penstock.demo.messages import (
     LAUNCHER,
     Answer,
@@ -37,19 +36,14 @@ from penstock.demo.messages import (
     letter,
 )
 from penstock.demo.processes import MUTE, kind_of, slot_of
+from penstock.demo.reaching import connect
 from penstock.demo.spec import RunFiles
 from penstock.errors import BadArgument, DataPlaneUnavailable, UnknownName
 from penstock.plane.contract import DataPlaneClient
 from penstock.testing.checker import EventLog
 from penstock.testing.injection import take_part
 
-if TYPE_CHECKING:
-    from penstock.plane.local import LocalDataPlaneClient
-
-C = TypeVar("C", bound="LocalDataPlaneClient")
-
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-CALL_S = 5.0  # deadline of one call of the plane; a plane that is away for longer is waited for
 PAUSE_S = 0.1
 
 
@@ -163,7 +157,7 @@ def main(kind: str, root: Path, peer: str, parent: int, stage: int | None = None
     _one_thread()
     if kind == "spare":
         peer = channel.me = stand_by(files, channel)
-    with connect(files, kind_of(peer), peer) as client, EventLog(files.journals / f"{peer}.jsonl") as log:
+    with connect(files, peer) as client, EventLog(files.journals / f"{peer}.jsonl") as log:
         ROLES[kind_of(peer)](files, client, log, channel)
 
 
@@ -214,28 +208,6 @@ def serve_host(files: RunFiles, slot: str) -> NoReturn:
     sys.argv[:] = ["penstock", "host", "--plane", spec.url, "--token-file", str(files.token), *where]
     penstock()
     sys.exit(0)
-
-
-def connect(
-    files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] | None = None
-) -> LocalDataPlaneClient:
-    """Return a client of the run's plane, which may just be restarting.
-
-    Not by ``penstock.connect``, which makes sure of torch first: launcher and controller live without it.
-    """
-    from penstock.plane.local import LocalDataPlaneClient
-
-    return connect_by(LocalDataPlaneClient, files, role, owner, sleep)
-
-
-def connect_by(
-    make: Callable[..., C], files: RunFiles, role: str, owner: str, sleep: Callable[[float], object] | None = None
-) -> C:
-    """Return the client that ``make(data_dir, config=...)`` makes."""
-    from penstock.demo.patience import patiently
-
-    config = ClientConfig(timeout_s=CALL_S, role=role, owner=owner)
-    return patiently(lambda: make(files.plane, config=config), files.spec().plane_patience_s, sleep)
 
 
 def end_with(parent: int, by: signal.Signals) -> None:

@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +26,17 @@ from penstock.demo.adapters import Checkpoints, PromptNumbers, TrainerProcess, W
 from penstock.demo.crew import Crew
 from penstock.demo.messages import RUN, Ready
 from penstock.demo.processes import kind_of
-from penstock.demo.role import connect_by
+from penstock.demo.reaching import connect
 from penstock.demo.spec import PARTITION, SCORE_TASK, TRAIN_FIELDS, TRAIN_TASK, RunFiles, RunSpec
+from penstock.plane.client import PlaneClient
 from penstock.plane.local import LocalDataPlaneClient
+from penstock.plane.remote import RemoteDataPlaneClient
 from penstock.testing.checker import EventLog, Evicted
 
 if TYPE_CHECKING:
     from penstock.demo.role import Channel
 
-__all__ = ["Witnessed", "settings", "steer"]
+__all__ = ["FarWitness", "NearWitness", "settings", "steer"]
 
 READY_TAG = "prev_version"  # the scorer's
 MAX_LETTER = 1 << 22  # bytes; a step's order is a few tens of thousands
@@ -63,19 +66,40 @@ def settings(spec: RunSpec) -> ControllerConfig:
     )
 
 
-class Witnessed(LocalDataPlaneClient):
+@contextmanager
+def evicting(log: EventLog, keys: Sequence[str], reason: str) -> Iterator[None]:
+    """Write down that ``keys`` are evicted, before and, if that is certain, after."""
+    log.write([Evicted("before", key, reason) for key in keys])
+    yield
+    log.write([Evicted("after", key, reason) for key in keys])
+
+
+class NearWitness(LocalDataPlaneClient):
     """A client that writes down, in ``log``, what it evicts."""
 
-    def __init__(self, log: EventLog, data_dir: Path, *, config: ClientConfig) -> None:
+    def __init__(self, log: EventLog, data_dir: Path, config: ClientConfig) -> None:
         self._log = log
         super().__init__(data_dir, config=config)
 
     def evict(
         self, keys: Sequence[str], partition_id: str, reason: str = "stale", *, timeout_s: float | None = None
     ) -> None:
-        self._log.write([Evicted("before", key, reason) for key in keys])
-        super().evict(keys, partition_id, reason, timeout_s=timeout_s)
-        self._log.write([Evicted("after", key, reason) for key in keys])
+        with evicting(self._log, keys, reason):
+            super().evict(keys, partition_id, reason, timeout_s=timeout_s)
+
+
+class FarWitness(RemoteDataPlaneClient):
+    """The same, of a plane of several hosts."""
+
+    def __init__(self, log: EventLog, url: str, token: bytes, host_dir: Path, config: ClientConfig) -> None:
+        self._log = log
+        super().__init__(url, token, host_dir=host_dir, config=config)
+
+    def evict(
+        self, keys: Sequence[str], partition_id: str, reason: str = "stale", *, timeout_s: float | None = None
+    ) -> None:
+        with evicting(self._log, keys, reason):
+            super().evict(keys, partition_id, reason, timeout_s=timeout_s)
 
 
 def steer(files: RunFiles, channel: Channel) -> None:
@@ -88,7 +112,7 @@ def steer(files: RunFiles, channel: Channel) -> None:
             sys.exit(0)  # nothing was begun
 
     with EventLog(files.journals / f"{channel.me}.jsonl") as log, EventFile(files.events) as tell:
-        client = connect_by(partial(Witnessed, log), files, "controller", channel.me, sleep)
+        client = connect(files, channel.me, sleep, partial(NearWitness, log), partial(FarWitness, log))
         steering = _Steering(files, channel, client, tell)
         signal.signal(signal.SIGTERM, lambda *_: steering.stop())
         if told.is_set():
@@ -101,7 +125,7 @@ def steer(files: RunFiles, channel: Channel) -> None:
 class _Steering:
     """The controller, its crew, and the letters between them."""
 
-    def __init__(self, files: RunFiles, channel: Channel, client: LocalDataPlaneClient, tell: EventFile) -> None:
+    def __init__(self, files: RunFiles, channel: Channel, client: PlaneClient, tell: EventFile) -> None:
         spec = files.spec()
         self._channel = channel
         self._crew = Crew(channel.me, channel.send, self._joined, self._left)
