@@ -204,6 +204,8 @@ def test_a_reader_that_never_receives_does_not_pin_its_slot_for_ever(tmp_path: P
     async def read() -> None:
         async with reading_at(port) as reader:
             await reader.say(whole(place).encode())
+            await reader.hear(STATUS_BYTES)
+            assert station.statistics().reading_slots == 1
             await asyncio.to_thread(station.wait_until_read)
 
     hasty = ServerLimits(send_timeout_s=0.2, slowest_bytes_per_s=1e12)
