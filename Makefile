@@ -49,8 +49,9 @@ check: $(STAMP) ## lint, format, types, import arrows, house style
 bench: $(STAMP) ## measure: the plane beside memcpy, files and Redis, on this machine
 	@$(BIN)/python -m penstock bench $(ARGS)
 
-nightly: $(STAMP) ## all tests, the long ones included
+nightly: $(STAMP) ## all tests, the long ones included, and the machines explored in larger worlds
 	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m penstock explore slot --budget-s 1200
 
 hardware: $(STAMP) ## only the tests that need RDMA or a GPU
 	@$(BIN)/python -m pytest -m hardware $(ARGS)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from penstock.payload.slots import Slots, State
-from penstock.testing.explore.slot import LARGE, SMALL, explore, run
+from penstock.testing.explore.slot import SMALL, explore, run
 from penstock.testing.explore.slot_planted import PLANTED, OrphanReleases, StateAlone
 from penstock.testing.explore.slot_world import Action, SlotDisagreement, SlotShape, SlotWorld
 
@@ -32,14 +32,6 @@ def test_the_real_machine_keeps_every_promise_and_every_planted_bug_is_found() -
     assert report.states > 4000
     told = msgspec.json.decode(msgspec.json.encode(report))
     assert {"states", "transitions", "violations", "planted_found", "planted_total"} <= told.keys()
-
-
-@pytest.mark.slow
-def test_the_real_machine_keeps_every_promise_in_larger_worlds() -> None:
-    """Three handlers, two wraps, pins and deaths together."""
-    report = run(shapes=LARGE, budget_s=900.0)
-    assert report.ok
-    assert report.complete
 
 
 def test_a_late_end_after_the_slot_was_used_again_changes_nothing() -> None:
