@@ -52,6 +52,7 @@ bench: $(STAMP) ## measure: the plane beside memcpy, files and Redis, on this ma
 nightly: $(STAMP) ## all tests, the long ones included, and the machines explored in larger worlds
 	@$(BIN)/python -m pytest $(ARGS)
 	@$(BIN)/python -m penstock explore slot --budget-s 1200
+	@$(BIN)/python -m penstock explore handshake --budget-s 1200
 
 hardware: $(STAMP) ## only the tests that need RDMA or a GPU
 	@$(BIN)/python -m pytest -m hardware $(ARGS)

@@ -87,17 +87,17 @@ class Pair:
         rules: the table; another one only to show that exploring finds what is wrong with it.
     """
 
-    __slots__ = ("_events", "_failures", "_mint", "_rules", "candidate", "draining", "primary", "timing", "waiters")
+    __slots__ = ("_events", "_mint", "_rules", "candidate", "draining", "failures", "primary", "timing", "waiters")
 
     def __init__(self, mint: Callable[[], Session], timing: Timing, rules: Rules = TRANSITIONS) -> None:
         self.primary: Endpoint | None = None
         self.candidate: Endpoint | None = None
         self.draining: set[Session] = set()
         self.waiters: set[int] = set()
+        self.failures = 0  # endpoints lost since one last outlived a keep-alive
         self.timing = timing
         self._mint = mint
         self._rules = rules
-        self._failures = 0  # endpoints lost since one last outlived a keep-alive
         self._events: deque[Event] = deque(maxlen=_REMEMBERED_EVENTS)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -273,7 +273,7 @@ class Pair:
         silent_s = now - endpoint.heard_at
         if silent_s >= self.timing.silence_s:
             return self._lose(endpoint, f"the peer has been silent for {silent_s:.1f} s", now)
-        self._failures = 0
+        self.failures = 0
         return [self._say(Kind.PING, endpoint), SetTimer(endpoint.session, *self.timing.ping_s())]
 
     def _resend_timer(self, endpoint: Endpoint, now: float) -> Effect:
@@ -336,9 +336,9 @@ class Pair:
             return self._retire_candidate(why)
         assert endpoint is self.primary
         effects = self._let_go(endpoint, why)
-        self._failures += 1
+        self.failures += 1
         self.primary, self.candidate = self.candidate, None
-        return [*effects, *self._ask(now, self._failures)] if self.primary is None and self.waiters else effects
+        return [*effects, *self._ask(now, self.failures)] if self.primary is None and self.waiters else effects
 
     def _retire_candidate(self, why: str) -> list[Effect]:
         old, self.candidate = self.candidate, None

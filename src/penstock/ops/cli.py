@@ -451,6 +451,25 @@ def explore_slot(
         run_explore_slot(report, budget_s)
 
 
+@explore.command("handshake")
+def explore_handshake(
+    budget_s: Annotated[
+        float, typer.Option("--budget-s", "--budget", min=0.0, metavar="SECONDS", help="Processor time at most.")
+    ] = 600,
+    as_json: Json = False,
+) -> None:
+    """Explore how two peers become connected, exhaustively; exit code 1 when a promise breaks.
+
+    Every order of their messages, with restarts, losses, duplicates and evictions; and bugs planted to be found.
+
+    Example: penstock explore handshake --budget-s 60 --json
+    """
+    from penstock.ops.rehearse import run_explore_handshake
+
+    with reporting(as_json) as report:
+        run_explore_handshake(report, budget_s)
+
+
 @app.command()
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Few repeats and the small batch only: a smoke test.")] = False,

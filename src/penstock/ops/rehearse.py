@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.testing.explore.ledger import ExploreReport
     from penstock.testing.sim import Kind, Outcome, SimReport
 
-__all__ = ["run_demo", "run_explore_ledger", "run_explore_slot", "run_sim"]
+__all__ = ["run_demo", "run_explore_handshake", "run_explore_ledger", "run_explore_slot", "run_sim"]
 
 _SHOWN = 60  # characters of how a planted bug showed itself; the JSON has it whole
 
@@ -81,8 +81,18 @@ def run_explore_slot(report: Report, budget_s: float) -> None:
     _answer_exploration(report, "the slot machine", run(budget_s=budget_s))
 
 
-def _answer_exploration(report: Report, what: str, found: ExploreReport) -> None:
-    report.answer(found, _explore_table(what, found), *(_path(f.what, f.path) for f in found.findings))
+def run_explore_handshake(report: Report, budget_s: float) -> None:
+    """Hunt the bugs that were planted in the handshake, then explore the real one; show the shortest path to each."""
+    from penstock.testing.explore.handshake import run
+
+    report.progress(f"exploring, for {budget_s:g} s of processor time at most")
+    found = run(budget_s=budget_s)
+    hunted = (_path(f"planted: {name}: {f.what}", f.path) for name, f in found.planted.items() if f is not None)
+    _answer_exploration(report, "the handshake", found, *hunted)
+
+
+def _answer_exploration(report: Report, what: str, found: ExploreReport, *more: Text) -> None:
+    report.answer(found, _explore_table(what, found), *more, *(_path(f.what, f.path) for f in found.findings))
     if not found.ok:
         raise typer.Exit(ExitCode.FINDING)
 
