@@ -9,13 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock import points
-from penstock.endpoint.connection import Address, Wire
+from penstock.endpoint.connection import Address, Serve, Wire
 from penstock.errors import BadArgument, TransportError
 from penstock.parts import BlockPlace
 from penstock.payload import block
@@ -23,8 +24,11 @@ from penstock.payload.slots import Mode
 from penstock.retry import Deadline
 from penstock.transport.server import PayloadServer, ServerLimits
 from penstock.transport.slot_protocol import STATUS_BYTES, Ack, Code, Request, Status, Verdict
+from penstock.transport.wires.listener import TcpListener
 from penstock.transport.wires.tcp import TcpWire
 from tests.transport.station import (
+    PATIENT,
+    PURPOSE,
     SOON_S,
     TOKEN,
     Station,
@@ -522,6 +526,31 @@ def test_a_wire_that_cannot_be_made_is_an_error(station: Station) -> None:
 
     with pytest.raises(TransportError, match="no such wire"):
         PayloadServer(station.owner, no_wire).start()
+    assert payload_threads() == []
+
+
+def test_a_listener_that_dies_is_counted(station: Station) -> None:
+    """What goes wrong in its thread ends that thread, is logged and counted, and stops nothing else."""
+
+    class Mortal(TcpWire):
+        """The first one made cannot be closed."""
+
+        made: ClassVar[list[Mortal]] = []
+
+        async def listen(self, host: str, port: int, serve: Serve, *, max_connections: int = 256) -> TcpListener:
+            Mortal.made.append(self)
+            listener = await super().listen(host, port, serve, max_connections=max_connections)
+            if self is Mortal.made[0]:
+                await listener.close()
+                listener.close = broken  # type: ignore[method-assign]
+            return listener
+
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    with PayloadServer(station.owner, lambda: Mortal(TOKEN, PURPOSE), limits=PATIENT) as server:
+        assert len(server.statistics().ports) == 2
+    assert server.statistics().died == 1
     assert payload_threads() == []
 
 

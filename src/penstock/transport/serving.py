@@ -132,7 +132,7 @@ class ReadServing:
         try:
             await self._converse(visit)
         except TransportError as broken:
-            self._part(connection, broken)
+            self._part(visit, broken)
         finally:
             self.counts.connections -= 1
             self._visits.discard(visit)
@@ -252,12 +252,11 @@ class ReadServing:
         status = Status(request_id, code, text=why)
         await connection.send(status.encode(), deadline=self._deadline(self._limits.send_timeout_s))
 
-    def _part(self, connection: Connection, broken: TransportError) -> None:
+    def _part(self, visit: _Visit, broken: TransportError) -> None:
         """The connection ends: because its reader left or asked nothing, or by what is worth a warning."""
-        waiting = any(visit.waiting for visit in self._visits if visit.connection is connection)
-        if waiting and (broken.code in ("closed", "reset") or self._closing):
+        if visit.waiting and (broken.code in ("closed", "reset") or self._closing):
             return
-        if waiting and broken.code == "timeout":
+        if visit.waiting and broken.code == "timeout":
             self.counts.idle += 1
             return
         kind = "malformed" if broken.code == "protocol" else "broken"
@@ -265,7 +264,7 @@ class ReadServing:
             self.counts.malformed += 1
         else:
             self.counts.broken += 1
-        self._warnings.warn(kind, f"the connection of {connection.peer} ends: {broken.message}")
+        self._warnings.warn(kind, f"the connection of {visit.connection.peer} ends: {broken.message}")
 
     def _deadline(self, timeout_s: float) -> Deadline:
         return Deadline(timeout_s, self._clock)
