@@ -104,7 +104,9 @@ POINTS = (
     Point("host.recovered", "host", "What earlier lives left is taken over; clients are not served yet."),
     Point("host.listening", "host", "Clients are served; whoever started the agent has not been told."),
     Point("host.sealed", "host", "A written block's slot is open to readers; its writer has not been answered."),
+    Point("host.pulled", "host", "A copy is pulled and verified; its slot is not open, who asked for it is not told."),
     Point("host.ordered", "host", "The plane's orders have come; none is carried out."),
+    Point("host.leaving", "host", "A clean end: nobody is served any more; blocks lie in shared memory alone."),
     Point("host.ended", "host", "Whatever may be needed lies in files; shared memory is let go of, the lock is held."),
     # -- a host's payload server ---------------------------------------------------------------------------------------
     Point("host.sending", "transport", "A remote read has its token; neither status nor payload has been sent."),

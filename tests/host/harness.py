@@ -72,8 +72,11 @@ class TcpPlane(PlaneProcess):
         return TcpPlane(self.data_dir, self.port, **config)
 
 
+SEGMENTS_OF: set[str] = set()  # agents of this test, by the names of their shared memory; see ``conftest``
+
+
 class AgentProcess:
-    """An agent started as users start it. ``with`` kills it and removes its shared memory."""
+    """An agent started as users start it. ``with`` kills it; its shared memory is for its next life."""
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class AgentProcess:
         self.data_dir = data_dir
         data_dir.mkdir(exist_ok=True, mode=0o700)
         self.plane_id = paths.plane_id(data_dir)
+        SEGMENTS_OF.add(self.plane_id)
         command = [sys.executable, "-c", prelude + AGENT, "host", "--plane", plane.url]
         command += ["--token-file", str(plane.token_file), "--dir", str(data_dir), "--max-bytes", str(16 * MIB)]
         self.process = subprocess.Popen(
@@ -146,8 +150,6 @@ class AgentProcess:
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
-        for name in self.segments():
-            (paths.SHM_DIR / name).unlink(missing_ok=True)
 
 
 class TcpClient(RawClient):

@@ -20,6 +20,10 @@ PUT_UNTIL = {
 THEN_WAIT = "say('done')\ntime.sleep(600)\n"
 
 
+def watching(agent: AgentProcess) -> RawClient:
+    return RawClient(agent.data_dir, 5).open()
+
+
 def test_rows_that_are_put_on_a_host_are_adopted_and_read_there(tmp_path: Path) -> None:
     """No payload byte lies with the plane; the agent is told that the block is needed."""
     with site(tmp_path) as (plane, agent), HostClient.of(plane, agent) as c:
@@ -50,17 +54,16 @@ def test_no_memory_is_left_of_a_writer_that_did_not_commit(tmp_path: Path, step:
         "says goodbye": "c.goodbye()\n" + THEN_WAIT,
     }
     script = PUT_UNTIL[step] + "say('put')\nsys.stdin.readline()\n" + last[end]
-    with site(tmp_path) as (plane, agent), Writer(plane, agent, script) as writer:
-        with RawClient(agent.data_dir, 5).open() as watcher:
-            assert writer.line() == "put"
-            assert used_bytes(watcher) > 0
-            if end == "killed":
-                writer.kill()
-            else:
-                writer.go_on()
-                assert writer.line() == "done"
-            eventually("its slot is free", lambda: used_bytes(watcher) == 0)
-            eventually("nothing is in question", lambda: blocks_of(watcher) == {})
+    with site(tmp_path) as (plane, agent), Writer(plane, agent, script) as writer, watching(agent) as watcher:
+        assert writer.line() == "put"
+        assert used_bytes(watcher) > 0
+        if end == "killed":
+            writer.kill()
+        else:
+            writer.go_on()
+            assert writer.line() == "done"
+        eventually("its slot is free", lambda: used_bytes(watcher) == 0)
+        eventually("nothing is in question", lambda: blocks_of(watcher) == {})
 
 
 def test_a_committed_put_outlives_its_writer(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class Agent:
 
     def take_over(self, left: Left, enlisted: ev.Enlisting) -> None:
         """What earlier lives left is this one's; the rest of what the plane names is lost."""
-        self.plane.tell(ev.Found(left.found))
+        storage = self.plane.storage
+        self.plane.tell(ev.Found([storage.place_of(block_id) for block_id in storage.in_old_files()]))
         for why, block_ids in left.lost.items():
             log.error("%d blocks are lost: %s", len(block_ids), why)
             self.plane.tell(BlocksLost(block_ids, why))

@@ -238,7 +238,7 @@ class Keeper:
         block = self._blocks.get(event.grant)
         if block is not None:  # else its caller withdrew in this very moment: his heartbeat gives the slot back
             self._happens(block, What.PLACED)
-            block.place = event.place
+            block.place = self._ours(event.place)
 
     def _let_go(self, event: NotAllotted) -> None:
         block = self._blocks.get(event.grant)
@@ -258,13 +258,17 @@ class Keeper:
         block = self._blocks.get(event.place.block_id)
         if block is not None:
             self._happens(block, What.MOVED)
-            block.place = event.place
+            block.place = self._ours(event.place)
             self._news.moved(event.place)
 
     def _found(self, event: ev.Found) -> None:
         for place in event.places:
-            block = Block(place.block_id, place.nbytes, OWN, State.ADOPTED, place)
+            block = Block(place.block_id, place.nbytes, OWN, State.ADOPTED, self._ours(place))
             self._blocks[place.block_id] = block
+
+    def _ours(self, place: BlockPlace) -> BlockPlace:
+        assert place.host == self._who.host_id, f"{place} is not on this host"
+        return place
 
     # -- calls ----------------------------------------------------------------------------------------------------
 

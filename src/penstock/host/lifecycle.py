@@ -209,10 +209,8 @@ class _Life:
 
     async def _with_listeners(self, ports: list[int]) -> int:
         identity = begin_life(self._dir, self._options.plane)
-        async with Replication(identity.host_id, self._address, self._secrets.wire) as replication:
-            place = HostPlace(
-                identity.host_id, identity.life, self._name, self._address, ports, peer_port=replication.port
-            )
+        async with Replication(lambda: self._secrets.wire(PAYLOAD)) as replication:
+            place = HostPlace(identity.host_id, identity.life, self._name, self._address, ports)
             line = Line(Link(_identity(self._name), self._dialer))
             try:
                 enlisted = await self._unless_stopped(enlist(line, place))
@@ -242,6 +240,7 @@ class _Life:
         if plane.failed:
             storage.close(unlink=self._lock.removed)
         else:
+            reached("host.leaving")
             leave(plane, self._dir)
             reached("host.ended")
         log.info("ended: %s", plane.reason)
@@ -258,7 +257,7 @@ class _Life:
         self._agent = agent = Agent(who, place.life, config, storage, replicate=replication.replicate)
         agent.take_over(left, Enlisting(enlisted.live, enlisted.after))
         self._shelves.open(storage)
-        replication.open(place, agent.plane)
+        replication.open(place, agent.plane, None)
         freeze_collector()
         reached("host.recovered")
         log.info("host %x, life %d: rows need %d blocks here", place.host_id, place.life, len(enlisted.live))

@@ -33,10 +33,9 @@ log = logging.getLogger("penstock.host")
 
 @dataclass
 class Left:
-    """What is still there. ``old``: files; ``found``: blocks in them; ``lost``: why -> blocks, found or not."""
+    """What is still there. ``old``: files; ``lost``: why -> blocks, in them or not."""
 
     old: list[tuple[OldArena, ArenaPlace]]
-    found: list[BlockPlace] = field(default_factory=list)
     lost: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -53,8 +52,7 @@ def recover(data_dir: Path, live: list[BlockPlace]) -> Left:
     listed = {place.block_id: place for _, arena in files for place in _listed(data_dir, arena)}
     places = [p if p.arena_id in there else listed.get(p.block_id, p) for p in live]
     lost: dict[str, list[int]] = defaultdict(list)
-    left = Left(old_arenas(data_dir, places, lost), lost=lost)
-    left.found = [arena.place_of(block_id) for arena, _ in left.old for block_id in arena.blocks()]
+    left = Left(old_arenas(data_dir, places, lost), lost)
     _unlink_lists(data_dir)
     return left
 

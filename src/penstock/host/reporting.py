@@ -27,6 +27,7 @@ from penstock.points import reached
 __all__ = ["Reporter", "Reporting", "enlist"]
 
 _WAIT_S = 10.0  # for orders, before asking again
+_NEWS_S = 2.0  # the same if there was something to say: what was said is known to be heard when it is answered
 _ENLIST_S = 5.0  # for the plane to take us in, before saying that it has not and asking again
 _BATCH_S = 0.01  # news that comes within this goes together
 _MAX_OUT = 4  # reports on their way; an older one is answered when the plane has a newer
@@ -118,7 +119,7 @@ class Reporting:
 
     async def _report(self, said: HostReport) -> None:
         try:
-            orders = await self._line.ask(said, Orders, _WAIT_S)
+            orders = await self._line.ask(said, Orders, _NEWS_S if _is_news(said) else _WAIT_S)
         except DataPlaneTimeout as nobody:
             log.warning("the plane has not answered: %s", nobody)
         except DataPlaneError as strange:
@@ -152,6 +153,10 @@ class Reporting:
 
     def __repr__(self) -> str:
         return f"Reporting({self._place.name}, enlisted {self.enlisted} times, {len(self._out)} reports out)"
+
+
+def _is_news(said: HostReport) -> bool:
+    return bool(said.done_with or said.ended or said.lost or said.moved)
 
 
 def _content(said: HostReport) -> HostReport:
