@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
+import ssl
 import struct
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -19,28 +21,41 @@ _HTTP = b"GET / HTTP/1.1\r\nHost: plane\r\n\r\n"
 
 
 class Strangers:
-    """Args: address; purpose, token: of the listener; sound: messages that it knows; seed: of all that is done.
+    """Args: address; purpose, token, tls: of the listener; sound: messages that it knows; seed: of all that is done.
 
     Attributes:
         visits: by kind.
     """
 
-    def __init__(self, address: tuple[str, int], purpose: str, token: bytes, sound: Sequence[bytes], seed: int) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        purpose: str,
+        token: bytes,
+        sound: Sequence[bytes],
+        seed: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.visits: Counter[str] = Counter()
         self._address, self._purpose, self._token, self._sound = address, purpose, token, sound
         self._rng = random.Random(seed)
         self._held: deque[socket.socket] = deque()
         self._overheard = b""
+        self._tls = tls
 
     def visit(self) -> None:
         """Come once, do something wrong, and go, or stay and be silent."""
         way = self._rng.choice([
             *(self._nothing, self._reset, self._noise, self._foreign, self._half, self._wrong, self._replayed),
-            *(self._garbage, self._mutated, self._mutated, self._flood, self._silent_guest),
+            *(self._beneath, self._garbage, self._mutated, self._mutated, self._flood, self._silent_guest),
         ])  # fmt: skip
         self.visits[way.__name__.strip("_")] += 1
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
             sock = socket.create_connection(self._address, PATIENCE_S)
+            if self._tls is not None and self._rng.random() < 0.2:
+                sock.settimeout(0.01)  # in the clear: it will hear nothing
+            elif self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
             try:
                 way(sock)
             finally:
@@ -87,6 +102,10 @@ class Strangers:
         sock.sendall(self._overheard or mine[:40] + bytes(32))
         self._overheard = mine
 
+    def _beneath(self, sock: socket.socket) -> None:
+        """Noise on the bare line, which breaks the encryption of those who have one."""
+        os.write(sock.fileno(), self._rng.randbytes(100))
+
     # -- with the token -----------------------------------------------------------------------------------------------
 
     def _garbage(self, sock: socket.socket) -> None:
@@ -114,9 +133,11 @@ class Strangers:
         _exactly(sock, PROOF_BYTES)
 
 
-def enter(address: tuple[str, int], purpose: str, token: bytes) -> socket.socket:
+def enter(address: tuple[str, int], purpose: str, token: bytes, tls: ssl.SSLContext | None = None) -> socket.socket:
     """Come in as one who knows the token and keeps to the protocol."""
     sock = socket.create_connection(address, PATIENCE_S)
+    if tls is not None:
+        sock = tls.wrap_socket(sock, server_hostname=address[0])
     dialler = Dialler(token, purpose)
     sock.sendall(dialler.respond(_exactly(sock, CHALLENGE_BYTES)))
     dialler.check(_exactly(sock, PROOF_BYTES))
