@@ -34,7 +34,7 @@ LARGE = (
     SlotShape("both, pins and deaths", grants=2, attempts=2, pins=1, deaths=1),
     SlotShape("consumed, three handlers", grants=2, attempts=3, deaths=1, modes=("consume",)),
     SlotShape("retained, three handlers", grants=2, attempts=3, deaths=1, modes=("retain",)),
-    SlotShape("both, three handlers, two pins", grants=1, attempts=3, pins=2, deaths=1),
+    SlotShape("both, three handlers, a pin", grants=1, attempts=3, pins=1),
 )
 
 
