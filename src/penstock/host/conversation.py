@@ -4,7 +4,7 @@
     answer -> CopyMade        number, where the second copy lies
            or CopyRefused     number, why
 
-Each message is two parts: a header of fixed size, and as many bytes as it says.
+Each message is two parts: a header of fixed size, and as many bytes as it says, whose xxh3-64 it holds.
 
 Invariants: a question is answered once, or fails with the connection; whoever leaves a question disturbs nobody, for
 one task alone sends and one alone receives; a peer that asks too much at once is refused, what it says is bounded.
@@ -20,6 +20,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 import msgspec
+import xxhash
 
 from penstock.endpoint.connection import Connection
 from penstock.errors import DataPlaneError, TransportError
@@ -28,7 +29,7 @@ from penstock.retry import Deadline
 
 __all__ = ["Conversation", "Copy", "CopyMade", "CopyRefused"]
 
-_HEADER = struct.Struct("<4sI")
+_HEADER = struct.Struct("<4sIQ")  # magic, bytes, checksum
 _MAGIC = b"PSc\x01"  # the last byte: the version
 _MAX_BYTES = 64 * 1024  # of a message; honest ones have some hundred
 _MAX_SERVED = 256  # questions of the peer that are open
@@ -113,9 +114,9 @@ class Conversation:
 
     async def run(self) -> None:
         """Send, receive and serve, until the connection breaks or this is cancelled."""
-        sending = asyncio.get_running_loop().create_task(self._guarded(self._send_all()))
+        sending = asyncio.get_running_loop().create_task(self._guarded(self._send_all))
         try:
-            await self._guarded(self._receive_all())
+            await self._guarded(self._receive_all)
         finally:
             self._end(
                 self._over or TransportError(f"the conversation with {self._connection.peer} is over", code="closed")
@@ -126,10 +127,10 @@ class Conversation:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._connection.close()
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run until something is wrong with the connection; whichever half notices first ends the other."""
         try:
-            await work
+            await work()
         except TransportError as cut:
             self._end(cut)
             self._connection.abort()
@@ -146,7 +147,8 @@ class Conversation:
     async def _send_all(self) -> None:
         while True:
             body = msgspec.msgpack.encode(await self._outbox.get())
-            await self._connection.send(_HEADER.pack(_MAGIC, len(body)), body, deadline=Deadline(_SEND_S))
+            header = _HEADER.pack(_MAGIC, len(body), xxhash.xxh3_64_intdigest(body))
+            await self._connection.send(header, body, deadline=Deadline(_SEND_S))
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -157,11 +159,13 @@ class Conversation:
     async def _receive(self) -> _Message:
         header = bytearray(_HEADER.size)
         await self._connection.recv_into(header, Deadline(_IDLE_S))
-        magic, nbytes = _HEADER.unpack(header)
+        magic, nbytes, checksum = _HEADER.unpack(header)
         if magic != _MAGIC or not 0 < nbytes <= _MAX_BYTES:
             raise TransportError(f"{self._connection.peer} does not speak as an agent does", code="protocol")
         body = bytearray(nbytes)
         await self._connection.recv_into(body, Deadline(_SEND_S))
+        if xxhash.xxh3_64_intdigest(bytes(body)) != checksum:
+            raise TransportError(f"what {self._connection.peer} sent is damaged", code="protocol")
         try:
             return _decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as bad:
