@@ -75,13 +75,13 @@ def test_garbage_is_malformed_and_nothing_else(kind: Kind, data: bytes, size: bo
 @pytest.mark.parametrize("kind", KINDS)
 @given(body=st.binary(min_size=128, max_size=128))
 def test_garbage_under_a_right_checksum_decodes_or_is_malformed(kind: Kind, body: bytes) -> None:
-    """A peer that knows the format can send any field: what decodes encodes to the same bytes again."""
+    """A peer that knows the format can send any field: what decodes encodes to these very bytes."""
     sample = next(s for s in SAMPLES if isinstance(s, kind)).encode()
     record = sample[:6] + body[: len(sample) - 14]
     record += xxhash.xxh3_64_intdigest(record).to_bytes(8, "little")
     with contextlib.suppress(TransportError):
         found = kind.decode(record)
-        assert kind.decode(found.encode()) == found
+        assert found.encode() == record
 
 
 def test_another_version_is_named() -> None:

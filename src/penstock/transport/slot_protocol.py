@@ -1,7 +1,7 @@
 """What a reader and a payload server say to each other: three records of fixed size, and the bytes between them.
 
     reader  -> Request (56 bytes)
-    server  -> Status (136 bytes), and if it is OK: the payload, one part of ``Status.length`` bytes
+    server  -> Status (136 bytes), and if it is OK: the payload, ``Status.length`` bytes in parts (see ``parts_of``)
     reader  -> Ack (24 bytes), after it has checked the payload; only if the status was OK
 
 Each record is one part, begins with its own magic and the version, and ends with xxh3-64 of itself: a flipped bit is
@@ -36,12 +36,14 @@ __all__ = [
     "Verdict",
     "check_payload",
     "covered",
+    "parts_of",
 ]
 
 _E = TypeVar("_E", bound=IntEnum)
 
 VERSION = 1
 MAX_TEXT_BYTES = 96
+PART_BYTES = 8 << 20  # of a payload: large enough for any wire to be at its best, small enough to check on the way
 
 _READ = 1  # the only kind of request there is
 _MODES = {1: Mode.RETAIN, 2: Mode.CONSUME}
@@ -49,7 +51,7 @@ _MODE_NUMBERS = {mode: number for number, mode in _MODES.items()}
 
 _REQUEST = struct.Struct("<4sHBBQqqqq")  # magic, version, kind, mode, request id, block id, generation, offset, length
 _STATUS = struct.Struct(f"<4sHBBQQQ{MAX_TEXT_BYTES}s")  # magic, version, code, text bytes, request id, length, checksum
-_ACK = struct.Struct("<4sHBxQ")  # magic, version, verdict, request id
+_ACK = struct.Struct("<4sHHQ")  # magic, version, verdict, request id
 _CHECKSUM = struct.Struct("<Q")
 _REQUEST_MAGIC, _STATUS_MAGIC, _ACK_MAGIC = b"PSrq", b"PSst", b"PSak"
 
@@ -185,6 +187,11 @@ class Ack:
 def covered(request: Request, payload: memoryview) -> memoryview:
     """Return the bytes of a payload that ``Status.checksum`` is of: of a whole block the prelude, else all."""
     return payload[:PRELUDE_BYTES] if request.whole else payload
+
+
+def parts_of(payload: memoryview) -> list[memoryview]:
+    """Return the parts in which a payload is sent and received: so one is checked while the next is on its way."""
+    return [payload[at : at + PART_BYTES] for at in range(0, len(payload), PART_BYTES)]
 
 
 def check_payload(request: Request, status: Status, payload: memoryview) -> None:
