@@ -22,7 +22,17 @@ from penstock.payload.slots import Mode
 from penstock.points import reached
 from penstock.retry import Clock, Deadline
 from penstock.transport.slot_owner import SlotOwner
-from penstock.transport.slot_protocol import ACK_BYTES, REQUEST_BYTES, Ack, Code, Request, Status, Verdict, covered
+from penstock.transport.slot_protocol import (
+    ACK_BYTES,
+    REQUEST_BYTES,
+    Ack,
+    Code,
+    Request,
+    Status,
+    Verdict,
+    covered,
+    parts_of,
+)
 from penstock.wire.warnings import Warnings
 
 __all__ = ["Counts", "ReadServing", "ServerLimits"]
@@ -206,9 +216,8 @@ class ReadServing:
         acknowledged = False
         try:
             reached("host.sending")
-            await connection.send(
-                status.encode(), payload, deadline=self._deadline(self._limits.send_within_s(len(payload)))
-            )
+            within = self._deadline(self._limits.send_within_s(len(payload)))
+            await connection.send(status.encode(), *parts_of(payload), deadline=within)
             self.counts.sent_bytes += len(payload)
             reached("host.sent")
             verdict = await self._verdict(connection, request)
