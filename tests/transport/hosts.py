@@ -29,6 +29,7 @@ from penstock.transport.slot_protocol import (
     Status,
     Verdict,
     covered,
+    parts_of,
 )
 from penstock.transport.timing import Timing
 from penstock.transport.wanted import Wanted
@@ -95,8 +96,8 @@ class FakePort:
             await getattr(self, f"_{doing}")(connection, request)
 
     async def _send(self, connection: Connection, status: Status, payload: Bytes | None = None) -> None:
-        parts = [status.encode()] + ([] if payload is None else [payload.tobytes()])
-        await connection.send(*parts, deadline=Deadline(60.0))
+        parts = [] if payload is None else parts_of(memoryview(payload.tobytes()))
+        await connection.send(status.encode(), *parts, deadline=Deadline(60.0))
 
     async def _serve(
         self, connection: Connection, request: Request, spoil: Callable[[Bytes], None] | None = None

@@ -642,6 +642,26 @@ def test_a_buffer_that_was_brought_is_received_into() -> None:
     run(test, time)
 
 
+@pytest.mark.parametrize("fault", ["serve", "flip"])
+@pytest.mark.parametrize("in_thread", [0, 2**40])
+def test_a_large_block_travels_in_parts(fault: str, in_thread: int) -> None:
+    """Over a wire of messages, where parts must correspond; checked beside the loop or on it, damage is found."""
+
+    async def test(world: World) -> None:
+        host = await world.host([])
+        data = a_block(1, rows=3, row_bytes=7 * 2**20)
+        host.blocks[1, FIRST_GENERATION] = data
+        host.ports[0].script.append(fault)
+        want = Wanted(1, len(data), [(host.place, FIRST_GENERATION)])
+        async with world.client(check_in_thread_bytes=in_thread) as client:
+            outcome = await one(client, want, Deadline(30.0))
+        assert isinstance(outcome, Fetched)
+        assert np.array_equal(outcome.data, data)
+        assert len(host.asked) == (2 if fault == "flip" else 1)
+
+    run(test)
+
+
 def test_what_is_under_way_at_once_is_bounded() -> None:
     """So many reads and so many bytes; a block larger than that goes alone."""
 

@@ -21,11 +21,11 @@ from penstock.errors import (
     StaleSlotError,
     TransportError,
 )
-from penstock.payload import block
 from penstock.payload.block import BlockHeader, Bytes
 from penstock.retry import Deadline
+from penstock.transport.checking import Checking
 from penstock.transport.pool import Lease
-from penstock.transport.slot_protocol import STATUS_BYTES, Ack, Code, Request, Status, Verdict, check_payload
+from penstock.transport.slot_protocol import STATUS_BYTES, Ack, Code, Request, Status, Verdict, parts_of
 from penstock.transport.wanted import Wanted
 
 __all__ = ["SlotReader"]
@@ -45,7 +45,7 @@ class SlotReader:
 
     Args:
         integrity: what is verified before a block is handed out.
-        beside: where blocks of at least ``beside_bytes`` are verified, so that the loop goes on receiving.
+        beside: a pool of one thread, which verifies blocks of at least ``beside_bytes`` while they arrive.
     """
 
     def __init__(self, integrity: Integrity, beside: Executor, beside_bytes: int) -> None:
@@ -69,9 +69,8 @@ class SlotReader:
             raise CorruptPayload(
                 f"block {wanted.block_id} has {wanted.nbytes} bytes, and {lease.connection.peer} offers {status.length}"
             )
-        await lease.connection.recv_into(out, deadline)
         try:
-            header = await self._checked(request, status, out)
+            header = await self._received(lease, request, status, out, deadline)
         except CorruptPayload as damaged:
             await self._acknowledge(lease, request, Verdict.DAMAGED, deadline)
             raise CorruptPayload(f"{damaged}; it came from {lease.connection.peer}") from damaged
@@ -92,18 +91,21 @@ class SlotReader:
         words = status.text or status.code.name.lower()
         raise _REFUSALS[status.code](f"{peer}, asked for block {request.block_id}: {words}")
 
-    async def _checked(self, request: Request, status: Status, out: Bytes) -> BlockHeader:
-        if len(out) < self._beside_bytes:
-            return self._check(request, status, out)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._beside, self._check, request, status, out)
-
-    def _check(self, request: Request, status: Status, out: Bytes) -> BlockHeader:
-        check_payload(request, status, out.data)
-        header = block.parse(out, request.block_id, checked=self._integrity != "off")
-        if self._integrity in {"full", "paranoid"}:
-            block.verify(out, header)
-        return header
+    async def _received(
+        self, lease: Lease, request: Request, status: Status, out: Bytes, deadline: Deadline
+    ) -> BlockHeader:
+        """Receive the payload; a large one is checked beside the loop while the rest of it comes."""
+        checking = Checking(request, status, out, self._integrity)
+        beside = len(out) >= self._beside_bytes
+        arrived = 0
+        for part in parts_of(out.data):
+            await lease.connection.recv_into(part, deadline)
+            arrived += len(part)
+            if beside and arrived < len(out):
+                self._beside.submit(checking.advance, arrived)  # in order: it is one thread
+        if not beside:
+            return checking.finish()
+        return await asyncio.get_running_loop().run_in_executor(self._beside, checking.finish)
 
     async def _acknowledge(self, lease: Lease, request: Request, verdict: Verdict, deadline: Deadline) -> None:
         """Tell the host. If it cannot be told, the block is no worse for it, and the connection is not used again."""
