@@ -170,7 +170,7 @@ class _ListenerThread:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except BaseException as error:  # noqa: BLE001  # the thread's top frame: whoever waits for it is told
+        except BaseException as error:  # noqa: BLE001  # top frame of the thread: whoever waits is told
             if self._bound.done():
                 self.died = True
                 _log.exception("the payload listener at port %d has died", self._bound.result())
