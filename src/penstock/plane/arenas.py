@@ -61,7 +61,7 @@ class Arenas:
         self._maps: dict[int, ArenaMap] = {}
         self._lock = threading.Lock()
         self._look_at = 0.0
-        self._home = _identity(data_dir)  # of the directory whose plane this is
+        self._home = _identity(data_dir)  # of the directory whose plane this is; None: it was not there yet
         self._writing = 0
         self._written = threading.Condition()  # guards ``_writing``, and ``ended`` towards writers
         self.ended = False
@@ -157,7 +157,7 @@ class Arenas:
         try:
             opened = ArenaMap.open(paths.arena_path(self._data_dir, arena), arena.nbytes)
         except (DataPlaneUnavailable, OSError) as missing:
-            if _identity(self._data_dir) != self._home:
+            if self._home is not None and _identity(self._data_dir) != self._home:
                 raise DataPlaneUnavailable(
                     f"the data directory {self._data_dir} was removed or replaced under its plane: "
                     "what the plane holds cannot be reached; make a new client"

@@ -116,6 +116,7 @@ class PlaneClient(DataPlaneClient):
             checks.lease_s(lease_s),
             None if dp_rank is None else checks.count(dp_rank, "dp_rank"),
         )
+        self._claiming()
         # Within the ``with``: a signal before the meta is complete gives the rows back.
         with self._link.call(body, requests.Claimed, deadline) as claimed:
             reached("client.claimed")
@@ -128,6 +129,9 @@ class PlaneClient(DataPlaneClient):
                 tags=[dict(tags) for tags in claimed.tags],
                 lease=(claimed.token,) if claimed.token else (),
             )
+
+    def _claiming(self) -> None:
+        """Leases are about to be this client's: a subclass sees to it that its death will be noticed at once."""
 
     def get_data(
         self,

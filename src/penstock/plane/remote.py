@@ -106,6 +106,9 @@ class RemoteDataPlaneClient(PlaneClient):
         if agent is not None:
             agent.ask(requests.Ping(), Done, deadline, once=True)
 
+    def _claiming(self) -> None:
+        self._host.begin()  # the kernel tells the agent of the end of this process, and the agent the plane
+
     def transport_statistics(self) -> TransportStatistics:
         """Return the counts of fetching from other hosts; asks nobody."""
         return self._payloads.statistics()

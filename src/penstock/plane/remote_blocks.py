@@ -88,6 +88,7 @@ class _RemoteOpening:
         self._blocks = blocks
         self._arenas: list[ArenaPlace] = []
         self._fetched: dict[int, FetchedBlock] = {}  # by block id; an id is one block's for ever
+        self._said: dict[int, DataPlaneError] = {}  # by block id: how its last fetch failed
 
     @property
     def ended(self) -> bool:
@@ -159,9 +160,12 @@ class _RemoteOpening:
     def _failed(self, one: _Lying, error: DataPlaneError, opened: Opened) -> None:
         if isinstance(error, CorruptPayload):
             self.damage += [Damaged(one.block_id, host.host_id) for host in one.hosts]
+        before = self._said.get(one.block_id)
+        if isinstance(error, DataPlaneTimeout) and isinstance(before, DataPlaneUnavailable):
+            error = before  # a last try in what was left of the time has less to say
         if isinstance(error, DataPlaneTimeout | DataPlaneNotReady):
             error = DataPlaneUnavailable(str(error))
-        opened.bad[one.at] = error
+        opened.bad[one.at] = self._said[one.block_id] = error
 
     def _explain(self, wanted: Sequence[_Lying], opened: Opened, deadline: Deadline) -> None:
         """Say of hosts that do not answer what the plane knows of them."""

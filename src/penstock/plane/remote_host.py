@@ -6,6 +6,7 @@ none; no agent is ever started from here; what one link pinned or reserved is le
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -81,6 +82,7 @@ class OwnHost:
         self._dialer = HostDialer(host_dir, plane)
         self._identity = identity
         self._unpins = Unpins()
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._closing = False
@@ -89,7 +91,7 @@ class OwnHost:
 
     def begin(self) -> Link | None:
         """Return the link to the agent, made if there is one to be reached; None where there is none."""
-        if self._link is None and self._dialer.is_there:
+        if self._link is None and self._dialer.is_there and os.getpid() == self._pid:
             with self._lock:
                 if self._link is None and not self._closing:
                     self._link = self._unpins.link = Link(
@@ -136,6 +138,8 @@ class OwnHost:
 
     def close(self, timeout_s: float) -> None:
         """Let go of all memory and end the session. Idempotent."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._closing = True
         if self._link is None:

@@ -17,13 +17,17 @@ from penstock.plane.again import settled
 from penstock.plane.link import Link
 from penstock.plane.remote_host import OwnHost
 from penstock.points import reached
-from penstock.requests import Commit, Grant, GrantAgain, Granted, Record, Reserve, Seal, Sealed
+from penstock.requests import BlockPlace, Commit, Grant, GrantAgain, Granted, Record, Reserve, Seal, Sealed
 from penstock.retry import Answer, Deadline, Kind, Policy, Reason, Retrier
 
 __all__ = ["PUT_AGAIN", "RemotePuts"]
 
 # Hosts come back: what may still succeed is tried until the caller's deadline.
 PUT_AGAIN = Policy(max_attempts=100_000, base_s=0.02, cap_s=1.0, bucket_tokens=0.0, quarantine_s=0.0)
+
+
+class _Again(Exception):
+    """A grant, or a slot, did not live that long: nothing happened. Raised where what is held is let go of at once."""
 
 
 class RemotePuts:
@@ -48,7 +52,9 @@ class RemotePuts:
 
         def attempt(until: Deadline) -> Answer[None]:
             try:
-                done = self._once(wanted, batch, until)
+                self._once(wanted, batch, until)
+            except _Again:
+                return Answer(Kind.RETRYABLE, code="GrantAgain")
             except DataPlaneUnavailable as failed:
                 self._link.require_open("put_samples")
                 self._host.link("put_samples")
@@ -57,7 +63,7 @@ class RemotePuts:
             except CorruptPayload as torn:
                 last[:] = [torn]
                 return Answer(Kind.CORRUPT, code="CorruptPayload")
-            return Answer(Kind.OK) if done else Answer(Kind.RETRYABLE, code="GrantAgain")
+            return Answer(Kind.OK)
 
         self._link.require_open("put_samples")
         end = settled(self._retrier, "put", wanted.partition, attempt, deadline)
@@ -72,33 +78,30 @@ class RemotePuts:
             elapsed_s=deadline.elapsed(),
         )
 
-    def _once(self, wanted: Grant, batch: Batch, deadline: Deadline) -> bool:
-        """All the steps; False if the grant did not live that long, and nothing happened."""
+    def _once(self, wanted: Grant, batch: Batch, deadline: Deadline) -> None:
+        """All the steps."""
         agent = self._host.link("put_samples")
         here = self._host.host_id(agent, deadline)
         asked = msgspec.structs.replace(wanted, host=here, replicas=self._replicas, at_least=self._at_least)
         reached("client.putting")
         with self._link.call(asked, Granted, deadline) as granted:
             try:
-                return self._granted(agent, granted, batch, deadline)
+                reached("client.granted")
+                self._fill(agent, granted, batch, deadline)
             finally:
                 self._link.note(ev.GrantOver(granted.grant))
 
-    def _granted(self, agent: Link, granted: Granted, batch: Batch, deadline: Deadline) -> bool:
-        reached("client.granted")
-        reserve = Reserve(granted.grant, batch.nbytes)
-        with agent.call(reserve, Granted, deadline) as slot:
+    def _fill(self, agent: Link, granted: Granted, batch: Batch, deadline: Deadline) -> None:
+        """Reserve, copy, seal, commit."""
+        with agent.call(Reserve(granted.grant, batch.nbytes), Granted, deadline) as slot:
             try:
                 content = self._copied(slot, batch)
                 sealed = agent.ask(Seal(granted.grant, content, granted.replica), Record, deadline)
-                if isinstance(sealed, GrantAgain):
-                    return False
-                assert isinstance(sealed, Sealed), sealed
-                self._require_places(sealed)
-                commit = Commit(granted.grant, content, sealed.places)
-                reply = self._link.ask(commit, Record, deadline)
+                places = self._places(sealed)
+                reply = self._link.ask(Commit(granted.grant, content, places), Record, deadline)
                 reached("client.put")
-                return not isinstance(reply, GrantAgain)
+                if isinstance(reply, GrantAgain):
+                    raise _Again
             finally:
                 agent.note(ev.GrantOver(slot.grant))
 
@@ -111,10 +114,14 @@ class RemotePuts:
         reached("client.copied")
         return content
 
-    def _require_places(self, sealed: Sealed) -> None:
+    def _places(self, sealed: Record) -> list[BlockPlace]:
+        """Return where the block lies for certain."""
+        if not isinstance(sealed, Sealed):
+            raise _Again
         if len(sealed.places) < self._at_least:
             why = sealed.why or "no second one took it"
             raise DataPlaneUnavailable(
                 f"the block lies on {len(sealed.places)} of {self._at_least} hosts: {why}; "
                 "under_replicated=True would put it all the same"
             )
+        return sealed.places
