@@ -112,7 +112,7 @@ def test_a_silent_crowd_at_the_door_keeps_nobody_out(plane: PlaneProcess) -> Non
 
 def test_guests_who_do_nothing_are_ended(tmp_path: Path) -> None:
     """Guests with the token who open no session are ended after a while; who pings is not."""
-    with PlaneProcess(tmp_path / "plane", "--listen", "127.0.0.1:0", dead_after_s=2.0) as plane:
+    with PlaneProcess(tmp_path / "plane", "--listen", "127.0.0.1:0", heartbeat_s=0.2, dead_after_s=2.0) as plane:
         crowd = [enter(address_of(plane), PURPOSE, token_of(plane)) for _ in range(50)]
         with good_client(plane, 1) as client:
             eventually("they are ended", lambda: client.status().counters.get("connections_silent", 0) >= 50)
