@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from penstock.endpoint.connection import Address, Wire
 from penstock.errors import DataPlaneError, DataPlaneUnavailable, TransportError
@@ -25,6 +25,7 @@ from penstock.requests import Granted, Reserve, Seal, Sealed
 from penstock.retry import Deadline
 from penstock.server.plane import Plane
 from penstock.transport.client import AsyncPayloadClient
+from penstock.transport.config import TransportConfig
 from penstock.transport.wanted import Fetched, Wanted
 
 __all__ = ["Peers", "Replication"]
@@ -49,10 +50,10 @@ class Peers(Protocol):
 
 
 class Replication:
-    """Args: wire: for pulling payloads from other hosts' listeners. On the agent's loop."""
+    """Args: wire: for pulling payloads from other hosts' listeners, called ``name``. On the agent's loop."""
 
-    def __init__(self, wire: Callable[[], Wire]) -> None:
-        self._client = AsyncPayloadClient({"tcp": wire})
+    def __init__(self, wire: Callable[[], Wire], *, name: Literal["tcp", "ucx", "memory"] = "tcp") -> None:
+        self._client = AsyncPayloadClient({name: wire}, TransportConfig(prefer=name))
         self._pulls: dict[int, asyncio.Task[BlockPlace]] = {}
         self._turns = asyncio.Semaphore(_PULLS)
         self._place: HostPlace | None = None
