@@ -357,7 +357,8 @@ def test_a_stale_place_is_followed_by_the_other_and_not_asked_again() -> None:
         a.always("stale")
         b.ports[0].script.extend(["reset"] * 5)
         async with world.client(**NO_BUDGET) as client:
-            assert fetched(await one(client, wanted(1, a, b), time.deadline())).host_id == b.host_id
+            outcome = fetched(await one(client, wanted(1, a, b), time.deadline()))
+        assert (outcome.host_id, outcome.damaged) == (b.host_id, ())
         assert (len(a.asked), len(b.asked)) == (1, 6)
 
     run(test, time)
@@ -443,7 +444,8 @@ def test_damage_is_read_again_then_at_the_replica_then_named(fault: str) -> None
         a, b = await world.host([1, 2]), await world.host([1, 2])
         a.always(fault)
         async with world.client() as client:
-            assert fetched(await one(client, wanted(1, a, b), time.deadline())).host_id == b.host_id
+            outcome = fetched(await one(client, wanted(1, a, b), time.deadline()))
+            assert (outcome.host_id, outcome.damaged) == (b.host_id, (a.host_id,))
             assert (len(a.asked), len(b.asked)) == (2, 1)
         b.always(fault)
         async with world.client() as client:

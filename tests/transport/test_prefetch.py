@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from penstock.errors import (
     DataPlaneUnavailable,
 )
 from penstock.records import KVBatchMeta
-from penstock.transport.prefetch import Prefetcher, Resolved, row_by_row
+from penstock.transport.prefetch import Prefetcher, Resolved, resolved_bytes, row_by_row
 
 SOON_S = 30.0
 
@@ -369,3 +370,20 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_delivered() -> None:
     assert isinstance(resolved, Resolved)
     assert (resolved.columns, resolved.meta.sample_ids, resolved.missing) == (["row x", "row z"], ["x", "z"], ("y",))
     assert asked == [("drop", 9.0)]
+
+
+def test_the_bytes_of_a_clients_batches_are_counted() -> None:
+    """Dense columns and ragged ones: what waits to be taken is known."""
+    torch = pytest.importorskip("torch")
+    tensordict = pytest.importorskip("tensordict")
+
+    def get_data(meta: KVBatchMeta, *, on_failed: str, timeout_s: float) -> tuple[Any, KVBatchMeta]:
+        ragged = torch.nested.nested_tensor([torch.ones(3), torch.ones(5)], layout=torch.jagged)
+        return tensordict.TensorDict({"x": torch.zeros(2, 1000), "r": ragged}, [2]), meta
+
+    with Prefetcher(row_by_row(get_data), nbytes_of=resolved_bytes) as prefetcher:
+        ticket = prefetcher.submit(KVBatchMeta("train", None, ["a", "b"]))
+        with prefetcher._desk._changed:
+            assert prefetcher._desk._changed.wait_for(lambda: prefetcher.statistics().fetched == 1, SOON_S)
+        assert 8000 + 32 <= prefetcher.statistics().waiting_bytes <= 9000
+        prefetcher.result(ticket)

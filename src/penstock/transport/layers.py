@@ -101,20 +101,21 @@ class Layers:
             async with self.gate.passing(story.wanted.nbytes):
                 story.reads += 1
                 until = deadline.within(self._config.attempt_timeout_s)
-                return Answer(Kind.OK, await self._received(story.wanted, place, port, until))
+                return Answer(Kind.OK, await self._received(story, place, port, until))
         except DataPlaneError as failed:
             story.last = failed
             kind, code = classify(failed)
             return Answer(kind, code=code)
 
-    async def _received(self, wanted: Wanted, place: int, port: Port, deadline: Deadline) -> Fetched:
+    async def _received(self, story: Story, place: int, port: Port, deadline: Deadline) -> Fetched:
+        wanted = story.wanted
         host, generation = wanted.places[place]
         async with self._pool.connection(port, deadline) as lease:
             out = self._memory(wanted)  # another for each attempt: a wire may still hold that of a failed one
             header = await self._reader.read(lease, wanted, generation, out, deadline)
         self.blocks += 1
         self.bytes += wanted.nbytes
-        return Fetched(wanted.block_id, header, out, host.host_id)
+        return Fetched(wanted.block_id, header, out, host.host_id, story.damaged())
 
     def _memory(self, wanted: Wanted) -> Bytes:
         if wanted.buffer is not None:

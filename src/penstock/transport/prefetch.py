@@ -16,14 +16,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable
 from penstock.records import KVBatchMeta
 from penstock.retry import Deadline
 from penstock.transport.prefetch_desk import Desk, PrefetchStatistics, Ticket
 
-__all__ = ["PrefetchStatistics", "Prefetched", "Prefetcher", "Resolved", "Ticket", "row_by_row"]
+__all__ = [
+    "PrefetchStatistics",
+    "Prefetched",
+    "Prefetcher",
+    "Resolved",
+    "Table",
+    "Ticket",
+    "resolved_bytes",
+    "row_by_row",
+]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,18 @@ class Resolved(Generic[T]):
     missing: tuple[str, ...]
 
 
+class Table(Protocol):
+    """What ``get_data`` returns, as far as it matters here: a ``TensorDict``."""
+
+    def bytes(self) -> int:
+        """How much memory its columns take."""
+
+
+def resolved_bytes(resolved: Resolved[Table]) -> int:
+    """``nbytes_of`` for a prefetcher of ``row_by_row``."""
+    return resolved.columns.bytes()
+
+
 def row_by_row(get_data: Callable[..., tuple[T, KVBatchMeta]]) -> Callable[[KVBatchMeta, float], Resolved[T]]:
     """Return a prefetcher's ``fetch`` over a client's ``get_data``: a row that cannot be read costs that row."""
 
@@ -76,7 +97,7 @@ class Prefetcher(Generic[M, T]):
             a function that claims and reads. What it raises is raised by ``result``.
         depth: batches that may be ahead.
         max_bytes: of results that wait to be taken, and of the one that is being fetched, as far as can be foreseen.
-        nbytes_of: the size of a result.
+        nbytes_of: the size of a result; ``resolved_bytes`` for batches of a client.
         timeout_s: of one fetch.
     """
 

@@ -44,6 +44,11 @@ class Story:
                 found.setdefault(_name(host), at)
         return found
 
+    def damaged(self) -> tuple[int, ...]:
+        """The hosts that were ruled out for damage."""
+        found = [at for at, failure in self.ruled_out.items() if isinstance(failure, CorruptPayload)]
+        return tuple(self.wanted.places[at][0].host_id for at in found)
+
     def rule_out(self, place: int, failure: DataPlaneError | None = None) -> None:
         """Do not ask ``place`` again; because of ``failure``, or of the last one."""
         self.last = failure or self.last

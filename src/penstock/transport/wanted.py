@@ -34,9 +34,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetched:
-    """A block that has arrived and passed its checks. ``data`` is its bytes, the caller's for as long as he likes."""
+    """A block that has arrived and passed its checks.
+
+    Attributes:
+        data: its bytes, the caller's for as long as he likes.
+        host_id: where it came from.
+        damaged: hosts whose bytes of it were damaged, more than once: the ledger should know.
+    """
 
     block_id: int
     header: BlockHeader
     data: Bytes
     host_id: int
+    damaged: tuple[int, ...] = ()
