@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from penstock.ops import leftovers
-from penstock.wire.paths import journal_dir, lock_path, plane_id
+from penstock.wire.paths import host_file, journal_dir, lock_path, plane_id
 
 
 def segment_of(plane: Path, shm: Path) -> Path:
@@ -42,6 +42,17 @@ def test_recoverable_rows_are_kept_until_discarded(tmp_path: Path) -> None:
     assert path.exists()
     assert leftovers.remove(found, discard_rows=True)
     assert not path.exists()
+
+
+def test_what_a_hosts_agent_held_is_kept_until_discarded(tmp_path: Path) -> None:
+    """Its plane's rows may need it: the remedy is the agent's own command."""
+    path = segment_of(tmp_path / "agent", tmp_path / "shm")
+    host_file(tmp_path / "agent").write_text("{}")
+    (found,) = leftovers.find(tmp_path / "agent", tmp_path / "shm")
+    assert found.recoverable
+    assert "penstock host --dir" in found.remedy
+    assert not leftovers.remove(found, discard_rows=False)
+    assert path.exists()
 
 
 def test_living_planes_segment_is_not_a_leftover(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from penstock.errors import DataPlaneUnavailable
+from penstock.wire import paths
 
 __all__ = ["HostIdentity", "begin_life"]
 
-_FILE = "host.json"
 _ID_BITS = 62
 
 
@@ -33,7 +33,7 @@ def begin_life(data_dir: Path, plane: str, clock_ns: int | None = None) -> HostI
         DataPlaneUnavailable: the file is damaged: a new id would make the rows that lie here nobody's.
         OSError: it cannot be read or written.
     """
-    path = data_dir / _FILE
+    path = paths.host_file(data_dir)
     now = time.time_ns() if clock_ns is None else clock_ns
     try:
         before = msgspec.json.decode(path.read_bytes(), type=HostIdentity)

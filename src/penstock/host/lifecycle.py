@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from penstock.config import PlaneConfig
-from penstock.errors import DataPlaneError, DataPlaneUnavailable
+from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
 from penstock.host.agent import Agent, Shelves
 from penstock.host.events import Enlisting
 from penstock.host.identity import begin_life
@@ -146,6 +146,8 @@ def serve(options: HostOptions) -> int:
 def _directory(options: HostOptions, plane: str) -> Path:
     if options.data_dir is not None:
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if paths.served_path(options.data_dir).exists() or paths.journal_dir(options.data_dir).exists():
+            raise BadArgument(f"{options.data_dir} is a plane's directory: an agent needs one of its own (--dir)")
         return options.data_dir
     folder = paths.host_dir(plane)
     paths.make_private(folder.parent)

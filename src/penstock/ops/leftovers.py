@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.wire.paths import SHM_DIR, journal_dir, lock_path, plane_id
+from penstock.wire.paths import SHM_DIR, host_dirs, host_file, journal_dir, lock_path, plane_id
 
 __all__ = ["Segment", "dead_directories", "find", "remove"]
 
@@ -39,19 +39,27 @@ class Segment:
 
     @property
     def recoverable(self) -> bool:
-        """Whether a restart might need it: its plane kept a journal, or nobody knows."""
-        return self.data_dir is None or journal_dir(self.data_dir).is_dir()
+        """Whether a restart might need it: its plane kept a journal, it is a host's, or nobody knows."""
+        return self.data_dir is None or journal_dir(self.data_dir).is_dir() or self.is_hosts
+
+    @property
+    def is_hosts(self) -> bool:
+        """Whether it is that of a host's agent, which holds blocks for its plane."""
+        return self.data_dir is not None and host_file(self.data_dir).exists()
 
     @property
     def story(self) -> str:
         if self.data_dir is None:
             return "no process maps it; the directory of its plane is not known"
-        return f"the plane of {self.data_dir} is dead"
+        return f"the {'agent' if self.is_hosts else 'plane'} of {self.data_dir} is dead"
 
     @property
     def remedy(self) -> str:
         if self.data_dir is None:
             return f"name its directory with --data-dir, or, if its rows do not matter: rm {self.path}"
+        if self.is_hosts:
+            again = f"penstock host --dir {self.data_dir} --plane URL --token-file FILE"
+            return f"recover its rows while its plane waits for them: {again}; or drop them: --fix --discard-rows"
         if self.recoverable:
             return f"recover its rows: penstock serve --data-dir {self.data_dir}; or drop them: --fix --discard-rows"
         return "remove it: --fix"
@@ -103,9 +111,9 @@ def mapped_files() -> set[str]:
 
 
 def _directories(data_dir: Path | None) -> Iterator[tuple[str, Path]]:
-    """Directories whose planes might own a segment, by plane: the one that was named, and those of private planes."""
+    """Directories that might own a segment, by name: the one that was named, those of private planes and of hosts."""
     private = (folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if lock_path(folder).exists())
-    for folder in (*private, *([data_dir] if data_dir is not None else [])):
+    for folder in (*private, *host_dirs(), *([data_dir] if data_dir is not None else [])):
         with contextlib.suppress(OSError):  # it ended meanwhile, or is not there
             yield plane_id(folder), folder
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.config import PlaneConfig
-from penstock.errors import DataPlaneError, DataPlaneWriteError
+from penstock.errors import BadArgument, DataPlaneError, DataPlaneWriteError
 from penstock.ledger.events import BlocksLost, SessionGone
 from penstock.points import reached
 from penstock.server import lock as locks
@@ -86,6 +86,8 @@ def serve(options: Options) -> int:
     starter = Starter(options.ready_fd)
     try:
         options.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if paths.host_file(options.data_dir).exists():  # its blocks would be nobody's, and unlinked
+            raise BadArgument(f"{options.data_dir} is the directory of a host's agent: a plane needs one of its own")
         lock = _lock(options)
     except (DataPlaneError, OSError) as error:
         return refuse(starter, error)

@@ -19,6 +19,8 @@ __all__ = [
     "arena_files",
     "arena_path",
     "host_dir",
+    "host_dirs",
+    "host_file",
     "journal_dir",
     "lock_path",
     "log_path",
@@ -31,6 +33,7 @@ __all__ = [
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - Linux's shared memory, not a scratch file
 _SHORT_DIR = "/tmp/penstock-{uid}"  # noqa: S108 - 0700 and its owner is checked by ``make_socket_dir``
+_HOST = "host-"
 _ARENA_ID = re.compile("[0-9]{1,19}", re.ASCII)  # a wall clock in nanoseconds, or a little more
 _MAX_SOCKET_PATH = 107  # bytes of sun_path on Linux, less the terminating zero (unix(7))
 
@@ -56,7 +59,17 @@ def socket_path(data_dir: str | os.PathLike[str]) -> Path:
 def host_dir(url: str) -> Path:
     """Return the directory of the agent of this machine's host, where nobody has named another, by its plane's URL."""
     name = hashlib.blake2b(url.rstrip("/").encode(), digest_size=6).hexdigest()
-    return Path(_SHORT_DIR.format(uid=os.getuid())) / f"host-{name}"
+    return Path(_SHORT_DIR.format(uid=os.getuid())) / f"{_HOST}{name}"
+
+
+def host_dirs() -> list[Path]:
+    """Return the directories that ``host_dir`` has given out and that are there."""
+    return sorted(Path(_SHORT_DIR.format(uid=os.getuid())).glob(f"{_HOST}*"))
+
+
+def host_file(data_dir: str | os.PathLike[str]) -> Path:
+    """Return the file in which the agent of a host keeps who it is; where it is, blocks may lie that rows need."""
+    return Path(data_dir) / "host.json"
 
 
 def make_socket_dir(data_dir: str | os.PathLike[str]) -> None:
