@@ -43,13 +43,13 @@ from penstock.endpoint.table import TRANSITIONS, Rule, Rules, Standing, State, S
 from penstock.endpoint.timing import Timing
 from penstock.errors import IllegalTransition
 
-__all__ = ["Endpoint", "Pair"]
+__all__ = ["End", "Pair"]
 
 _REMEMBERED_EVENTS = 8
 
 
-class Endpoint:
-    """One session's state. ``peer`` is written once; ``heard_at``: when the peer last spoke for this session."""
+class End:
+    """Our end of a session pair. ``peer`` is written once; ``heard_at``: when the peer last spoke for this session."""
 
     __slots__ = ("attempts", "heard_at", "peer", "session", "since", "state", "work")
 
@@ -75,7 +75,7 @@ class Endpoint:
         return Standing.READY if self.state is State.R else Standing.BOUND
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.session} {self.state.value}{f' to {self.peer}' if self.peer else ''}>"
+        return f"<End {self.session} {self.state.value}{f' to {self.peer}' if self.peer else ''}>"
 
 
 class Pair:
@@ -90,8 +90,8 @@ class Pair:
     __slots__ = ("_events", "_mint", "_rules", "candidate", "draining", "failures", "primary", "timing", "waiters")
 
     def __init__(self, mint: Callable[[], Session], timing: Timing, rules: Rules = TRANSITIONS) -> None:
-        self.primary: Endpoint | None = None
-        self.candidate: Endpoint | None = None
+        self.primary: End | None = None
+        self.candidate: End | None = None
         self.draining: set[Session] = set()
         self.waiters: set[int] = set()
         self.failures = 0  # endpoints lost since one last outlived a keep-alive
@@ -129,7 +129,7 @@ class Pair:
         """Whether nothing would be lost if this object were forgotten."""
         return self.primary is None and not self.draining and not self.waiters
 
-    def endpoint(self, session: Session | None) -> Endpoint | None:
+    def endpoint(self, session: Session | None) -> End | None:
         """Return the endpoint of ``session``, unless it is draining or dead."""
         for endpoint in (self.primary, self.candidate):
             if endpoint is not None and endpoint.session == session:
@@ -138,7 +138,7 @@ class Pair:
 
     # -- whom an event concerns -----------------------------------------------------------------------------------
 
-    def _addressee(self, message: Message) -> tuple[Standing, Endpoint | None]:
+    def _addressee(self, message: Message) -> tuple[Standing, End | None]:
         if message.kind is not Kind.REQ:
             found = self.endpoint(message.dst)
             return (found.standing_to(message.src), found) if found else (Standing.GONE, None)
@@ -147,7 +147,7 @@ class Pair:
                 return endpoint.standing_to(message.src), endpoint
         return (self.primary.standing_to(message.src), self.primary) if self.primary else (Standing.GONE, None)
 
-    def _concerned(self, event: Event) -> tuple[Standing, Endpoint | None]:
+    def _concerned(self, event: Event) -> tuple[Standing, End | None]:
         if isinstance(event, Open):
             found = self.primary
         else:
@@ -157,7 +157,7 @@ class Pair:
 
     # -- steps: endpoints begin -----------------------------------------------------------------------------------
 
-    def _make(self, _endpoint: Endpoint | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
+    def _make(self, _endpoint: End | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert isinstance(event, Open)
         self.waiters.add(event.waiter)
         return self._ask(now, failures=0)
@@ -165,23 +165,23 @@ class Pair:
     def _ask(self, now: float, failures: int) -> list[Effect]:
         """Make a primary of our own and send its ``REQ``: by its timer only, if one after the other has been lost."""
         assert self.primary is None
-        self.primary = endpoint = Endpoint(self._mint(), State.Q, None, now)
+        self.primary = endpoint = End(self._mint(), State.Q, None, now)
         endpoint.attempts = max(0, failures - 2)
         asked = [self._say(Kind.REQ, endpoint)] if failures <= 1 else []
         return [Make(endpoint.session, asked=True), *asked, self._resend_timer(endpoint, now)]
 
-    def _make_bound(self, _endpoint: Endpoint | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
-        self.primary = endpoint = Endpoint(self._mint(), State.B, _sender(event), now)
+    def _make_bound(self, _endpoint: End | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
+        self.primary = endpoint = End(self._mint(), State.B, _sender(event), now)
         return self._answer_request(endpoint, now)
 
-    def _make_candidate(self, primary: Endpoint | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
+    def _make_candidate(self, primary: End | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
         """Prepare for a peer that may have restarted, and ask whether it has; the connection that is there stays."""
         assert primary is not None
         replaced = self._retire_candidate("replaced by a newer request of the peer")
-        self.candidate = endpoint = Endpoint(self._mint(), State.B, _sender(event), now)
+        self.candidate = endpoint = End(self._mint(), State.B, _sender(event), now)
         return [*replaced, *self._answer_request(endpoint, now), self._say(Kind.PING, primary)]
 
-    def _answer_request(self, endpoint: Endpoint, now: float) -> list[Effect]:
+    def _answer_request(self, endpoint: End, now: float) -> list[Effect]:
         assert endpoint.peer is not None
         return [
             Make(endpoint.session, asked=False),
@@ -192,25 +192,25 @@ class Pair:
 
     # -- steps: they are bound, they become ready -----------------------------------------------------------------
 
-    def _bind(self, endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _bind(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         assert rule.after is State.B
         bound = self._bound(endpoint, event, now)
         endpoint.state = State.B
         return [bound, self._say(Kind.REP, endpoint), self._resend_timer(endpoint, now)]
 
-    def _bind_ready(self, endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _bind_ready(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         bound = self._bound(endpoint, event, now)
         return [bound, self._say(Kind.ACK, endpoint), *self._become_ready(endpoint, event, rule, now)]
 
-    def _bound(self, endpoint: Endpoint, event: Event, now: float) -> Effect:
+    def _bound(self, endpoint: End, event: Event, now: float) -> Effect:
         peer = _sender(event)
         endpoint.bind(peer)
         endpoint.since, endpoint.attempts = now, 0
         return Bind(endpoint.session, peer)
 
-    def _become_ready(self, endpoint: Endpoint | None, _event: Event, rule: Rule, _now: float) -> list[Effect]:
+    def _become_ready(self, endpoint: End | None, _event: Event, rule: Rule, _now: float) -> list[Effect]:
         """A candidate that is ready takes the primary's place; every waiter has what it wanted."""
         assert endpoint is not None
         assert rule.after is State.R
@@ -226,41 +226,41 @@ class Pair:
         self.waiters.clear()
         return effects
 
-    def _become_ready_ack(self, endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _become_ready_ack(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         return [self._say(Kind.ACK, endpoint), *self._become_ready(endpoint, event, rule, now)]
 
     # -- steps: something is said ---------------------------------------------------------------------------------
 
-    def _reply(self, endpoint: Endpoint | None, _event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _reply(self, endpoint: End | None, _event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert endpoint is not None
         return [self._say(Kind.REP, endpoint)]
 
-    def _acknowledge(self, endpoint: Endpoint | None, _event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _acknowledge(self, endpoint: End | None, _event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert endpoint is not None
         return [self._say(Kind.ACK, endpoint)]
 
-    def _reset(self, _endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _reset(self, _endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert isinstance(event, Arrived)
         addressee = event.message.dst
         assert addressee is not None
         return [Send(Message(Kind.RST, addressee, event.message.src))]
 
-    def _reset_and_ping(self, endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _reset_and_ping(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         return [*self._reset(endpoint, event, rule, now), self._say(Kind.PING, endpoint)]
 
-    def _say(self, kind: Kind, endpoint: Endpoint) -> Effect:
+    def _say(self, kind: Kind, endpoint: End) -> Effect:
         return Send(Message(kind, endpoint.session, endpoint.peer))
 
     # -- steps: time passes ---------------------------------------------------------------------------------------
 
-    def _resend_req(self, endpoint: Endpoint | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
+    def _resend_req(self, endpoint: End | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         endpoint.attempts += 1
         return [self._say(Kind.REQ, endpoint), self._resend_timer(endpoint, now)]
 
-    def _resend_rep(self, endpoint: Endpoint | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
+    def _resend_rep(self, endpoint: End | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         if now - endpoint.since >= self.timing.handshake_limit_s:
             limit = self.timing.handshake_limit_s
@@ -268,7 +268,7 @@ class Pair:
         endpoint.attempts += 1
         return [self._say(Kind.REP, endpoint), self._resend_timer(endpoint, now)]
 
-    def _keep_alive(self, endpoint: Endpoint | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
+    def _keep_alive(self, endpoint: End | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         silent_s = now - endpoint.heard_at
         if silent_s >= self.timing.silence_s:
@@ -276,7 +276,7 @@ class Pair:
         self.failures = 0
         return [self._say(Kind.PING, endpoint), SetTimer(endpoint.session, *self.timing.ping_s())]
 
-    def _resend_timer(self, endpoint: Endpoint, now: float) -> Effect:
+    def _resend_timer(self, endpoint: End, now: float) -> Effect:
         at_least, at_most = self.timing.resend_s(endpoint.attempts)
         if endpoint.state is State.B:
             left = max(0.0, endpoint.since + self.timing.handshake_limit_s - now)
@@ -285,12 +285,12 @@ class Pair:
 
     # -- steps: somebody waits ------------------------------------------------------------------------------------
 
-    def _join(self, _endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _join(self, _endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert isinstance(event, Open)
         self.waiters.add(event.waiter)
         return []
 
-    def _answer(self, endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _answer(self, endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert endpoint is not None
         assert isinstance(event, Open)
         return [Answer(event.waiter, endpoint.session)]
@@ -304,18 +304,18 @@ class Pair:
 
     # -- steps: it is used ----------------------------------------------------------------------------------------
 
-    def _carry(self, endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _carry(self, endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert endpoint is not None
         assert isinstance(event, Post)
         assert event.work not in endpoint.work, f"work {event.work} is posted twice"
         endpoint.work.add(event.work)
         return [Carry(event.session, event.work)]
 
-    def _refuse_work(self, endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _refuse_work(self, endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert isinstance(event, Post)
         return [Settle(event.work, f"the endpoint is {endpoint.state.value if endpoint else 'retired'}, not ready")]
 
-    def _settle(self, endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _settle(self, endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert endpoint is not None
         assert isinstance(event, Finished)
         assert event.work in endpoint.work, f"work {event.work} was not posted"
@@ -324,13 +324,13 @@ class Pair:
 
     # -- steps: endpoints end -------------------------------------------------------------------------------------
 
-    def _retire(self, endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _retire(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         assert rule.after is State.DRAIN
         why = event.why if isinstance(event, Broken) else "the peer's end does not exist any more"
         return self._lose(endpoint, why, now)
 
-    def _lose(self, endpoint: Endpoint, why: str, now: float) -> list[Effect]:
+    def _lose(self, endpoint: End, why: str, now: float) -> list[Effect]:
         """Retire it; if it was the primary the candidate takes over, or a new one is asked for if somebody waits."""
         if endpoint is self.candidate:
             return self._retire_candidate(why)
@@ -344,19 +344,19 @@ class Pair:
         old, self.candidate = self.candidate, None
         return self._let_go(old, why) if old else []
 
-    def _let_go(self, endpoint: Endpoint, why: str) -> list[Effect]:
+    def _let_go(self, endpoint: End, why: str) -> list[Effect]:
         endpoint.state = State.DRAIN
         self.draining.add(endpoint.session)
         failed = [Settle(work, why) for work in sorted(endpoint.work)]
         endpoint.work.clear()
         return [*failed, Retire(endpoint.session, why)]
 
-    def _bury(self, _endpoint: Endpoint | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _bury(self, _endpoint: End | None, event: Event, _rule: Rule, _now: float) -> list[Effect]:
         assert isinstance(event, Drained)
         self.draining.discard(event.session)
         return []
 
-    def _ignore(self, _endpoint: Endpoint | None, _event: Event, _rule: Rule, _now: float) -> list[Effect]:
+    def _ignore(self, _endpoint: End | None, _event: Event, _rule: Rule, _now: float) -> list[Effect]:
         return []
 
     # Public for those who exchange a step to show that its absence is found.
@@ -405,7 +405,7 @@ class Pair:
         return f"<Pair primary={self.primary!r} candidate={self.candidate!r} waiters={len(self.waiters)}>"
 
 
-_Step: TypeAlias = Callable[[Pair, Endpoint | None, Event, Rule, float], list[Effect]]
+_Step: TypeAlias = Callable[[Pair, End | None, Event, Rule, float], list[Effect]]
 
 
 def _sender(event: Event) -> Session:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from penstock.endpoint.events import Arrived, Effect, Event, Finished, Kind, Session, Settle
-from penstock.endpoint.machine import Endpoint, Pair
+from penstock.endpoint.machine import End, Pair
 from penstock.endpoint.table import TRANSITIONS, Rule, Rules, Standing, State, Step
 from penstock.endpoint.timing import Timing
 from penstock.testing.explore.handshake_world import MakePair
@@ -23,7 +23,7 @@ class ReestablishesAtOnce(Pair):
 
     __slots__ = ()
 
-    def _reestablish(self, primary: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _reestablish(self, primary: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert primary is not None
         dropped = self._let_go(primary, "the peer has another session")
         self.primary = None
@@ -37,7 +37,7 @@ class BindsAgain(Pair):
 
     __slots__ = ()
 
-    def _bind_again(self, primary: Endpoint | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
+    def _bind_again(self, primary: End | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert primary is not None
         assert isinstance(event, Arrived)
         primary.peer, primary.state = event.message.src, State.B
@@ -51,7 +51,7 @@ class ForgetsWork(Pair):
 
     __slots__ = ()
 
-    def _let_go(self, endpoint: Endpoint, why: str) -> list[Effect]:
+    def _let_go(self, endpoint: End, why: str) -> list[Effect]:
         return [effect for effect in super()._let_go(endpoint, why) if not isinstance(effect, Settle)]
 
 
@@ -60,7 +60,7 @@ class SettlesTwice(Pair):
 
     __slots__ = ()
 
-    def _settle(self, endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _settle(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         assert isinstance(event, Finished)
         settled = super()._settle(endpoint, event, rule, now)
@@ -75,7 +75,7 @@ class ReadyTooSoon(Pair):
 
     __slots__ = ()
 
-    def _make_ready(self, _endpoint: Endpoint | None, event: Event, rule: Rule, now: float) -> list[Effect]:
+    def _make_ready(self, _endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         made = self._make_bound(None, event, rule, now)
         return [*made, *self._become_ready(self.primary, event, Rule(Step.BECOME_READY, State.R), now)]
 

@@ -28,7 +28,7 @@ from penstock.endpoint.events import (
     Settle,
     Timer,
 )
-from penstock.endpoint.machine import Endpoint, Pair
+from penstock.endpoint.machine import End, Pair
 from penstock.endpoint.table import State
 from penstock.endpoint.timing import Timing
 from penstock.errors import IllegalTransition
@@ -354,11 +354,11 @@ def _restore(pair: Pair, local: Local) -> None:
     pair.failures = _FAILURES
 
 
-def _endpoint(place: Place | None) -> Endpoint | None:
+def _endpoint(place: Place | None) -> End | None:
     if place is None:
         return None
     session, state, peer, works = place
-    endpoint = Endpoint(_session(session), State[state], _session(peer) if peer >= 0 else None, _NO_TIME)
+    endpoint = End(_session(session), State[state], _session(peer) if peer >= 0 else None, _NO_TIME)
     endpoint.work = {_WORK} if works else set()
     return endpoint
 
@@ -367,7 +367,7 @@ def _snapshot(pair: Pair) -> Local:
     return _place(pair.primary), _place(pair.candidate), bool(pair.waiters)
 
 
-def _place(endpoint: Endpoint | None) -> Place | None:
+def _place(endpoint: End | None) -> Place | None:
     if endpoint is None:
         return None
     peer = -1 if endpoint.peer is None else _number(endpoint.peer)
