@@ -8,7 +8,7 @@ import pytest
 
 from penstock.wire.tls import client_context, server_context
 from tests.plane.certificates import certificate
-from tests.transport.wires.rooms import Room, memory_room, tcp_room
+from tests.transport.wires.rooms import Room, memory_room, tcp_room, ucx_room
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(params=["tcp", "tls", "memory"])
+@pytest.fixture(params=["tcp", "tls", "memory", "ucx"])
 def room(request: pytest.FixtureRequest) -> Room:
     match request.param:
         case "tls":
@@ -24,5 +24,7 @@ def room(request: pytest.FixtureRequest) -> Room:
             return tcp_room(server_context(cert, key), client_context(cert))
         case "tcp":
             return tcp_room()
+        case "ucx":
+            return ucx_room()
         case _:
             return memory_room()

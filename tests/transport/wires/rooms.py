@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from penstock.endpoint.connection import Connection, Listener, Wire
 from penstock.retry import Deadline
 from penstock.testing.memory_wire import MemoryNetwork, MemoryWire
-from penstock.transport.wires import TcpWire
+from penstock.transport.wires import TcpWire, UcxWire
 
 TOKEN = b"the token of these tests"
 HOST = "127.0.0.1"
@@ -84,6 +84,17 @@ def tcp_room(tls_server: ssl.SSLContext | None = None, tls_client: ssl.SSLContex
         yield Wires(listening, TcpWire(token, purpose, tls_client=tls_client))
 
     return Room("tls" if tls_server else "tcp", opened)
+
+
+def ucx_room() -> Room:
+    @contextlib.asynccontextmanager
+    async def opened(token: bytes, purpose: str) -> AsyncIterator[Wires]:
+        listening, connecting = UcxWire(TOKEN, "payload"), UcxWire(token, purpose)
+        yield Wires(listening, connecting)
+        listening.close()
+        connecting.close()
+
+    return Room("ucx", opened)
 
 
 def soon(timeout_s: float = 20.0) -> Deadline:

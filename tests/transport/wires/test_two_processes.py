@@ -17,7 +17,7 @@ import pytest
 from penstock.endpoint.connection import Address, Connection, Wire
 from penstock.errors import TransportError
 from penstock.retry import Deadline
-from penstock.transport.wires import TcpWire
+from penstock.transport.wires import TcpWire, UcxWire
 from penstock.wire.tls import client_context, server_context
 from tests.transport.wires.peers import MIB, SINK, STREAM, OpenWire, ask_echo, connected, reconnected, serving
 from tests.transport.wires.rooms import HOST, TOKEN, run
@@ -53,16 +53,25 @@ async def tcp() -> AsyncIterator[Wire]:
 
 
 @contextlib.asynccontextmanager
+async def ucx() -> AsyncIterator[Wire]:
+    wire = UcxWire(TOKEN, "payload")
+    yield wire
+    wire.close()
+
+
+@contextlib.asynccontextmanager
 async def tls(cert: Path, key: Path) -> AsyncIterator[Wire]:
     yield TcpWire(TOKEN, "payload", tls_server=server_context(cert, key), tls_client=client_context(cert))
 
 
-@pytest.fixture(params=["tcp", "tls"])
+@pytest.fixture(params=["tcp", "tls", "ucx"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     match request.param:
         case "tls":
             opened = partial(tls, *request.getfixturevalue("tls_files"))
             return Kind(opened, opened)
+        case "ucx":
+            return Kind(ucx, ucx)
         case _:
             return Kind(tcp, tcp)
 

@@ -5,5 +5,6 @@ Invariants: a wire authenticates before it gives a connection out; what the oper
 """
 
 from penstock.transport.wires.tcp import TcpWire
+from penstock.transport.wires.ucx import UcxWire
 
-__all__ = ["TcpWire"]
+__all__ = ["TcpWire", "UcxWire"]

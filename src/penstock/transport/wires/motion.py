@@ -63,6 +63,7 @@ class Mover:
         self._loop = asyncio.get_running_loop()
         self._motions: dict[int, _Motion] = {}
         self._registered = 0
+        self._watcher: Callable[[], None] | None = None
 
     async def read(self, attempt: Attempt, deadline: Deadline) -> None:
         """Call ``attempt``, each time that there may be something to read, until it returns True.
@@ -76,9 +77,15 @@ class Mover:
         """As ``read``, each time that something may be written."""
         await self._run(_WRITING, attempt, deadline)
 
+    def watch(self, told: Callable[[], None]) -> None:
+        """Call ``told`` once when there is something to read, or the end of it, and nobody is reading."""
+        self._watcher = told
+        self._register(_READING)
+
     def stop(self, failure: OSError) -> None:
         """Fail what is under way and forget the socket: it may be closed then, or moved anew. Idempotent."""
         self._unregister(_READING | _WRITING)
+        self._watcher = None
         for motion in self._motions.values():
             if not motion.future.done():
                 motion.future.set_exception(failure)
@@ -124,6 +131,9 @@ class Mover:
             self._step(motion)
         if not waiting:  # only now: a connection in use would register and unregister once per message
             self._unregister(for_what)
+            if for_what == _READING and (watcher := self._watcher) is not None:
+                self._watcher = None
+                watcher()
 
     def _register(self, for_what: int) -> None:
         if self._registered & for_what:

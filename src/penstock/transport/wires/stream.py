@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -81,6 +82,21 @@ class StreamConnection:
         """Agree on encryption; for a socket that TLS was wrapped round."""
         if isinstance(self._sock, ssl.SSLSocket):
             await self._run("TLS handshake with", self._mover.read, _shaking(self._sock), deadline)
+
+    def watch(self, told: Callable[[], None]) -> None:
+        """Call ``told`` once when the peer ends the connection, or says something, while nothing is being received."""
+        if self._open:
+            self._mover.watch(partial(self._look, told))
+
+    def _look(self, told: Callable[[], None]) -> None:
+        try:
+            self._sock.recv_into(bytearray(1))
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self.watch(told)  # only TLS had something to say to itself
+            return
+        except OSError:
+            pass  # an end too
+        told()
 
     def abort(self) -> None:
         if not self._held:

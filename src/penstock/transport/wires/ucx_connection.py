@@ -19,7 +19,9 @@ from penstock.errors import TransportError
 from penstock.retry import Deadline
 from penstock.transport.wires.buffers import readable, writable
 from penstock.transport.wires.errors import timed_out
-from penstock.transport.wires.ucx_library import ucx_error
+from penstock.transport.wires.stream import StreamConnection
+from penstock.transport.wires.ucx_library import library, ucx_error
+from penstock.transport.wires.ucx_params import packed, unpacked
 from penstock.transport.wires.ucx_worker import BROKEN, CLOSED, CLOSING, MAX_PIECE_BYTES, Outcome, UcxWorker
 
 __all__ = ["UcxConnection"]
@@ -38,7 +40,7 @@ class UcxConnection:
     def __init__(self, worker: UcxWorker) -> None:
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self.number = worker.enrol(self)
+        self._number = worker.enrol(self)
         self._peer = "an unbound UCX peer"
         self._peers_number = 0
         self._endpoint: Any = None
@@ -48,16 +50,30 @@ class UcxConnection:
         self._answered = asyncio.Event()
         self._busy: set[str] = set()
         self._sent = self._received = 0
+        self._lifeline: StreamConnection | None = None
 
-    def bind(self, address: bytes, number: int, peer: str) -> None:
-        """Bind to the peer's ``number`` on the worker of ``address``. Does not wait for the peer.
+    @property
+    def params(self) -> bytes:
+        """What the peer must know to ``bind`` to this."""
+        return packed(self._number, self._worker.address)
+
+    def bind(self, params: bytes, peer: str, deadline: Deadline) -> None:
+        """Bind to the connection whose ``params`` these are. Does not wait for the peer.
 
         Raises:
-            UCXError: UCX cannot reach it.
+            TransportError: UCX cannot reach it, or they are damaged.
         """
-        self._endpoint = self._worker.endpoint(address, self._lost)
-        self._peers_number = number
+        self._peers_number, address = unpacked(params)
         self._peer = peer
+        try:
+            self._endpoint = self._worker.endpoint(address, self.lost)
+        except library().UCXError as failed:
+            raise ucx_error(f"binding to {peer}", failed, deadline) from failed
+
+    def hang_on(self, lifeline: StreamConnection) -> None:
+        """End when ``lifeline`` does: the kernel tells of a peer's death at once. It is let go of with this."""
+        self._lifeline = lifeline
+        lifeline.watch(self.lost)
 
     @property
     def peer(self) -> str:
@@ -143,15 +159,15 @@ class UcxConnection:
             return []
         self._received += 1
         if self._endpoint is not None and not self._peer_left:
-            return [self._worker.receive(self._endpoint, piece, self.number, self._received)]
-        taken = self._worker.take(piece, self.number, self._received)
+            return [self._worker.receive(self._endpoint, piece, self._number, self._received)]
+        taken = self._worker.take(piece, self._number, self._received)
         if taken is None:
             raise self._missing("receiving from")
         return [taken]
 
     def _missing(self, doing: str) -> TransportError:
         """The peer has left, and what is asked for is not among what it left behind."""
-        left = self._worker.waiting(self.number)
+        left = self._worker.waiting(self._number)
         words = f"{doing} {self._peer}: it has closed the connection"
         self._end("closed", "the connection is closed")
         if left is None:
@@ -162,7 +178,7 @@ class UcxConnection:
 
     def _be_late(self) -> None:
         """The deadline has passed: end it; and if what came has another length, that is the reason."""
-        other = self._worker.waiting(self.number)
+        other = self._worker.waiting(self._number)
         if other is None:
             self._end("timeout", "an earlier call was not done in time")
         else:
@@ -208,8 +224,8 @@ class UcxConnection:
             word.add_done_callback(lambda _: self._shut())
             self._loop.call_later(_LAST_WORD_S, self._shut)
 
-    def _lost(self) -> None:
-        """UCX says that the other end is gone."""
+    def lost(self) -> None:
+        """The other end is gone, as UCX or the kernel says."""
         if self._endpoint is None:
             return
         if self._peer_left:
@@ -222,8 +238,11 @@ class UcxConnection:
         if endpoint is not None:
             self._worker.release(endpoint)
         self._answered.set()
-        if not self._open:
-            self._worker.dismiss(self.number)
+        if self._open:
+            return  # what the peer sent before it left can still be received
+        self._worker.dismiss(self._number)
+        if self._lifeline is not None:
+            self._lifeline.abort()
 
 
 def _pieces(view: memoryview) -> list[memoryview]:

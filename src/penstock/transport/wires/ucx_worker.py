@@ -146,7 +146,7 @@ class UcxWorker:
         endpoint.close_blocking()  # not on a thread of its own, and with error handling: it waits for nobody
         self._wake()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End everything. Idempotent."""
         if self._closed:
             return
