@@ -6,11 +6,12 @@ Clients know nothing of retries: ``HostClient`` has a connection to the plane an
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -109,6 +110,13 @@ class AgentProcess:
         assert line.strip(), self.stderr()
         self.said = msgspec.json.decode(line)
         self.host_id = self.said["host_id"]
+
+    def wait_until_ready_while(self, turn: Callable[[], None]) -> None:
+        """The same, for an agent that stops at points until somebody lets it go on."""
+        assert self.process.stdout is not None
+        while not select.select([self.process.stdout], [], [], 0)[0]:
+            turn()
+        self.wait_until_ready()
 
     @property
     def pid(self) -> int:
@@ -212,6 +220,10 @@ class HostClient:
         with arena_file(self.agent_dir, reserved.arena, os.O_RDWR) as fd:
             assert os.pwrite(fd, out.tobytes(), reserved.place.offset) == len(out)
         return content
+
+    @staticmethod
+    def sealing(granted: Granted, content: int) -> Seal:
+        return Seal(granted.grant, content, granted.replica)
 
     def seal(self, grant: int, content: int, replica: HostPlace | None = None) -> Sealed:
         return self.agent.expect(Sealed, Seal(grant, content, replica))

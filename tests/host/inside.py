@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from penstock.config import PlaneConfig
-from penstock.endpoint.connection import Address, Connection
 from penstock.host.agent import Agent, Shelves
-from penstock.host.conversation import Conversation
 from penstock.host.keeper import Who
 from penstock.host.own_calls import OwnCalls
+from penstock.host.peers import PeerAgents
 from penstock.host.replication import Replication
 from penstock.parts import ArenaPlace, BlockPlace, HostPlace
 from penstock.payload.arena import Arena
@@ -30,43 +29,7 @@ from penstock.transport.slot_owner import LoopOwner
 from tests.server.harness import batch_of
 
 CAPACITY = 4 * 1024 * 1024
-PEERS = "peers"
 WAIT_S = 10.0
-
-
-class PlainPeers:
-    """A connection of its own to every peer that is asked; every connection that comes is a conversation."""
-
-    def __init__(self, network: MemoryNetwork, name: str, replication: Replication) -> None:
-        self._network = network
-        self._wire = MemoryWire(network, purpose=PEERS)
-        self._name = name
-        self._replication = replication
-        self._talks: dict[Address, Conversation] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-        self.opened = 0
-
-    async def start(self) -> int:
-        self._listener = await self._wire.listen(self._name, 0, self._serve)
-        return self._listener.address.port
-
-    async def _serve(self, connection: Connection) -> None:
-        await Conversation(connection, self._replication.serve).run()
-
-    async def talk(self, peer: Address, deadline: Deadline) -> Conversation:
-        talk = self._talks.get(peer)
-        if talk is None or talk.over:
-            talk = Conversation(await self._wire.connect(peer, deadline), self._replication.serve)
-            self.opened += 1
-            self._talks[peer] = talk
-            self._tasks.append(asyncio.get_running_loop().create_task(talk.run()))
-        return talk
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._listener.close()
 
 
 class InsideHost:
@@ -87,7 +50,7 @@ class InsideHost:
             host=self.name,
             listeners=1,
         )
-        self.peers = PlainPeers(network, self.name, self.replication)
+        self.peers = PeerAgents(lambda purpose: MemoryWire(network, purpose=purpose), self.name, self.replication.serve)
         self.own = OwnCalls(self.agent.plane)
         self.place = HostPlace(host_id, 1, self.name, self.name, [])
 

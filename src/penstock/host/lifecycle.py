@@ -29,6 +29,7 @@ from penstock.host.events import Enlisting
 from penstock.host.identity import begin_life
 from penstock.host.keeper import Who
 from penstock.host.line import Line
+from penstock.host.peers import PeerAgents
 from penstock.host.recovery import leave, next_arena_id, recover
 from penstock.host.replication import Replication
 from penstock.host.reporting import Reporting, enlist
@@ -168,6 +169,19 @@ def _config(config: PlaneConfig) -> PlaneConfig:
     return within_descriptors(msgspec.structs.replace(config, durability="memory"))
 
 
+@dataclass(frozen=True)
+class _Copies:
+    """Second copies, and the agents with which they are made."""
+
+    replication: Replication
+    peers: PeerAgents
+
+    async def close(self) -> None:
+        """Ask and answer nobody any more. Idempotent."""
+        await self.replication.close()
+        await self.peers.close()
+
+
 class _Life:
     """One life of an agent: what is begun in order ends in reverse."""
 
@@ -212,13 +226,22 @@ class _Life:
     async def _with_listeners(self, ports: list[int]) -> int:
         identity = begin_life(self._dir, self._options.plane)
         async with Replication(lambda: self._secrets.wire(PAYLOAD)) as replication:
-            place = HostPlace(identity.host_id, identity.life, self._name, self._address, ports)
-            line = Line(Link(_identity(self._name), self._dialer))
+            peers = PeerAgents(self._secrets.wire, self._address, replication.serve)
             try:
-                enlisted = await self._unless_stopped(enlist(line, place))
-                return 0 if enlisted is None else await self._serve(place, line, enlisted, replication)
+                place = HostPlace(
+                    identity.host_id, identity.life, self._name, self._address, ports, peer_port=await peers.start()
+                )
+                return await self._enlisted(place, _Copies(replication, peers))
             finally:
-                await line.close(_GOODBYE_S)
+                await peers.close()
+
+    async def _enlisted(self, place: HostPlace, copies: _Copies) -> int:
+        line = Line(Link(_identity(self._name), self._dialer))
+        try:
+            enlisted = await self._unless_stopped(enlist(line, place))
+            return 0 if enlisted is None else await self._serve(place, line, enlisted, copies)
+        finally:
+            await line.close(_GOODBYE_S)
 
     async def _unless_stopped(self, enlisting: Coroutine[Any, Any, Enlisted]) -> Enlisted | None:
         """Wait for the plane, or for a signal: there is nothing yet that would have to be ended."""
@@ -232,10 +255,10 @@ class _Life:
             return None
         return task.result()
 
-    async def _serve(self, place: HostPlace, line: Line, enlisted: Enlisted, replication: Replication) -> int:
-        storage, agent = self._recover(place, enlisted, replication)
+    async def _serve(self, place: HostPlace, line: Line, enlisted: Enlisted, copies: _Copies) -> int:
+        storage, agent = self._recover(place, enlisted, copies)
         try:
-            await self._in_service(place, line, agent, replication)
+            await self._in_service(place, line, agent, copies)
         finally:
             self._agent = None
         plane = agent.plane
@@ -248,7 +271,7 @@ class _Life:
         log.info("ended: %s", plane.reason)
         return plane.exit_code
 
-    def _recover(self, place: HostPlace, enlisted: Enlisted, replication: Replication) -> tuple[Storage, Agent]:
+    def _recover(self, place: HostPlace, enlisted: Enlisted, copies: _Copies) -> tuple[Storage, Agent]:
         config = self._options.config
         left = recover(self._dir, enlisted.live)
         arena_id = next_arena_id(self._dir, place.life)
@@ -256,16 +279,16 @@ class _Life:
         arena, where = make_arena(self._dir, arena_id, config.max_bytes, config, in_shm, time.monotonic)
         storage = Storage(arena, where, left.old, host=place.host_id)
         who = Who(place.host_id, self._name, self._options.plane, arena.capacity)
-        self._agent = agent = Agent(who, place.life, config, storage, replicate=replication.replicate)
+        self._agent = agent = Agent(who, place.life, config, storage, replicate=copies.replication.replicate)
         agent.take_over(left, Enlisting(enlisted.live, enlisted.after))
         self._shelves.open(storage)
-        replication.open(place, agent.plane, None)
+        copies.replication.open(place, agent.plane, copies.peers)
         freeze_collector()
         reached("host.recovered")
         log.info("host %x, life %d: rows need %d blocks here", place.host_id, place.life, len(enlisted.live))
         return storage, agent
 
-    async def _in_service(self, place: HostPlace, line: Line, agent: Agent, replication: Replication) -> None:
+    async def _in_service(self, place: HostPlace, line: Line, agent: Agent, copies: _Copies) -> None:
         plane = agent.plane
         reception = Reception(plane, agent.mover)
         house = Housekeeping(plane, reception, linger_s=None, resumable_s=0.0, stands=lambda: self._lock.stands)
@@ -289,7 +312,7 @@ class _Life:
         if self._lock.stands:
             unlink_socket(self._dir)
         self._shelves.close()
-        await replication.close()
+        await copies.close()
         await agent.stop()
         plane.close()
         reception.close()
