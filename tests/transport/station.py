@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from penstock.endpoint.connection import Address, Connection
+from penstock.endpoint.connection import Address, Connection, Wire
+from penstock.errors import TransportError
 from penstock.parts import ArenaPlace, BlockPlace
 from penstock.payload import codec
 from penstock.payload.arena import Arena, ArenaStatistics
@@ -111,30 +112,37 @@ def a_station(path: Path, capacity: int = 1 << 20) -> Iterator[Station]:
 
 
 def a_server(
-    station: Station, *, listeners: int = 1, may_consume: bool = False, limits: ServerLimits = PATIENT
+    station: Station,
+    *,
+    listeners: int = 1,
+    may_consume: bool = False,
+    limits: ServerLimits = PATIENT,
+    make_wire: Callable[[], Wire] = a_wire,
 ) -> PayloadServer:
-    return PayloadServer(station.owner, a_wire, listeners=listeners, may_consume=may_consume, limits=limits)
+    return PayloadServer(station.owner, make_wire, listeners=listeners, may_consume=may_consume, limits=limits)
 
 
 class Reader:
-    """One connection of a reader, spoken by hand. Every wait ends soon."""
+    """One connection of a reader, spoken by hand. Every wait ends within its patience."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, patience_s: float = SOON_S) -> None:
         self.connection = connection
+        self._patience_s = patience_s
         self._ids = itertools.count(1)
 
     async def say(self, data: bytes) -> None:
-        await self.connection.send(data, deadline=Deadline(SOON_S))
+        await self.connection.send(data, deadline=Deadline(self._patience_s))
 
     async def hear(self, nbytes: int) -> memoryview:
         buffer = bytearray(nbytes)
-        await self.connection.recv_into(buffer, Deadline(SOON_S))
+        await self.connection.recv_into(buffer, Deadline(self._patience_s))
         return memoryview(buffer)
 
     async def ask(self, request: Request) -> Status:
         await self.say(request.encode())
         status = Status.decode(await self.hear(STATUS_BYTES))
-        assert status.request_id == request.request_id
+        if status.request_id != request.request_id:
+            raise TransportError(f"the server could not read the request: {status.text}", code="protocol")
         return status
 
     async def begin(self, place: BlockPlace, mode: Mode = Mode.RETAIN) -> Request:
@@ -159,10 +167,12 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading_at(port: int) -> AsyncIterator[Reader]:
+async def reading_at(
+    port: int, make_wire: Callable[[], Wire] = a_wire, patience_s: float = SOON_S
+) -> AsyncIterator[Reader]:
     """A connection to a listener of this machine."""
-    connection = await a_wire().connect(Address("127.0.0.1", port), Deadline(SOON_S))
+    connection = await make_wire().connect(Address("127.0.0.1", port), Deadline(patience_s))
     try:
-        yield Reader(connection)
+        yield Reader(connection, patience_s)
     finally:
         await connection.close()
