@@ -74,7 +74,7 @@ class UcxWorker:
         self._fruitless = 0
         self._ended: list[Callable[[], None]] = []  # who has to be told that an endpoint has
         self._closed = False
-        self._worker = self._started(settings)
+        self._context, self._worker = self._started(settings)
         self._notice = bytearray(_NOTICE.size)
         self._notices = self._hear()
         self._fd = int(self._worker.epoll_file_descriptor)
@@ -85,6 +85,11 @@ class UcxWorker:
     def address(self) -> bytes:
         """What a peer makes its endpoint to this worker from."""
         return bytes(self._worker.address.tobytes())
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What UCX is set to, by the names that it gives."""
+        return dict(self._context.config)
 
     def enrol(self, party: Party) -> int:
         """Return a number that nobody has had: ``party`` is told the notices for it, and receives what is sent to it.
@@ -162,7 +167,7 @@ class UcxWorker:
         state = "closed" if self._closed else f"{len(self._parties)} connections, {len(self._pending)} requests"
         return f"<UCX worker, {state}>"
 
-    def _started(self, settings: Mapping[str, str]) -> Any:
+    def _started(self, settings: Mapping[str, str]) -> tuple[Any, Any]:
         ucx = self._ucx
         try:
             context = ucx.UCXContext(dict(settings), feature_flags=(ucx.Feature.TAG, ucx.Feature.WAKEUP))
@@ -170,7 +175,7 @@ class UcxWorker:
             worker.init_blocking_progress_mode()
         except ucx.UCXError as failed:
             raise TransportError(f"UCX cannot start: {failed}", code="refused") from failed
-        return worker
+        return context, worker
 
     def _tag(self, number: int, order: int, nbytes: int) -> Any:
         order &= (1 << _ORDER_BITS) - 1
