@@ -369,14 +369,15 @@ def test_a_ruled_out_place_is_not_asked_when_the_others_budget_is_spent() -> Non
     time = Time()
 
     async def test(world: World) -> None:
-        a, b = await world.host(range(40)), await world.host([])
-        b.always("reset")
+        a, b = await world.host([1]), await world.host(range(40))
         a.always("stale")
-        async with world.client() as client:
-            outcomes = await client.fetch([wanted(i, a, b) for i in range(40)], time.deadline())
-        assert all(isinstance(outcome, TransportError) for outcome in outcomes)
-        asked = [block_id for _, block_id in a.asked]
-        assert sorted(asked) == sorted(set(asked))
+        b.always("reset")
+        async with world.client(rounds=1) as client:
+            await client.fetch([wanted(i, b) for i in range(2, 40)], time.deadline())
+            assert min(client.statistics().calls.tokens.values()) <= 5  # b's
+            error = await one(client, wanted(1, a, b), time.deadline())
+        assert isinstance(error, DataPlaneError)
+        assert len(a.asked) == 1
 
     run(test, time)
 
@@ -743,5 +744,21 @@ def test_a_restarted_host_is_another_life() -> None:
             counts = client.statistics()
             assert (counts.pool.opened, counts.pool.idle) == (3, 1)
             assert sum(time.naps) == 0
+
+    run(test, time)
+
+
+def test_a_restarted_host_is_preferred_again() -> None:
+    """What held its dead life does not send reads to the second place."""
+    time = Time()
+
+    async def test(world: World) -> None:
+        a, b = await world.host([1, 2]), await world.host([1, 2])
+        a.always("reset")
+        async with world.client() as client:
+            assert fetched(await one(client, wanted(1, a, b), time.deadline())).host_id == b.host_id
+            a.always("serve")
+            a.life += 1
+            assert fetched(await one(client, wanted(2, a, b), time.deadline()), 2).host_id == a.host_id
 
     run(test, time)

@@ -221,6 +221,8 @@ def test_close_calls_everything_off_and_joins() -> None:
     waiter.join(SOON_S)
     assert told == ["the prefetcher is closed"]
     assert (threads(), source.begun) == ([], ["a"])
+    counts = prefetcher.statistics()
+    assert (counts.ahead, counts.cancelled) == (0, 2)
     for call in (lambda: prefetcher.submit("c"), lambda: prefetcher.result(a)):
         with pytest.raises(DataPlaneUnavailable, match="is closed"):
             call()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 __all__ = ["Gate"]
 
@@ -32,17 +30,22 @@ class Gate:
         """Their bytes."""
         return self._bytes
 
-    @asynccontextmanager
-    async def passing(self, nbytes: int) -> AsyncIterator[None]:
-        """Wait until ``nbytes`` more may be received; they are in for as long as the context lasts."""
+    def passing(self, nbytes: int) -> _Passing:
+        """As a context: waits until ``nbytes`` more may be received; they are in for as long as it lasts."""
+        return _Passing(self, nbytes)
+
+    async def enter(self, nbytes: int) -> None:
+        """Be let in; who is calls ``leave`` once."""
         if self._waiting or not self._fits(nbytes):
             await self._turn(nbytes)
         else:
             self._let_in(nbytes)
-        try:
-            yield
-        finally:
-            self._let_out(nbytes)
+
+    def leave(self, nbytes: int) -> None:
+        """Be counted out; the next come in."""
+        self._reads -= 1
+        self._bytes -= nbytes
+        self._next()
 
     async def _turn(self, nbytes: int) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -54,7 +57,7 @@ class Gate:
                 self._waiting.remove((turn, nbytes))
                 self._next()  # it may have been the first, and too large
             else:
-                self._let_out(nbytes)  # let in and called off at the same moment
+                self.leave(nbytes)  # let in and called off at the same moment
             raise
 
     def _fits(self, nbytes: int) -> bool:
@@ -63,11 +66,6 @@ class Gate:
     def _let_in(self, nbytes: int) -> None:
         self._reads += 1
         self._bytes += nbytes
-
-    def _let_out(self, nbytes: int) -> None:
-        self._reads -= 1
-        self._bytes -= nbytes
-        self._next()
 
     def _next(self) -> None:
         while self._waiting and self._fits(self._waiting[0][1]):
@@ -80,3 +78,18 @@ class Gate:
 
     def __repr__(self) -> str:
         return f"Gate({self._reads} reads, {self._bytes} bytes, {len(self._waiting)} waiting)"
+
+
+class _Passing:
+    """One read at the gate."""
+
+    __slots__ = ("_gate", "_nbytes")
+
+    def __init__(self, gate: Gate, nbytes: int) -> None:
+        self._gate, self._nbytes = gate, nbytes
+
+    async def __aenter__(self) -> None:
+        await self._gate.enter(self._nbytes)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gate.leave(self._nbytes)

@@ -81,7 +81,7 @@ class Layers:
         if place in story.ruled_out:
             return Answer(Kind.RETRYABLE, code="ruled_out")  # the other places' budget is spent, for this round
         host, _ = story.wanted.places[place]
-        ports = {str(port): port for port in self._ports.of(host)}
+        ports = self._ports.of(host)
         if not ports:
             words = f"host {host.name} at {host.address} offers no wire that is here"
             story.rule_out(place, TransportError(words, code="refused"))

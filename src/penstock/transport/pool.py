@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import NamedTuple
 
 from penstock.endpoint.connection import Address, Connection, Wire
@@ -90,24 +90,34 @@ class Pool:
         """Whether there is such a wire here."""
         return wire in self._factories
 
-    @asynccontextmanager
-    async def connection(self, port: Port, deadline: Deadline) -> AsyncIterator[Lease]:
-        """Lend a connection with ``port``; it comes back if the borrower marks its exchange as complete.
+    def connection(self, port: Port, deadline: Deadline) -> _Loan:
+        """As a context: lends a connection, which comes back if the borrower marks its exchange as complete.
 
-        Raises:
+        Raises, on entering:
             TransportError: none can be made.
             DataPlaneUnavailable: the pool is closed.
         """
+        return _Loan(self, port, deadline)
+
+    async def borrow(self, port: Port, deadline: Deadline) -> Lease:
+        """Return a connection, idle or new; who borrows gives it back once."""
         lease = self._take(port) or await self._open(port, deadline)
         self._lent.add(lease)
-        try:
-            yield lease
-        except TransportError:
+        return lease
+
+    def give_back(self, port: Port, lease: Lease, *, failed: bool) -> None:
+        """Take ``lease`` back, or break it off. ``failed``: by the connection's fault."""
+        self._lent.discard(lease)
+        if failed:
             self._distrust(port)
-            raise
-        finally:
-            self._lent.discard(lease)
-            self._take_back(port, lease)
+        if not lease.complete or lease.connection.broken or self._closed or self._is_distrusted(port, lease):
+            self._dropped += 1
+            lease.connection.abort()
+            return
+        idle = self._idle.setdefault(port, deque())
+        idle.append(lease)
+        if len(idle) > self._max_idle:
+            self._part(idle.popleft())
 
     async def close(self) -> None:
         """Part with every connection; those that are lent are broken off. Idempotent."""
@@ -158,16 +168,6 @@ class Pool:
             self._wires[name] = self._factories[name]()
         return self._wires[name]
 
-    def _take_back(self, port: Port, lease: Lease) -> None:
-        if not lease.complete or lease.connection.broken or self._closed or self._is_distrusted(port, lease):
-            self._dropped += 1
-            lease.connection.abort()
-            return
-        idle = self._idle.setdefault(port, deque())
-        idle.append(lease)
-        if len(idle) > self._max_idle:
-            self._part(idle.popleft())
-
     def _distrust(self, port: Port) -> None:
         """A failure of one connection says something about those opened before it: to the same process, perhaps."""
         now = self._clock()
@@ -194,3 +194,21 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"Pool({self.statistics()})"
+
+
+class _Loan:
+    """One borrowing."""
+
+    __slots__ = ("_deadline", "_lease", "_pool", "_port")
+
+    def __init__(self, pool: Pool, port: Port, deadline: Deadline) -> None:
+        self._pool, self._port, self._deadline = pool, port, deadline
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self._pool.borrow(self._port, self._deadline)
+        return self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.give_back(self._port, self._lease, failed=isinstance(error, TransportError))
