@@ -22,6 +22,7 @@ from penstock.parts import BlockPlace
 from penstock.payload import block
 from penstock.payload.slots import Mode
 from penstock.retry import Deadline
+from penstock.transport import server as server_module
 from penstock.transport.server import PayloadServer, ServerLimits
 from penstock.transport.slot_protocol import STATUS_BYTES, Ack, Code, Request, Status, Verdict
 from penstock.transport.wires.listener import TcpListener
@@ -526,6 +527,20 @@ def test_a_wire_that_cannot_be_made_is_an_error(station: Station) -> None:
 
     with pytest.raises(TransportError, match="no such wire"):
         PayloadServer(station.owner, no_wire).start()
+    assert payload_threads() == []
+
+
+def test_a_wire_that_is_never_bound_is_given_up(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting ends after a limit, and so does the thread in which the wire hangs."""
+
+    class Hanging(TcpWire):
+        async def listen(self, host: str, port: int, serve: Serve, *, max_connections: int = 256) -> TcpListener:
+            await asyncio.sleep(60.0)
+            return await super().listen(host, port, serve, max_connections=max_connections)
+
+    monkeypatch.setattr(server_module, "_BIND_S", 0.1)
+    with pytest.raises(TransportError, match="within"):
+        PayloadServer(station.owner, lambda: Hanging(TOKEN, PURPOSE)).start()
     assert payload_threads() == []
 
 

@@ -180,12 +180,21 @@ class _ListenerThread:
     async def _main(self) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        serving = loop.create_task(self._serve_until(stop))
+
+        def end() -> None:
+            stop.set()
+            if not self._bound.done():
+                serving.cancel()
+
         with self._lock:
             if self._asked_to_stop:
-                raise TransportError("stopped before it was bound", code="closed")
-            self._wake = lambda: loop.call_soon_threadsafe(stop.set)
+                end()
+            self._wake = lambda: loop.call_soon_threadsafe(end)
         try:
-            await self._serve_until(stop)
+            await serving
+        except asyncio.CancelledError:
+            raise TransportError("stopped before it was bound", code="closed") from None
         finally:
             with self._lock:
                 self._wake = lambda: None
