@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 import torch
@@ -20,6 +20,7 @@ import xxhash
 
 from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, LeaseLost
+from penstock.plane.client import PlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.records import KVBatchMeta
 from penstock.testing.checker import EventLog, Moment, Put, Trained, read_log
@@ -37,12 +38,17 @@ _PAUSE_S = 0.05  # between groups that are put only to keep things going until t
 PLANE = PlaneConfig(heartbeat_s=0.25, dead_after_s=1.0, resume_grace_s=1.0, linger_s=0.2)
 
 T = TypeVar("T")
+Join: TypeAlias = Callable[[Path], PlaneClient]  # how a process comes to the plane of a run
 torch.nested.nested_tensor([torch.zeros(1)], layout=torch.jagged)  # the first one imports for seconds: once is enough
 
 
-def client_of(folder: Path) -> LocalDataPlaneClient:
+def client_of(folder: Path) -> PlaneClient:
     """Join the plane of a run, starting it where none runs."""
-    client = LocalDataPlaneClient(folder / "plane", config=ClientConfig(timeout_s=5.0), plane=PLANE)
+    return registered(LocalDataPlaneClient(folder / "plane", config=ClientConfig(timeout_s=5.0), plane=PLANE))
+
+
+def registered(client: PlaneClient) -> PlaneClient:
+    """Register what the actors use, and return the client."""
     client.register_partition(PARTITION, FIELDS, 1000, [TASK], grpo_group_size=GROUP)
     return client
 
@@ -77,13 +83,13 @@ def keys_of(name: str, group: int) -> list[str]:
 # -- the producer -----------------------------------------------------------------------------------------------------
 
 
-def produce(life: int, folder: str, name: str, groups: int) -> None:
+def produce(life: int, folder: str, name: str, groups: int, join: Join = client_of) -> None:
     """Put ``groups`` groups, more until every fault has fired, and what earlier lives got no answer for."""
     root = Path(folder)
     earlier = [e for path in root.glob(f"log-{name}-*") for e in read_log(path) if isinstance(e, Put)]
     begun = {entry.key for entry in earlier}
     answered = {entry.key for entry in earlier if entry.moment == "after"}
-    with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: client_of(root)) as client:
+    with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: join(root)) as client:
         for group in itertools.count():
             keys = keys_of(name, group)
             if group >= groups and not begun.intersection(keys):
@@ -95,7 +101,7 @@ def produce(life: int, folder: str, name: str, groups: int) -> None:
     (root / f"done-{name}").touch()
 
 
-def _put(client: LocalDataPlaneClient, log: EventLog, keys: list[str], group_id: str) -> None:
+def _put(client: PlaneClient, log: EventLog, keys: list[str], group_id: str) -> None:
     rows = [row_of(key) for key in keys]
     columns = {"input_ids": [ids for ids, _ in rows], "logprobs": [logprobs for _, logprobs in rows]}
     tags = [{"group_id": group_id, "committed": True, "weight_version": 0} for _ in keys]
@@ -121,11 +127,11 @@ class Step(msgspec.Struct):
         return [Trained(moment, key, xxh3, 0, self.commit, 0) for key, xxh3 in self.rows.items()]
 
 
-def consume(life: int, folder: str, name: str, producers: list[str]) -> None:
+def consume(life: int, folder: str, name: str, producers: list[str], join: Join = client_of) -> None:
     """Train groups until all producers are done and the plane's books say that every row is trained."""
     root = Path(folder)
     intent = root / f"intent-{name}"
-    with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: client_of(root)) as client:
+    with EventLog(root / f"log-{name}-{life}") as log, patiently(lambda: join(root)) as client:
         if intent.exists():
             _commit(client, log, msgspec.json.decode(intent.read_bytes(), type=Step))
         commit = life << 32
@@ -134,12 +140,12 @@ def consume(life: int, folder: str, name: str, producers: list[str]) -> None:
             _train(client, log, intent, commit)
 
 
-def _all_trained(client: LocalDataPlaneClient) -> bool:
+def _all_trained(client: PlaneClient) -> bool:
     (books,) = patiently(lambda: client.audit(PARTITION)).partitions
     return books.trained >= books.put
 
 
-def _train(client: LocalDataPlaneClient, log: EventLog, intent: Path, commit: int) -> None:
+def _train(client: PlaneClient, log: EventLog, intent: Path, commit: int) -> None:
     try:
         meta = client.claim_meta(PARTITION, TASK, FIELDS, 2 * GROUP, timeout_s=0.5, whole_groups=True)
     except (DataPlaneTimeout, DataPlaneUnavailable):
@@ -152,13 +158,13 @@ def _train(client: LocalDataPlaneClient, log: EventLog, intent: Path, commit: in
     _commit(client, log, step)
 
 
-def _read(client: LocalDataPlaneClient, meta: KVBatchMeta) -> dict[str, str]:
+def _read(client: PlaneClient, meta: KVBatchMeta) -> dict[str, str]:
     columns: TensorDict = client.get_data(meta)
     rows = zip(*(columns[name].unbind() for name in FIELDS), strict=True)
     return {key: digest(*row) for key, row in zip(meta.sample_ids, rows, strict=True)}
 
 
-def _commit(client: LocalDataPlaneClient, log: EventLog, step: Step) -> None:
+def _commit(client: PlaneClient, log: EventLog, step: Step) -> None:
     """Make a step count, or find out that it did, or that its rows were given to somebody else."""
     log.write(step.entries("before"))
     reached("before_pop")
