@@ -10,9 +10,11 @@ from typing import ClassVar
 
 import pytest
 
+from penstock.plane.aio import AsyncDataPlaneClient
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
 from penstock.testing.conformance import ConformanceSuite
+from penstock.testing.sync_over_async import SyncOverAsync
 from penstock.wire.auth import read_token
 from tests.host.harness import AgentProcess, TcpPlane
 
@@ -77,3 +79,20 @@ class TestTwoHosts(TestOneHost):
     def test_reads_did_cross(self) -> None:
         """The cases before this one fetched their rows."""
         assert FarReader.fetched > 100
+
+
+class TestAsync(TestTwoHosts):
+    """The asyncio facade over it needs to know nothing of hosts."""
+
+    measure_bytes = staticmethod(lambda client: live_bytes(client.facade.inner))  # type: ignore[attr-defined]
+    loop: ClassVar[BackgroundLoop]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def one_loop(cls) -> Iterator[None]:
+        """One event loop for all cases."""
+        with BackgroundLoop() as cls.loop:
+            yield
+
+    def make_client(self) -> DataPlaneClient:
+        return SyncOverAsync(AsyncDataPlaneClient(super().make_client()), self.loop)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from penstock.ops import tables
-from penstock.ops.connecting import plane_at
+from penstock.ops.connecting import Where, plane_at
 from penstock.ops.report import ExitCode, plain, reporting
 
 __all__ = ["app", "main"]
@@ -36,6 +36,13 @@ DataDir = Annotated[
 TokenFile = Annotated[
     Path | None,
     typer.Option("--token-file", envvar="PENSTOCK_TOKEN_FILE", help="File with the plane's token.", show_default=False),
+]
+PlaneUrl = Annotated[
+    str | None,
+    typer.Option("--plane", metavar="URL", help="A plane elsewhere, penstock://HOST:PORT.", show_default=False),
+]
+TlsCa = Annotated[
+    Path | None, typer.Option("--tls-ca", help="Who signs the certificates of a plane that serves TLS (PEM).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up after this long.")]
@@ -149,26 +156,40 @@ def host(
 
 
 @app.command()
-def status(data_dir: DataDir = None, timeout: Timeout = 10.0, as_json: Json = False) -> None:
+def status(
+    data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
     """Show a plane at a glance: its partitions, sessions and counters.
 
-    Example: penstock status --data-dir /data/run7
+    Example: penstock status --data-dir /data/run7, or --plane penstock://10.0.0.1:7777 --token-file token
     """
-    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
-        found = plane.status()
+    with reporting(as_json) as report, plane_at(Where(data_dir, plane, token_file, tls_ca), timeout) as there:
+        found = there.status()
         report.answer(found, *tables.status_tables(found))
 
 
 @app.command()
-def metrics(data_dir: DataDir = None, timeout: Timeout = 10.0, as_json: Json = False) -> None:
+def metrics(
+    data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
+) -> None:
     """Print a plane's metrics in Prometheus' text format (for the node exporter's textfile collector).
 
     Example: penstock metrics --data-dir /data/run7 > /var/lib/node_exporter/penstock.prom
     """
     from penstock.ops.metrics import exposition
 
-    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
-        found, books = plane.status(), plane.audit()
+    with reporting(as_json) as report, plane_at(Where(data_dir, plane, token_file, tls_ca), timeout) as there:
+        found, books = there.status(), there.audit()
         if as_json:
             report.answer({"status": found, "audit": books})
         else:
@@ -185,6 +206,9 @@ def list_groups(
     limit: Annotated[int, typer.Option(min=1, help="At most this many groups of each partition.")] = 50,
     after: Annotated[str | None, typer.Option(metavar="GROUP", help="Continue after this group.")] = None,
     data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     timeout: Timeout = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -195,13 +219,19 @@ def list_groups(
     from penstock.ops.listing import Page, list_partitions
 
     page = Page(limit=limit, after=after, ready_for=ready_for, committed=committed)
-    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
-        list_partitions(report, plane, partition, page)
+    with reporting(as_json) as report, plane_at(Where(data_dir, plane, token_file, tls_ca), timeout) as there:
+        list_partitions(report, there, partition, page)
 
 
 @app.command()
 def audit(
-    partition: Partition = None, data_dir: DataDir = None, timeout: Timeout = 10.0, as_json: Json = False
+    partition: Partition = None,
+    data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    timeout: Timeout = 10.0,
+    as_json: Json = False,
 ) -> None:
     """Balance the books: put = in flight + leased + trained + evicted + cleared + quarantined + lost.
 
@@ -209,8 +239,8 @@ def audit(
 
     Example: penstock audit --data-dir /data/run7 --partition train
     """
-    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
-        found = plane.audit(partition)
+    with reporting(as_json) as report, plane_at(Where(data_dir, plane, token_file, tls_ca), timeout) as there:
+        found = there.audit(partition)
         lost = sum(sum(p.lost.values()) for p in found.partitions)
         value = {
             "incarnation": found.incarnation,
@@ -230,6 +260,9 @@ def why(
     key: Annotated[str | None, typer.Option(help="What holds this row?")] = None,
     group: Annotated[str | None, typer.Option(help="What does this group wait for?")] = None,
     data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     timeout: Timeout = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -237,8 +270,8 @@ def why(
 
     Example: penstock why --data-dir /data/run7 --partition train --task train
     """
-    with reporting(as_json) as report, plane_at(data_dir, timeout) as plane:
-        found = plane.why(partition, task=task, key=key, group=group)
+    with reporting(as_json) as report, plane_at(Where(data_dir, plane, token_file, tls_ca), timeout) as there:
+        found = there.why(partition, task=task, key=key, group=group)
         report.answer(found, *tables.why_tables(found))
 
 
@@ -272,6 +305,9 @@ def trace(
 @app.command()
 def doctor(
     data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     fix: Annotated[bool, typer.Option("--fix", help="Remove what dead planes left behind.")] = False,
     discard_rows: Annotated[
         bool, typer.Option("--discard-rows", help="With --fix: also segments whose rows a restart would recover.")
@@ -280,6 +316,7 @@ def doctor(
 ) -> None:
     """Check this machine: shared memory, limits, leftovers of dead planes, optional packages, the kernel.
 
+    With --plane also: whether that plane takes us, its hosts, and whether each can be read from here.
     Exit code 1 when something would keep a plane from working.
 
     Example: penstock doctor --data-dir /data/run7
@@ -287,7 +324,7 @@ def doctor(
     from penstock.ops.doctor import examine
 
     with reporting(as_json) as report:
-        examine(report, data_dir, fix=fix, discard_rows=discard_rows)
+        examine(report, Where(data_dir, plane, token_file, tls_ca), fix=fix, discard_rows=discard_rows)
 
 
 # -- trying and proving -----------------------------------------------------------------------------------------------

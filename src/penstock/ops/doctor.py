@@ -11,16 +11,15 @@ import platform
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import typer
 from rich.table import Table
 
 from penstock.errors import abbreviate
-from penstock.ops import kernel, leftovers
-from penstock.ops.connecting import is_listening
+from penstock.ops import kernel, leftovers, reach
+from penstock.ops.connecting import Where, is_listening
+from penstock.ops.finding import Finding, Severity
 from penstock.ops.machine import OPTIONAL, package_version, redis_version
 from penstock.ops.report import ExitCode, Report
 from penstock.ops.tables import bytes_text, table
@@ -28,32 +27,15 @@ from penstock.wire.paths import SHM_DIR, socket_path
 
 __all__ = ["Finding", "examine"]
 
-Severity = Literal["ok", "note", "warning", "problem"]
 _STYLE: dict[Severity, str] = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold red"}
 
 _SMALL_SHM = 1 << 30  # Docker's default is 64 MiB, less than one batch of a real run
 _FEW_FILES = 1024  # each client costs the plane two descriptors, each arena one
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        check: its name.
-        severity: ``problem`` keeps a plane from working, ``warning`` may, ``note`` is for information.
-        found: what is.
-        remedy: what to do, empty when nothing.
-    """
-
-    check: str
-    severity: Severity
-    found: str
-    remedy: str = ""
-
-
-def examine(report: Report, data_dir: Path | None, *, fix: bool, discard_rows: bool) -> None:
+def examine(report: Report, where: Where, *, fix: bool, discard_rows: bool) -> None:
     """Look at everything, print it, and leave with 1 when there is a problem."""
+    data_dir = where.data_dir
     findings = [
         *shared_memory(SHM_DIR),
         *limits(),
@@ -63,6 +45,7 @@ def examine(report: Report, data_dir: Path | None, *, fix: bool, discard_rows: b
         *(directory(data_dir) if data_dir is not None else ()),
         *segments(data_dir, fix=fix, discard_rows=discard_rows),
         *private_directories(),
+        *(reach.findings(where, where.url) if where.url is not None else ()),
     ]
     problems = sum(f.severity == "problem" for f in findings)
     value = {"problems": problems, "findings": [vars(f) for f in findings]}

@@ -11,7 +11,7 @@ from penstock.ops.tables import groups_table
 from penstock.records import DataPlaneGroupMeta
 
 if TYPE_CHECKING:
-    from penstock.plane.local import LocalDataPlaneClient
+    from penstock.plane.client import PlaneClient
 
 __all__ = ["Page", "list_partitions"]
 
@@ -33,7 +33,7 @@ class Listed:
     more: str | None
 
 
-def list_partitions(report: Report, plane: LocalDataPlaneClient, partition: str | None, page: Page) -> None:
+def list_partitions(report: Report, plane: PlaneClient, partition: str | None, page: Page) -> None:
     """Print a page of each partition, or of ``partition`` alone.
 
     Raises:
@@ -50,7 +50,7 @@ def list_partitions(report: Report, plane: LocalDataPlaneClient, partition: str 
     report.answer(value, *(groups_table(f.partition, f.groups, f.more) for f in found))
 
 
-def _page_of(plane: LocalDataPlaneClient, partition: str, page: Page) -> Listed:
+def _page_of(plane: PlaneClient, partition: str, page: Page) -> Listed:
     groups = plane.list_metadata(
         partition,
         committed=page.committed,

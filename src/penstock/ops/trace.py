@@ -21,7 +21,7 @@ from penstock.controller.events import RunEvent
 from penstock.controller.lineage import Line, Lineage, lineage
 from penstock.controller.trace import chrome_trace
 from penstock.errors import BadArgument, DataPlaneError, EventsCorrupt, UnknownName
-from penstock.ops.connecting import plane_at
+from penstock.ops.connecting import Where, plane_at
 from penstock.ops.report import ExitCode, Report
 from penstock.ops.tables import table, why_tables
 from penstock.requests import WhyReport
@@ -95,7 +95,7 @@ def _plane_view(story: Lineage, data_dir: Path, wanted: Wanted) -> PlaneView:
     name = story.key if story.what != "prompt" else story.groups[-1] if story.groups else ""
     row, group = (name, None) if story.what == "row" else (None, name)
     try:
-        with plane_at(data_dir, wanted.timeout_s) as plane:
+        with plane_at(Where(data_dir), wanted.timeout_s) as plane:
             known = [one.partition for one in plane.status().partitions]
             for partition in known if wanted.partition is None else [wanted.partition]:
                 with contextlib.suppress(UnknownName):

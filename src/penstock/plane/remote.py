@@ -50,6 +50,7 @@ class RemoteDataPlaneClient(PlaneClient):
         tls: how to judge the certificates of plane and hosts; None = they serve in the clear.
         config: this client's behaviour.
         transport: limits of fetching from other hosts.
+        wait: False = a plane that is not there now is not waited for: for looking, not for working.
 
     Raises:
         BadArgument: the URL is not one.
@@ -65,6 +66,7 @@ class RemoteDataPlaneClient(PlaneClient):
         tls: ssl.SSLContext | None = None,
         config: ClientConfig | None = None,
         transport: TransportConfig | None = None,
+        wait: bool = True,
     ) -> None:
         config = config or ClientConfig()
         dialer = RemoteDialer(url, token, tls)
@@ -84,7 +86,7 @@ class RemoteDataPlaneClient(PlaneClient):
         reads = Reads(link, RemoteBlocks(link, self._host, self._payloads), Retrier(READ_AGAIN))
         super().__init__(config, link, puts, reads)
         try:
-            link.ask(requests.Ping(), Done, self._deadline(None), method="connect")
+            link.ask(requests.Ping(), Done, self._deadline(None), once=not wait, method="connect")
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,327 @@
+"""The client of several hosts on real ones: its end, forks, and what it makes of agents and planes that die."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from penstock import points
+from penstock.config import ClientConfig
+from penstock.errors import DataPlaneReadError, DataPlaneTimeout, DataPlaneUnavailable, RefusedType
+from penstock.plane.contract import DataPlaneClient
+from penstock.plane.local import LocalDataPlaneClient
+from penstock.plane.remote import RemoteDataPlaneClient
+from penstock.wire.auth import read_token
+from tests.host.harness import AgentProcess, TcpPlane
+
+
+class Site:
+    """A plane, the agents "a" and "b" of two hosts, and clients on either."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plane = TcpPlane(folder / "plane", host_grace_s=30.0)
+        self.agents = {name: AgentProcess(folder / name, self.plane) for name in "ab"}
+        self.clients: list[RemoteDataPlaneClient] = []
+
+    def client(self, host: str = "a", **config: Any) -> RemoteDataPlaneClient:
+        made = RemoteDataPlaneClient(
+            self.plane.url,
+            read_token(self.plane.token_file),
+            host_dir=self.folder / host,
+            config=ClientConfig(**{"timeout_s": 40.0, **config}),
+        )
+        self.clients.append(made)
+        return made
+
+    def restart(self, name: str) -> None:
+        """Kill an agent, and start its next life."""
+        self.agents[name].kill()
+        self.start(name)
+
+    def start(self, name: str) -> None:
+        dead = self.agents[name]
+        for pipe in (dead.process.stdout, dead.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.agents[name] = AgentProcess(self.folder / name, self.plane)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        for agent in self.agents.values():
+            agent.__exit__()
+        self.plane.__exit__()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    made.client().register_partition("p", ["x"], 100, ["score", "train"])
+    yield made
+    made.close()
+
+
+def put(client: DataPlaneClient, *keys: str, width: int = 4) -> torch.Tensor:
+    x = torch.arange(len(keys) * width).view(len(keys), width)
+    client.put_samples(list(keys), "p", {"x": x})
+    return x
+
+
+def read(client: DataPlaneClient, *keys: str, timeout_s: float | None = None) -> torch.Tensor:
+    x = client.get_samples(list(keys), "p", ["x"], timeout_s=timeout_s)["x"]
+    assert isinstance(x, torch.Tensor)
+    return x
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.01)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# -- a client's own life ----------------------------------------------------------------------------------------------
+
+
+def test_what_one_host_puts_the_other_reads(site: Site) -> None:
+    """Here as a view, there through the transport, bit by bit the same."""
+    here, there = site.client("a"), site.client("b")
+    x = put(here, "k", "l", width=50_000)
+    assert torch.equal(read(here, "k", "l"), x)
+    assert torch.equal(read(there, "l", "k"), x.flip(0))
+    assert here.transport_statistics().blocks == 0
+    assert there.transport_statistics().blocks == 1
+
+
+def test_metadata_needs_no_agent(site: Site, tmp_path: Path) -> None:
+    """A controller on a machine without one: claims, lists, acks; no thread and no session for an agent."""
+    put(site.client("a"), "k")
+    with RemoteDataPlaneClient(
+        site.plane.url, read_token(site.plane.token_file), host_dir=tmp_path / "none"
+    ) as controller:
+        meta = controller.claim_meta("p", "score", ["x"], 1)
+        controller.ack(meta)
+        controller.ping()
+        assert controller.list_metadata("p")[0].keys == ["k"]
+        assert controller._host._link is None
+        assert "not in use" in repr(controller)
+
+
+def test_a_client_leaves_nothing_behind(site: Site) -> None:
+    """No thread, no descriptor, whatever it used; closed twice is closed once."""
+    put(site.client("a"), "k")
+    gc.collect()
+    threads, files = threading.active_count(), descriptors()
+    for _ in range(3):
+        client = site.client("b")
+        put(client, "m")
+        read(client, "k", "m")
+        client.close()
+        client.close()
+    wait_for(lambda: threading.active_count() <= threads)
+    assert descriptors() <= files
+
+
+def test_a_client_that_is_dropped_is_collected(site: Site) -> None:
+    """Its sessions end, and its threads."""
+    threads = threading.active_count()
+    client = RemoteDataPlaneClient(site.plane.url, read_token(site.plane.token_file), host_dir=site.folder / "b")
+    put(client, "k")
+    x, dead = read(client, "k"), weakref.ref(client)
+    del client
+    gc.collect()
+    assert dead() is None
+    wait_for(lambda: threading.active_count() <= threads)
+    assert x.tolist() == [[0, 1, 2, 3]]
+
+
+def test_views_outlive_client_and_agent(site: Site) -> None:
+    """What was read stays what it was: of this host's memory and of fetched blocks alike."""
+    x = put(site.client("a"), "k", "l", width=50_000)
+    client, far = site.client("a"), site.client("b")
+    mine, theirs = read(client, "k", "l"), read(far, "k", "l")
+    assert client._host.arenas.live_views == 1
+    client.close()
+    assert client._host.arenas.live_views == 0
+    site.agents["a"].kill()
+    far.close()
+    assert torch.equal(mine, x)
+    assert torch.equal(theirs, x)
+
+
+def test_a_client_is_not_pickled(site: Site) -> None:
+    """The error says how to make another; no token is in it."""
+    with pytest.raises(RefusedType, match="penstock://") as caught:
+        pickle.dumps(site.clients[0])
+    assert read_token(site.plane.token_file).decode() not in str(caught.value)
+    assert read_token(site.plane.token_file).decode() not in repr(site.clients[0])
+
+
+def test_a_forked_child_is_refused_and_its_parent_goes_on(site: Site) -> None:
+    """A child that uses the client, or ends, does not end its parent's sessions; views stay good in both."""
+    client, far = site.client("a"), site.client("b")
+    x = put(client, "k", "l", width=50_000)
+    mine, _ = read(client, "k", "l"), read(far, "k", "l")
+    child = os.fork()
+    if child == 0:
+        good = mine.numpy().tobytes() == x.numpy().tobytes()  # torch's own threads are the parent's
+        for call in (lambda: read(client, "k"), lambda: put(client, "m"), lambda: read(far, "k"), client.ping):
+            try:
+                call()
+            except DataPlaneUnavailable:
+                continue
+            good = False
+        client.close()
+        far.close()
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    put(client, "m")
+    assert torch.equal(read(far, "k", "l"), x)
+    assert (client.statistics().sessions, far.statistics().sessions) == (1, 1)
+
+
+def test_ping_asks_plane_and_agent(site: Site) -> None:
+    """A stopped agent is as bad as a stopped plane for whoever puts through it."""
+    client = site.client("a")
+    put(client, "k")
+    client.ping(5.0)
+    os.kill(site.agents["a"].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises((DataPlaneTimeout, DataPlaneUnavailable)):
+        client.ping(0.5)
+    assert time.monotonic() - began < 5.0
+    os.kill(site.agents["a"].pid, signal.SIGCONT)
+    client.ping(20.0)
+
+
+def test_a_client_of_the_planes_directory_is_told_where_rows_lie(site: Site) -> None:
+    """It has no way to other hosts' memory; the error names the door that has."""
+    put(site.client("a"), "k")
+    with LocalDataPlaneClient(site.plane.data_dir, start=False) as client:
+        assert client.list_metadata("p")[0].keys == ["k"]
+        with pytest.raises(DataPlaneReadError, match=r"'k'.*lie on host a.*penstock://"):
+            read(client, "k")
+
+
+# -- what dies --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_an_agent_that_restarts_are_waited_for(site: Site) -> None:
+    """Readers of its own host and of others notice no more than the time it takes."""
+    x = put(site.client("a"), "k", "l")
+    mine, theirs = site.client("a"), site.client("b")
+    read(mine, "k"), read(theirs, "k")
+    site.agents["a"].kill()
+    ends: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda c=c: ends.append(torch.equal(read(c, "k", "l"), x)))
+        for c in (mine, theirs)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert ends == []
+    site.start("a")
+    for thread in threads:
+        thread.join(40)
+    assert ends == [True, True]
+
+
+@pytest.mark.parametrize("point", ["client.granted", "client.copied"])
+def test_an_agent_killed_in_the_middle_of_a_put_costs_one_more_copy(site: Site, point: str) -> None:
+    """The put succeeds once the agent is back, and its rows are what was put."""
+    client = site.client("a")
+    put(client, "before")
+    struck: list[str] = []
+
+    def strike(at: str) -> None:
+        if at == point and not struck:
+            struck.append(at)
+            site.restart("a")
+
+    restore = points.install(strike)
+    try:
+        x = put(client, "k", "l")
+    finally:
+        restore()
+    assert struck == [point]
+    assert torch.equal(read(site.client("b"), "k", "l"), x)
+    assert site.client("b").audit("p").residue == 0
+
+
+@pytest.mark.parametrize("point", ["client.granted", "client.copied"])
+def test_a_plane_killed_in_the_middle_of_a_put_costs_one_more_copy(site: Site, point: str) -> None:
+    """The same of the plane; nothing that was acknowledged is lost."""
+    client = site.client("a")
+    before = put(client, "before")
+    struck: list[str] = []
+
+    def strike(at: str) -> None:
+        if at == point and not struck:
+            struck.append(at)
+            site.plane.kill()
+            site.plane = site.plane.again(host_grace_s=30.0)
+
+    restore = points.install(strike)
+    try:
+        x = put(client, "k", "l")
+    finally:
+        restore()
+    assert struck == [point]
+    assert torch.equal(read(site.client("b"), "k", "l"), x)
+    assert torch.equal(read(site.client("b"), "before"), before)
+    assert site.client("b").audit("p").residue == 0
+
+
+def test_rows_of_a_host_that_is_gone_are_lost_by_name(tmp_path: Path) -> None:
+    """After its time of grace the plane says so at once, and whoever waits is told; the rest can still be read."""
+    site = Site(tmp_path)
+    try:
+        site.plane.kill()
+        site.plane = site.plane.again(host_grace_s=1.0, dead_after_s=1.0, heartbeat_s=0.2)
+        site.client().register_partition("p", ["x"], 100, ["score", "train"])
+        here, there = site.client("a"), site.client("b")
+        put(here, "k")
+        y = put(there, "l")
+        site.agents["a"].kill()
+        began = time.monotonic()
+        with pytest.raises(DataPlaneReadError, match="host a") as caught:
+            read(there, "k", "l")
+        assert time.monotonic() - began < 20.0
+        assert caught.value.keys == ["k"]
+        table, meta = there.get_samples(["k", "l"], "p", ["x"], on_failed="drop")
+        assert (meta.sample_ids, torch.equal(table["x"], y)) == (["l"], True)
+    finally:
+        site.close()
+
+
+def test_a_claim_of_a_killed_client_is_back_at_once(site: Site) -> None:
+    """Over TCP the plane knows no processes; the agent of its host tells it which have ended."""
+    put(site.client("a"), "k")
+    child = os.fork()
+    if child == 0:
+        client = site.client("b")
+        client.claim_meta("p", "score", ["x"], 1)
+        read(client, "k")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    began = time.monotonic()
+    meta = site.client("a").claim_meta("p", "score", ["x"], 1, timeout_s=30.0)
+    assert meta.sample_ids == ["k"]
+    assert time.monotonic() - began < 5.0, "only the silence of its session gave it back"
