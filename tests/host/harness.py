@@ -58,10 +58,11 @@ AGENT = "from penstock.ops.cli import main; main()"
 class TcpPlane(PlaneProcess):
     """A plane that listens on TCP too."""
 
-    def __init__(self, data_dir: Path, port: int = 0, **config: Any) -> None:
+    def __init__(self, data_dir: Path, port: int = 0, flags: tuple[str, ...] = (), **config: Any) -> None:
         data_dir.mkdir(exist_ok=True)
         self.token_file = data_dir / "token"
-        super().__init__(data_dir, "--listen", f"127.0.0.1:{port}", **config)
+        self.encrypted = flags[1] if "--tls-cert" in flags[:1] else ""
+        super().__init__(data_dir, "--listen", f"127.0.0.1:{port}", *flags, **config)
         self.url = f"penstock://{self.word.partition(' ')[2]}"
 
     @property
@@ -70,7 +71,7 @@ class TcpPlane(PlaneProcess):
 
     def again(self, **config: Any) -> TcpPlane:
         """The same plane in its next life, at the same port."""
-        return TcpPlane(self.data_dir, self.port, **config)
+        return TcpPlane(self.data_dir, self.port, (), **config)
 
 
 SEGMENTS_OF: set[str] = set()  # agents of this test, by the names of their shared memory; see ``conftest``
@@ -182,14 +183,14 @@ class HostClient:
     """A client on the host whose agent's directory is ``agent_dir``; ``client_id`` names it at both."""
 
     def __init__(self, plane_dir: Path, url: str, agent_dir: Path, client_id: int = 1) -> None:
-        self.plane = TcpClient(plane_dir, url, client_id).open()
+        self.plane = (TcpClient(plane_dir, url, client_id) if url else RawClient(plane_dir, client_id)).open()
         self.agent = RawClient(agent_dir, client_id).open()
         self.agent_dir = agent_dir
         self.host_id = self.agent.status().hosts[0].place.host_id
 
     @classmethod
     def of(cls, plane: TcpPlane, agent: AgentProcess, client_id: int = 1) -> Self:
-        return cls(plane.data_dir, plane.url, agent.data_dir, client_id)
+        return cls(plane.data_dir, "" if plane.encrypted else plane.url, agent.data_dir, client_id)
 
     def __enter__(self) -> Self:
         return self

@@ -13,22 +13,24 @@ import os
 import secrets
 import signal
 import socket
-import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from penstock.config import PlaneConfig
+from penstock.endpoint.connection import Wire
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
 from penstock.host.agent import Agent, Shelves
 from penstock.host.events import Enlisting
 from penstock.host.identity import begin_life
 from penstock.host.keeper import Who
 from penstock.host.line import Line
+from penstock.host.options import PAYLOAD, HostOptions, Secrets
 from penstock.host.peers import PeerAgents
 from penstock.host.recovery import leave, next_arena_id, recover
 from penstock.host.replication import Replication
@@ -59,73 +61,21 @@ from penstock.server.startup import (
 from penstock.server.storage import Storage
 from penstock.transport.server import PayloadServer
 from penstock.transport.slot_owner import LoopOwner
-from penstock.transport.wires.tcp import TcpWire
 from penstock.wire import paths
-from penstock.wire.auth import read_token
-from penstock.wire.tls import client_context, server_context
 
 __all__ = ["HostOptions", "serve"]
 
-PAYLOAD = "payload"  # what the payload listeners' proofs are good for
 _BACKLOG = 1024
 _GOODBYE_S = 2.0
 
 log = logging.getLogger("penstock.host")
 
 
-class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How an agent is started.
-
-    Attributes:
-        plane: ``penstock://HOST:PORT``.
-        token_file: what the plane, its hosts and its clients know.
-        data_dir: the agent's own; None = one for this plane under ``/tmp``.
-        address: under which other hosts reach this one; None = the one from which the plane is reached.
-        name: of this machine, for people; "" = its host name.
-        listeners: payload listeners, each with a thread and a port of its own.
-        tls_ca: who signs the certificates of planes and hosts; None = nothing is encrypted.
-        tls_cert, tls_key: what this host shows to others.
-        ready_fd: where to say "ready" or "error: ...".
-        config: limits; those of rows are the plane's.
-    """
-
-    plane: str
-    token_file: Path
-    data_dir: Path | None = None
-    address: str | None = None
-    name: str = ""
-    listeners: int = 2
-    tls_ca: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    ready_fd: int | None = None
-    config: PlaneConfig = PlaneConfig()
-
-
-@dataclass(frozen=True)
-class _Secrets:
-    """Read before anything is begun."""
-
-    token: bytes
-    client: ssl.SSLContext | None
-    server: ssl.SSLContext | None
-
-    @classmethod
-    def of(cls, options: HostOptions) -> _Secrets:
-        """Raises ``BadArgument`` for what cannot be used."""
-        server = None if options.tls_cert is None else server_context(options.tls_cert, options.tls_key)
-        client = None if options.tls_ca is None else client_context(options.tls_ca)
-        return cls(read_token(options.token_file), client, server)
-
-    def wire(self, purpose: str) -> TcpWire:
-        return TcpWire(self.token, purpose, tls_server=self.server, tls_client=self.client)
-
-
 def serve(options: HostOptions) -> int:
     """Serve as the agent of this machine's host until it ends; return the process's exit code."""
     starter = Starter(options.ready_fd)
     try:
-        secret = _Secrets.of(options)
+        secret = Secrets.of(options)
         dialer = RemoteDialer(options.plane, secret.token, secret.client)
         data_dir = _directory(options, dialer.address)
         lock = _lock(data_dir)
@@ -189,7 +139,7 @@ class _Life:
         self,
         options: HostOptions,
         data_dir: Path,
-        secret: _Secrets,
+        secret: Secrets,
         dialer: Dialer,
         starter: Starter,
         lock: locks.Lock,
@@ -202,7 +152,9 @@ class _Life:
         self._lock = lock
         self._name = options.name or socket.gethostname()
         self._address = options.address or _own_address(dialer)
+        self._bind = options.bind or self._address
         self._shelves = Shelves()
+        self._servers: list[PayloadServer] = []
         self._agent: Agent | None = None
         self._stop = asyncio.Event()
         self._why = ""
@@ -213,23 +165,34 @@ class _Life:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._asked_to_stop, signal.Signals(number).name)
         owner = LoopOwner(self._shelves, loop, ended=self._read_ended)
-        server = PayloadServer(
-            owner, lambda: self._secrets.wire(PAYLOAD), host=self._address, listeners=self._options.listeners
-        )
         try:
-            ports = await asyncio.to_thread(server.start)
-            return await self._with_listeners(ports)
+            ports = await self._listen(owner, lambda: self._secrets.wire(PAYLOAD), self._options.listeners)
+            ucx_ports = await self._listen(owner, self._secrets.ucx_wire, self._options.ucx_listeners)
+            return await self._with_listeners(ports, ucx_ports)
         finally:
-            self._shelves.close()
+            await self._stop_serving()
+
+    async def _listen(self, owner: LoopOwner, make_wire: Callable[[], Wire], listeners: int) -> list[int]:
+        """Begin to serve payloads over a wire; return the ports."""
+        if not listeners:
+            return []
+        server = PayloadServer(owner, make_wire, host=self._bind, listeners=listeners)
+        self._servers.append(server)
+        return await asyncio.to_thread(server.start)
+
+    async def _stop_serving(self) -> None:
+        """Begin no more reads, and end those under way. Idempotent."""
+        self._shelves.close()
+        for server in self._servers:
             await asyncio.to_thread(server.stop)
 
-    async def _with_listeners(self, ports: list[int]) -> int:
+    async def _with_listeners(self, ports: list[int], ucx_ports: list[int]) -> int:
         identity = begin_life(self._dir, self._options.plane)
         async with Replication(lambda: self._secrets.wire(PAYLOAD)) as replication:
-            peers = PeerAgents(self._secrets.wire, self._address, replication.serve)
+            peers = PeerAgents(self._secrets.wire, self._address, replication.serve, bind=self._bind)
             try:
                 place = HostPlace(
-                    identity.host_id, identity.life, self._name, self._address, ports, peer_port=await peers.start()
+                    identity.host_id, identity.life, self._name, self._address, ports, ucx_ports, await peers.start()
                 )
                 return await self._enlisted(place, _Copies(replication, peers))
             finally:
@@ -256,14 +219,14 @@ class _Life:
         return task.result()
 
     async def _serve(self, place: HostPlace, line: Line, enlisted: Enlisted, copies: _Copies) -> int:
-        storage, agent = self._recover(place, enlisted, copies)
+        agent = self._recover(place, enlisted, copies)
         try:
             await self._in_service(place, line, agent, copies)
         finally:
             self._agent = None
         plane = agent.plane
         if plane.failed:
-            storage.close(unlink=self._lock.removed)
+            plane.storage.close(unlink=self._lock.removed)
         else:
             reached("host.leaving")
             leave(plane, self._dir)
@@ -271,22 +234,43 @@ class _Life:
         log.info("ended: %s", plane.reason)
         return plane.exit_code
 
-    def _recover(self, place: HostPlace, enlisted: Enlisted, copies: _Copies) -> tuple[Storage, Agent]:
+    def _recover(self, place: HostPlace, enlisted: Enlisted, copies: _Copies) -> Agent:
         config = self._options.config
         left = recover(self._dir, enlisted.live)
         arena_id = next_arena_id(self._dir, place.life)
         in_shm = fits_in_shm(config.max_bytes)
         arena, where = make_arena(self._dir, arena_id, config.max_bytes, config, in_shm, time.monotonic)
-        storage = Storage(arena, where, left.old, host=place.host_id)
-        who = Who(place.host_id, self._name, self._options.plane, arena.capacity)
-        self._agent = agent = Agent(who, place.life, config, storage, replicate=copies.replication.replicate)
-        agent.take_over(left, Enlisting(enlisted.live, enlisted.after))
+        try:
+            storage = Storage(arena, where, left.old, host=place.host_id)
+            who = Who(place.host_id, self._name, self._options.plane, arena.capacity)
+            agent = Agent(who, place.life, config, storage, replicate=copies.replication.replicate)
+            agent.take_over(left, Enlisting(enlisted.live, enlisted.after))
+        except BaseException:
+            arena.close(unlink=True)  # nothing was granted in it yet
+            raise
+        self._agent = agent
         self._shelves.open(storage)
         copies.replication.open(place, agent.plane, copies.peers)
+        agent.plane.also_counted = lambda: self._counts(copies)
         freeze_collector()
         reached("host.recovered")
         log.info("host %x, life %d: rows need %d blocks here", place.host_id, place.life, len(enlisted.live))
-        return storage, agent
+        return agent
+
+    def _counts(self, copies: _Copies) -> dict[str, int]:
+        """What other threads, and other agents, had of this one."""
+        reads: Counter[str] = Counter()
+        for server in self._servers:
+            found = server.statistics()
+            reads.update({f"reads.{name}": count for name, count in asdict(found.counts).items()})
+            reads["listeners.died"] += found.died
+        return {
+            **reads,
+            "copies.made": copies.replication.made,
+            "copies.pulled": copies.replication.pulled,
+            "peers.endpoints": copies.peers.served,
+            "peers.opened_here": copies.peers.opened,
+        }
 
     async def _in_service(self, place: HostPlace, line: Line, agent: Agent, copies: _Copies) -> None:
         plane = agent.plane
@@ -311,8 +295,8 @@ class _Life:
         server.close()
         if self._lock.stands:
             unlink_socket(self._dir)
-        self._shelves.close()
         await copies.close()
+        await self._stop_serving()
         await agent.stop()
         plane.close()
         reception.close()

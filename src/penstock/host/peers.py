@@ -31,12 +31,19 @@ class PeerAgents:
         wire: makes a wire for a purpose.
         address: under which other agents reach this one.
         copy: does what they ask for.
+        bind: the address that is bound; None = ``address``.
     """
 
     def __init__(
-        self, wire: Callable[[str], Wire], address: str, copy: Callable[[Copy], Awaitable[BlockPlace]]
+        self,
+        wire: Callable[[str], Wire],
+        address: str,
+        copy: Callable[[Copy], Awaitable[BlockPlace]],
+        *,
+        bind: str | None = None,
     ) -> None:
         self._address = address
+        self._bind = bind or address
         self._copy = copy
         self._resources = WireResources(wire(ENDPOINT), advertise=address)
         self._peering = Peering({"tcp": self._resources}, wire(HANDSHAKE), serve=self._serve)
@@ -50,8 +57,8 @@ class PeerAgents:
         Raises:
             TransportError: nothing can be bound.
         """
-        await self._resources.start(self._address)
-        return (await self._peering.start(self._address, advertise=self._address)).port
+        await self._resources.start(self._bind)
+        return (await self._peering.start(self._bind, advertise=self._address)).port
 
     async def talk(self, peer: Address, deadline: Deadline) -> Conversation:
         """See ``replication.Peers``."""

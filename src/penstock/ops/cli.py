@@ -122,8 +122,10 @@ def host(
     address: Annotated[
         str | None, typer.Option(help="How other hosts reach this one; by default as it reaches the plane.")
     ] = None,
+    bind: Annotated[str | None, typer.Option(help="What its listeners bind; by default --address.")] = None,
     name: Annotated[str, typer.Option(help="What people call this host; by default its host name.")] = "",
     listeners: Annotated[int, typer.Option(min=1, max=64, help="Payload listeners: a thread and a port each.")] = 2,
+    ucx_listeners: Annotated[int, typer.Option(min=0, max=64, help="The same over UCX, for fabrics.")] = 0,
     max_bytes: Annotated[
         str | None, typer.Option("--max-bytes", metavar="BYTES", help="Size of the arena, e.g. 64e9.")
     ] = None,
@@ -148,7 +150,20 @@ def host(
     with reporting(as_json) as report:
         serve_host(
             report,
-            HostOrders(plane, token_file, data_dir, address, name, listeners, assignments, tls_ca, tls_cert, tls_key),
+            HostOrders(
+                plane=plane,
+                token_file=token_file,
+                data_dir=data_dir,
+                address=address,
+                bind=bind,
+                name=name,
+                listeners=listeners,
+                ucx_listeners=ucx_listeners,
+                assignments=assignments,
+                tls_ca=tls_ca,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+            ),
         )
 
 

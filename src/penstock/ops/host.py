@@ -30,8 +30,10 @@ class HostOrders:
     token_file: Path | None
     data_dir: Path | None
     address: str | None
+    bind: str | None
     name: str
     listeners: int
+    ucx_listeners: int
     assignments: list[str]
     tls_ca: Path | None
     tls_cert: Path | None
@@ -58,8 +60,10 @@ def serve_host(report: Report, orders: HostOrders) -> None:
             token_file=orders.token_file.absolute(),
             data_dir=None if orders.data_dir is None else orders.data_dir.absolute(),
             address=orders.address,
+            bind=orders.bind,
             name=orders.name,
             listeners=orders.listeners,
+            ucx_listeners=orders.ucx_listeners,
             tls_ca=orders.tls_ca,
             tls_cert=orders.tls_cert,
             tls_key=orders.tls_key,

@@ -86,8 +86,8 @@ class Plane:
         clock, wall: monotonic and real seconds.
         others: carries out the machine's own effects, beyond those of ``ledger.events``.
 
-    Attributes: own (holder of what the process itself asks for, in session 0), stopped (set when the plane must end),
-        exit_code, reason.
+    Attributes: own (holder of what the process itself asks for, in session 0), also_counted (what others of the process
+        have counted, for its status), stopped (set when the plane must end), exit_code, reason.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Plane:
         self.stopped = asyncio.Event()
         self.exit_code = 0
         self.reason = ""
+        self.also_counted: Callable[[], dict[str, int]] = dict
         self.after_settle: Callable[[], None] = lambda: None
         self._served = served
         self._others = others
@@ -280,6 +281,7 @@ class Plane:
         arena = self.storage.statistics()
         return {
             **self.warnings.counters,
+            **self.also_counted(),
             "arena.used_bytes": arena.used,
             "arena.pins": arena.pins,
             "arena.slots_writing": arena.writing_slots,
