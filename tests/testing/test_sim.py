@@ -10,8 +10,8 @@ import pytest
 from penstock.ledger import timers
 from penstock.ledger.machine import Ledger
 from penstock.testing import sim
-from penstock.testing.explore import planted
-from penstock.testing.sim.faults import KINDS
+from penstock.testing.explore import hosts_planted, planted
+from penstock.testing.sim.faults import HOST_KINDS, KINDS
 from penstock.testing.sim.plane import LedgerFactory
 
 WORLDS = 200
@@ -22,7 +22,7 @@ def test_worlds_of_faults_keep_every_promise() -> None:
     report = sim.run(WORLDS, seed=0)
     assert [(f.seed, f.violations) for f in report.failures] == []
     assert report.ok
-    assert report.faults.keys() == set(KINDS)
+    assert report.faults.keys() == {*KINDS, *HOST_KINDS}
     assert min(report.faults.values()) >= 5
     assert report.acknowledged > 5 * WORLDS
     assert report.trained + report.evicted >= report.acknowledged
@@ -101,6 +101,35 @@ def test_a_planted_bug_fails_some_world(bug: LedgerFactory) -> None:
             assert len(told.failures[0].trace) > 20
             return
     pytest.fail(f"{bug} was not found in 120 worlds")
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        hosts_planted.FreeOrderLost,
+        hosts_planted.OrdersForgotten,
+        hosts_planted.LateHostKeepsBlocks,
+        hosts_planted.EnlistedForgetsBlocks,
+        hosts_planted.ReplicaNotUsed,
+        hosts_planted.SilenceIsDeath,
+    ],
+    ids=lambda bug: bug.__name__,
+)
+def test_a_bug_planted_in_what_is_done_about_hosts_fails_some_world(bug: LedgerFactory) -> None:
+    """Worlds whose machines have agents: what leaks on a host, or is given up too early, is noticed."""
+    hosts = range(1, 200, 4)
+    assert any(sim.run_world(seed, make_ledger=bug).violations for seed in hosts)
+
+
+def test_worlds_with_hosts_lose_nothing_that_some_host_still_has() -> None:
+    """Agents die, stop and are cut off, machines lose their memory; second places are used, and puts begin anew."""
+    worlds = [sim.run_world(seed) for seed in range(1, 400, 4)]
+    assert [(world.seed, world.violations) for world in worlds if world.violations] == []
+    assert sum(world.faults.get("machine_lost", 0) for world in worlds) > 10
+    assert sum(world.hosts.get("rows lost", 0) for world in worlds) > 0
+    assert sum(world.hosts.get("blocks saved by their second place", 0) for world in worlds) > 5
+    assert sum(world.hosts.get("commits begun anew", 0) for world in worlds) > 5
+    assert sum(world.hosts.get("sealed twice", 0) for world in worlds) > 100
 
 
 def test_the_real_ledger_is_what_is_judged() -> None:

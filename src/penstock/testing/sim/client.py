@@ -6,8 +6,8 @@ process dies; what it wrote to its ``Journals`` survives. Invariant: an errand e
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TypeAlias
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -18,7 +18,7 @@ from penstock.testing.sim.network import Connection
 from penstock.testing.sim.plane import SimPlane
 from penstock.testing.sim.world import Process, World
 
-__all__ = ["Answer", "Ask", "Pause", "Program", "SimClient"]
+__all__ = ["Answer", "Ask", "AskAgent", "Machine", "Pause", "Program", "SimClient", "Sub"]
 
 _RETRY_S = (0.02, 0.1, 0.4)
 _LATE_S = 0.5  # how much later than its deadline an errand may end before it is a violation
@@ -39,8 +39,25 @@ class Pause(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class AskAgent(msgspec.Struct, frozen=True):
+    """Call the agent of the own machine. The answer is None if nobody answered."""
+
+    body: Request
+    timeout_s: float = 3.0
+
+
+class Machine(Protocol):
+    """Where a client runs, if not on the plane's own machine."""
+
+    @property
+    def number(self) -> int: ...
+    def ask(self, client: SimClient, body: Request, timeout_s: float, done: Callable[[Answer], None]) -> None: ...
+    def client_dies(self, client: SimClient, noticed_s: float, *, killed: bool) -> None: ...
+
+
 Answer: TypeAlias = ReplyBody | ev.Verdict | None
-Program: TypeAlias = Generator[Ask | Pause, Answer, None]
+Program: TypeAlias = Generator[Ask | Pause | AskAgent, Answer, None]
+Sub: TypeAlias = Generator[Ask | Pause | AskAgent, Answer, Any]  # of a program
 
 
 class _Waiting(msgspec.Struct):
@@ -56,10 +73,23 @@ class SimClient(Process):
         courier: of the session.
         running: programs that have not ended.
         alive: the process has not died.
+        home: where it runs; None = where the plane does, whose kernel tells of its end; unless it is ``remote``.
     """
 
-    def __init__(self, world: World, plane: SimPlane, name: str, client_id: int, host: str = "h") -> None:
+    def __init__(
+        self,
+        world: World,
+        plane: SimPlane,
+        name: str,
+        client_id: int,
+        host: str = "h",
+        *,
+        home: Machine | None = None,
+        remote: bool = False,
+    ) -> None:
         super().__init__(world)
+        self.home = home
+        self._remote = remote or home is not None
         self.name = name
         self.plane = plane
         self.client_id = client_id
@@ -91,6 +121,9 @@ class SimClient(Process):
             return
         if isinstance(wish, Pause):
             self.world.after(wish.seconds, self.awake, self._advance, program, None)
+        elif isinstance(wish, AskAgent):
+            assert self.home is not None, "a client without an agent"
+            self.home.ask(self, wish.body, wish.timeout_s, lambda a: self.awake(self._advance, program, a))
         else:
             self._ask(program, wish)
 
@@ -206,7 +239,7 @@ class SimClient(Process):
         if self.alive:
             self._handle(ev.Close())
             self.alive = False
-            self.plane.client_dies(self.client_id, 0.1)
+            self._tell_kernel(0.1, killed=False)
 
     def kill(self, noticed_s: float) -> None:
         """Kill -9; the plane's kernel says so after a while, the socket closes before."""
@@ -214,4 +247,11 @@ class SimClient(Process):
         self._waiting.clear()
         if self._connection is not None:
             self._connection.cut("its process died", 0.0, min(noticed_s, 0.01))
-        self.plane.client_dies(self.client_id, noticed_s)
+        self._tell_kernel(noticed_s, killed=True)
+
+    def _tell_kernel(self, noticed_s: float, *, killed: bool) -> None:
+        """The kernel of the machine tells whoever looks after its processes there."""
+        if self.home is not None:
+            self.home.client_dies(self, noticed_s, killed=killed)
+        elif not self._remote:
+            self.plane.client_dies(self.client_id, noticed_s)

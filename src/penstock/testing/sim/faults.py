@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from penstock.testing.sim.client import SimClient
+from penstock.testing.sim.host import SimHost
 from penstock.testing.sim.plane import SimPlane
 from penstock.testing.sim.world import World
 
-__all__ = ["KINDS", "Faults"]
+__all__ = ["HOST_KINDS", "KINDS", "Faults", "HostFaults"]
 
 KINDS = (
     "plane_crash",
@@ -27,6 +28,7 @@ KINDS = (
     "compaction",
     "block_lost",
 )
+HOST_KINDS = ("agent_crash", "agent_stop", "agent_cut", "agent_stall", "block_damaged", "machine_lost")
 _MAX_FAULTS = 12
 _MEAN_S = 2.5  # seconds into the world at which a fault comes, on average: while most happens
 _FLAPS, _FLAP_S = 8, 0.08
@@ -148,3 +150,74 @@ class Faults:
 
     def _block_lost(self) -> None:
         self._plane.work(self._plane.upkeep.lose_block)
+
+
+class HostFaults(Faults):
+    """Hits ``hosts`` too: agents die or stop, lose the plane for a while, machines lose their memory or parts of it."""
+
+    kinds: ClassVar[tuple[str, ...]] = (*KINDS, *HOST_KINDS, *HOST_KINDS)
+
+    def __init__(
+        self,
+        world: World,
+        plane: SimPlane,
+        clients: dict[str, SimClient],
+        start: Callable[[str], None],
+        hosts: dict[int, SimHost],
+    ) -> None:
+        super().__init__(world, plane, clients, start)
+        self._hosts = hosts
+
+    def _host(self) -> SimHost:
+        return self._hosts[self._world.rng.choice(sorted(self._hosts))]
+
+    def _agent_crash(self) -> None:
+        host = self._host()
+        if host.up:
+            down_s = self._world.rng.choice((0.02, 0.5, 5.0, 25.0))
+            self._world.fault("agent_crash", f"{host.name} {down_s}")
+            host.kill()
+            self._world.after(down_s, host.start)
+
+    def _agent_stop(self) -> None:
+        host = self._host()
+        seconds = self._world.rng.choice((0.3, 3.0, 12.0, 20.0))
+        if host.up:
+            host.stop(seconds)
+            self._world.fault("agent_stop", f"{host.name} {seconds}")
+
+    def _agent_cut(self) -> None:
+        host, rng = self._host(), self._world.rng
+        connection = host.agent.connection
+        if host.up and connection is not None and not connection.broken:
+            connection.cut("reset", rng.uniform(0, 0.02), rng.choice((0.0, 0.01, 2.0)))
+            self._world.fault("agent_cut", host.name)
+
+    def _agent_stall(self) -> None:
+        """A partition, in one direction or in both, that heals: what was under way arrives late."""
+        host = self._host()
+        if host.up and host.agent.connection is not None:
+            seconds = self._world.rng.choice((0.5, 4.0, 20.0))
+            host.agent.connection.stall(seconds)
+            self._world.fault("agent_stall", f"{host.name} {seconds}")
+
+    def _block_damaged(self) -> None:
+        host = self._host()
+        blocks = sorted({block for block, _ in host.memory.slots})
+        if blocks:
+            block = self._world.rng.choice(blocks)
+            host.memory.damage(block)
+            self._world.fault("block_damaged", f"{host.name} {block}")
+
+    def _machine_lost(self) -> None:
+        """Its power fails: the agent and all clients die, nobody says so, and nothing is left of its memory."""
+        host = self._host()
+        if not host.up:
+            return
+        self._world.fault("machine_lost", host.name)
+        host.kill()
+        host.memory.wipe()
+        for name in [name for name, client in self._clients.items() if client.home is host and client.alive]:
+            self._clients[name].kill(0.0)
+            self._world.after(self._world.rng.choice((0.5, 3.0)), self._start, name)
+        self._world.after(self._world.rng.choice((1.0, 8.0, 25.0)), host.start)

@@ -5,8 +5,7 @@ A put whose outcome is unknown is put again; a refusal that a client must expect
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import xxhash
@@ -29,8 +28,10 @@ from penstock.requests import (
     Source,
     TagColumn,
 )
+from penstock.testing.sim.abroad import Fetched, fetch, machine_of, put_once
 from penstock.testing.sim.arena import value_of
-from penstock.testing.sim.client import Answer, Ask, Pause, SimClient
+from penstock.testing.sim.client import Answer, Ask, Pause, SimClient, Sub
+from penstock.testing.sim.host import SimHost
 
 __all__ = ["PARTITION", "Sub", "Surprises", "expect", "put", "read", "register", "until_done", "until_over"]
 
@@ -40,8 +41,6 @@ _ROW_BYTES = 1000
 _REFUSED_AT_ONCE = 0.2  # seconds before trying again what was refused
 _LEAVES = 0.1  # of a put's calls, those whose caller leaves
 _LEAVES_S = (0.002, 0.01, 0.3)  # at most, after so long
-
-Sub: TypeAlias = Generator[Ask | Pause, Answer, Any]
 
 
 class Surprises(msgspec.Struct, kw_only=True):
@@ -64,6 +63,9 @@ def put(
     """Put until it is certain; return whether the rows are there. ``void``: refusals that say that they never will."""
     content = xxhash.xxh3_64_intdigest("|".join([*keys, *fields]).encode())
     grant = Grant(PARTITION, keys, [_SPECS[f] for f in fields], tags, _ROW_BYTES * len(keys), [_ROW_BYTES] * len(keys))
+    machine = machine_of(client)
+    if machine is not None:
+        return (yield from _put_abroad(client, script, machine, grant, content, void))
     while True:
         granted = yield Ask(grant, leaves_s=_leaves_s(client))
         if isinstance(granted, Failed) and granted.code in void:
@@ -83,6 +85,20 @@ def put(
             return False
         if not isinstance(done, GrantAgain):
             expect(client, script, done)
+
+
+def _put_abroad(
+    client: SimClient, script: Surprises, machine: SimHost, grant: Grant, content: int, void: tuple[str, ...]
+) -> Sub:
+    while True:
+        done = yield from put_once(client, machine, grant, content, _leaves_s(client))
+        if isinstance(done, Done):
+            return True
+        if isinstance(done, Failed) and done.code in void:
+            return False
+        if done is not None and not isinstance(done, GrantAgain):
+            expect(client, script, done, "DataPlaneFull", "DataPlaneTimeout", "DataPlaneUnavailable")
+        yield Pause(_REFUSED_AT_ONCE)
 
 
 def _leaves_s(client: SimClient) -> float | None:
@@ -130,8 +146,13 @@ def read(client: SimClient, script: Surprises, keys: list[str], fields: list[str
     for _ in range(5):
         located = yield Ask(Locate(PARTITION, keys, fields))
         if isinstance(located, Located):
-            values = None if located.issues else _values(client, script, located, keys)
-            pins = tuple(block.pin for block in located.blocks)
+            machine = machine_of(client)
+            there: Fetched | None = {}
+            if machine is not None and not located.issues:
+                there = yield from fetch(client, machine, located)
+            none = located.issues or there is None
+            values = None if none else _values(client, script, located, keys, there or {})
+            pins = tuple(block.pin for block in located.blocks if not block.host)
             client.tell(ev.Unpinned(pins))
             if values is not None or located.issues:
                 return values, [issue.key for issue in located.issues]
@@ -142,11 +163,13 @@ def read(client: SimClient, script: Surprises, keys: list[str], fields: list[str
     return None, []
 
 
-def _values(client: SimClient, script: Surprises, located: Located, keys: list[str]) -> list[int] | None:
+def _values(
+    client: SimClient, script: Surprises, located: Located, keys: list[str], there: Fetched
+) -> list[int] | None:
     first: list[int] | None = None
     for source in located.sources:
         for name in source.fields:
-            values = _column(client, script, located, source, name, keys)
+            values = _column(client, script, located, source, name, keys, there)
             if values is None:
                 return None
             first = values if first is None else first
@@ -154,12 +177,13 @@ def _values(client: SimClient, script: Surprises, located: Located, keys: list[s
 
 
 def _column(
-    client: SimClient, script: Surprises, located: Located, source: Source, name: str, keys: list[str]
+    client: SimClient, script: Surprises, located: Located, source: Source, name: str, keys: list[str], there: Fetched
 ) -> list[int] | None:
     values = []
     for key, block, index in zip(keys, source.block, source.index, strict=True):
         place = located.blocks[block]
-        found = client.plane.arena.read(place, name, index)
+        memory, place = there.get(place.block_id, (client.plane.arena, place))
+        found = memory.read(place, name, index)
         if found is None:
             return None  # the plane died meanwhile, and its pins with it
         if found != (key, value_of(key, name)):

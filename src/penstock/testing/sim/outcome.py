@@ -16,6 +16,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         acknowledged, trained, evicted, recovered: rows, as the checker counts them.
         faults: that fired, by kind.
         run: of a world of a run: its steps, prompts and lives.
+        hosts: of a world whose machines have agents: what became of blocks there.
     """
 
     seed: int
@@ -28,4 +29,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     faults: dict[str, int]
     virtual_s: float
     run: dict[str, int] = {}
+    hosts: dict[str, int] = {}
     trace: list[str] = []

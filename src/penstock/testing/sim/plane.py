@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
+
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneWriteError
 from penstock.ledger import events as ev
-from penstock.ledger.facts import Entry, Put, Removed
+from penstock.ledger.facts import AnyFact, Entry, Put, Removed
 from penstock.ledger.journal import Journal
 from penstock.ledger.machine import Ledger
 from penstock.requests import (
@@ -93,6 +95,9 @@ class SimPlane(Process):
         self.removed: dict[str, list[tuple[str, str]]] = {}
         self.forgotten: set[str] = set()
         self.died_clean = False
+        self.began = 0.0  # this life
+        self.heard: dict[int, float] = {}  # client -> when it last said something
+        self.witness: Callable[[AnyFact], None] = lambda _: None  # sees each fact that is durable
         self.on_recovery: Callable[[Ledger, Ledger], None] | None = None
         self.dying_clients: set[int] = set()  # dead, and the kernel has not said so yet
         self.dead_clients: set[int] = set()
@@ -136,6 +141,7 @@ class SimPlane(Process):
             missing = self.arena.reconcile(self.ledger.live_blocks())
             assert not missing, f"blocks {missing} are promised and not there"
             self.up = True
+            self.began = self.world.now
             incarnation = max(self.ledger.incarnation + 1, int((_WALL + self.world.now) * 1e9))
             self._collect(self.ledger.begin_life(incarnation, self.world.now, self._wall()), None)
             self.settle()
@@ -289,10 +295,14 @@ class SimPlane(Process):
     def _note(self, entry: Entry) -> None:
         """Remember for the judge which rows the plane itself has removed, and why; once, however often replayed."""
         for fact in entry.facts:
+            if not isinstance(fact, Removed):
+                self.witness(fact)
             if isinstance(fact, Put):
                 self._keys.update(zip(fact.ids, fact.keys, strict=True))
             elif isinstance(fact, Removed):
-                for row_id in [i for i in fact.ids if i not in self._removed_ids]:
+                fresh = [i for i in fact.ids if i not in self._removed_ids]
+                self.witness(msgspec.structs.replace(fact, ids=fresh))
+                for row_id in fresh:
                     self._removed_ids.add(row_id)
                     self.removed.setdefault(self._keys[row_id], []).append((fact.reason, fact.detail))
 
@@ -301,6 +311,8 @@ class SimPlane(Process):
     def _take(self, connection: Connection, call: Call) -> None:
         self.step()
         body = call.body
+        if connection.client_id:
+            self.heard[connection.client_id] = self.world.now
         if isinstance(body, OpenSession):
             connection.client_id = body.client_id
             session_id, secret = self.world.rng.getrandbits(62) + 1, str(self.world.rng.getrandbits(64))
@@ -407,7 +419,7 @@ class SimPlane(Process):
         for entry in decided:
             self.append(entry)
         for effect in effects:
-            if isinstance(effect, ev.Answer | ev.Resolve | ev.Allot | ev.EndSession):
+            if isinstance(effect, ev.Answer | ev.Resolve | ev.Allot | ev.Assign | ev.EndSession):
                 self._outbox.append((effect, self._addressee(effect, connection)))
             elif not isinstance(effect, ev.Persist):
                 self._outbox.append((effect, connection))
@@ -417,7 +429,7 @@ class SimPlane(Process):
         self.journal.append(entry)
 
     def _addressee(
-        self, effect: ev.Answer | ev.Resolve | ev.Allot | ev.EndSession, asking: Connection | None
+        self, effect: ev.Answer | ev.Resolve | ev.Allot | ev.Assign | ev.EndSession, asking: Connection | None
     ) -> Connection | None:
         """The session's connection as it is now; a welcome makes the asking one so."""
         if isinstance(effect, ev.Answer) and asking is not None and not asking.session_id:
@@ -447,6 +459,11 @@ class SimPlane(Process):
             self._say(connection, effect.call_id, effect.body)
         elif isinstance(effect, ev.Allot):
             self._allot(effect, connection)
+        elif isinstance(effect, ev.Assign):
+            self._assign(effect, connection)
+        elif isinstance(effect, ev.Unassign):
+            for holder in self._holders.values():
+                holder.grants.discard(effect.grant)
         elif isinstance(effect, ev.Resolve):
             self._resolve(effect, connection)
         elif isinstance(effect, ev.Fill):
@@ -475,17 +492,31 @@ class SimPlane(Process):
         self._holder(connection.client_id).grants.add(effect.grant)
         self._say(connection, effect.call_id, Granted(effect.grant, place, ArenaPlace(0, 1 << 30, True)))
 
+    def _assign(self, effect: ev.Assign, connection: Connection | None) -> None:
+        grant = effect.granted.grant
+        waits = connection is not None and self._calls.get(effect.call_id, (None, 0))[0] is connection
+        if connection is None or connection.discarded or not waits:  # nobody waits for it any more
+            self.feed(ev.NotAllotted(grant))
+            return
+        self._holder(connection.client_id).grants.add(grant)
+        self._say(connection, effect.call_id, effect.granted)
+
     def _resolve(self, effect: ev.Resolve, connection: Connection | None) -> None:
         if connection is None or connection.discarded:
             return
         holder = self._holder(connection.client_id)
         blocks = []
         for place in effect.blocks:
+            if place.host:
+                blocks.append(place)
+                continue
             self._next_pin += 1
             self.arena.pin(place, self._next_pin)
             holder.pins[self._next_pin] = (place.block_id, place.generation)
             blocks.append(_pinned(place, self._next_pin))
-        self._say(connection, effect.call_id, Located(blocks, [], effect.sources, effect.issues))
+        self._say(
+            connection, effect.call_id, Located(blocks, [], effect.sources, effect.issues, effect.others, effect.hosts)
+        )
 
     def _end_session(self, effect: ev.EndSession, connection: Connection | None) -> None:
         self._bound.pop(effect.session_id, None)

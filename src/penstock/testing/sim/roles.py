@@ -58,6 +58,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     tight: bool
     max_deliveries: int
     policy: GroupPolicy | None
+    hosts: int = 0
+    replicas: int = 1
+    at_least: int = 1
 
     @property
     def tasks(self) -> list[str]:

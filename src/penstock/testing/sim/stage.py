@@ -6,7 +6,10 @@ the plane's journal says of removals, by the ledger's own books, and by replayin
 
 from __future__ import annotations
 
+import random
 import traceback
+
+import msgspec
 
 from penstock.config import PlaneConfig
 from penstock.errors import abbreviate
@@ -15,7 +18,9 @@ from penstock.records import GroupPolicy
 from penstock.testing import checker
 from penstock.testing.sim import roles
 from penstock.testing.sim.client import SimClient
-from penstock.testing.sim.faults import Faults
+from penstock.testing.sim.faults import Faults, HostFaults
+from penstock.testing.sim.host import SimHost
+from penstock.testing.sim.lost_rows import LossJudge
 from penstock.testing.sim.outcome import Outcome
 from penstock.testing.sim.plane import LedgerFactory, SimPlane
 from penstock.testing.sim.recovery import books_of, differences, state_of
@@ -32,6 +37,9 @@ _POLICIES = (
     GroupPolicy(deadline_s=1.0, on_deadline="drop"),
     GroupPolicy(deadline_s=0.3, on_deadline="partial", min_ready=2),
 )
+_HOSTS_EVERY = 4
+_HOST_GRACE_S = 5.0
+_LOOK_S = 0.1  # between two looks at what lies on hosts
 _GONE_S = 60.0  # by then the plane has noticed the end of every client
 
 
@@ -64,10 +72,22 @@ def _draw_scenario(world: World) -> Scenario:
     )
 
 
+def _with_hosts(seed: int, scenario: Scenario) -> Scenario:
+    """Every fourth world has machines with agents; what they draw is their own: the others stay as they were."""
+    if seed % _HOSTS_EVERY != 1:
+        return scenario
+    replicas, at_least = random.Random(seed).choice(((1, 1), (2, 1), (2, 1), (2, 2)))
+    return msgspec.structs.replace(scenario, hosts=2, replicas=replicas, at_least=at_least)
+
+
 def _config(scenario: Scenario) -> PlaneConfig:
     rows = scenario.group_size * 2 if scenario.tight else 10_000
     return PlaneConfig(
-        max_rows=rows, max_bytes=rows * 2000, abandon_grace_s=5.0, max_deliveries=scenario.max_deliveries
+        max_rows=rows,
+        max_bytes=rows * 2000,
+        abandon_grace_s=5.0,
+        max_deliveries=scenario.max_deliveries,
+        host_grace_s=_HOST_GRACE_S,
     )
 
 
@@ -77,25 +97,48 @@ class _Stage:
     def __init__(self, world: World, make_ledger: LedgerFactory, checked: bool) -> None:
         self.world = world
         self.violations: list[str] = []
-        self.scenario = _draw_scenario(world)
+        self.scenario = _with_hosts(world.seed, _draw_scenario(world))
         self.script = Script(scenario=self.scenario, log=[])
         self.plane = SimPlane(world, _config(self.scenario), make_ledger=make_ledger, checked=checked)
         self.plane.on_recovery = self._recovered
         self.clients: dict[str, SimClient] = {}
         self.notebooks: dict[str, Notebook] = {}
         self._make_ledger = make_ledger
+        replicas = (self.scenario.replicas, self.scenario.at_least)
+        config = self.plane.config
+        numbers = range(1, self.scenario.hosts + 1)
+        self.hosts = {n: SimHost(world, self.plane, n, config, replicas) for n in numbers}
+        self.losses = LossJudge(world, self.plane, self.hosts)
 
     def play(self) -> None:
         self.plane.start()
+        self._start_hosts()
         for name in self._cast():
             self.start(name)
-        faults = Faults(self.world, self.plane, self.clients, self.start)
+        if self.hosts:
+            faults: Faults = HostFaults(self.world, self.plane, self.clients, self.start, self.hosts)
+        else:
+            faults = Faults(self.world, self.plane, self.clients, self.start)
         faults.plan(_FAULTS_END_S)
         if not self.world.run(_FAULTS_END_S + _REST_S, self._at_rest):
             self.violations.append(f"stuck: {self._what_is_left()}")
         faults.over = True
         self._end()
         self._judge()
+
+    def _start_hosts(self) -> None:
+        for host in self.hosts.values():
+            host.others = {number: other for number, other in self.hosts.items() if other is not host}
+            host.start()
+        if self.hosts:
+            self.plane.witness = self.losses.noted
+            self.world.after(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        if self.plane.up:
+            self.losses.look(self.plane.ledger)
+        if not self.losses.violations:
+            self.world.after(_LOOK_S, self._look)
 
     def _cast(self) -> list[str]:
         names = [f"producer{i}" for i in range(self.scenario.producers)]
@@ -107,7 +150,8 @@ class _Stage:
         """Start the process of that role, or its successor; not once the world is over."""
         if self.script.over:
             return
-        client = SimClient(self.world, self.plane, name, self.world.rng.getrandbits(62) + 1)
+        home = self.hosts[self.world.rng.choice(sorted(self.hosts))] if self.hosts else None
+        client = SimClient(self.world, self.plane, name, self.world.rng.getrandbits(62) + 1, home=home)
         self.clients[name] = client
         notebook = self.notebooks.setdefault(name, Notebook())
         role = name.rstrip("0123456789")
@@ -140,8 +184,21 @@ class _Stage:
         world.run(world.now + 15.0, lambda: not any(c.running for c in self.clients.values()) and self.plane.up)
         for client in self.clients.values():
             client.close()
+        if self.hosts:
+            self._end_hosts()
         world.run(world.now + _GONE_S, self._all_gone)
         world.run(world.now + 1.0, lambda: False)
+
+    def _end_hosts(self) -> None:
+        """Let every agent come back, say and hear everything; then nothing is left that nobody needs."""
+        self.world.run(self.world.now + _GONE_S, self._hosts_rest)
+        self.violations += self.losses.leaks(self.plane.ledger) if self.plane.up else []
+        for host in self.hosts.values():
+            host.close()
+
+    def _hosts_rest(self) -> bool:
+        quiet = self.plane.up and all(host.is_quiet for host in self.hosts.values())
+        return quiet and not any(self.losses.leaks(self.plane.ledger))
 
     def _all_gone(self) -> bool:
         plane = self.plane
@@ -163,6 +220,7 @@ class _Stage:
         self.violations += [f"{kind}: {abbreviate(keys)}" for kind, keys in report.violations.items()]
         self.violations += self.script.surprises
         self.violations += [f"{c.name}: {c.late} calls ended late" for c in self.clients.values() if c.late]
+        self.violations += self.losses.violations[:3]
         self._judge_plane()
 
     def _judge_plane(self) -> None:
@@ -195,5 +253,12 @@ class _Stage:
             recovered=report.recovered,
             faults=dict(self.world.faults),
             virtual_s=self.world.now,
+            hosts=self._of_hosts() if self.hosts else {},
             trace=[str(self.scenario), *self.world.trace] if self.world.traced else [],
         )
+
+    def _of_hosts(self) -> dict[str, int]:
+        counted = {
+            name: self.world.counts[name] for name in ("sealed twice", "commits begun anew", "hosts not reached")
+        }
+        return {**counted, "rows lost": self.losses.lost, "blocks saved by their second place": self.losses.saved}
