@@ -28,16 +28,17 @@ class Worker:
         peer: a name of ``peers.PEERS``.
         python: the interpreter that has the peer's packages.
         source: the directory that holds this package, for interpreters that do not have it installed.
+        module: what is run there; takes the peer's name and the descriptor for answers.
     """
 
     end_s = 20.0  # for a peer to end by itself
 
-    def __init__(self, peer: str, python: Path, source: Path) -> None:
+    def __init__(self, peer: str, python: Path, source: Path, module: str = "penstock.ops.bench.worker") -> None:
         self.peer = peer
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         answers, given = os.pipe()
         self._process = subprocess.Popen(
-            [python, "-m", "penstock.ops.bench.worker", peer, str(given)],
+            [python, "-m", module, peer, str(given)],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

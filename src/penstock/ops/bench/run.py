@@ -25,7 +25,7 @@ from penstock.ops.tables import bytes_text, table
 
 __all__ = ["BenchOptions", "run_bench"]
 
-LEDGER = "ledger"
+LEDGER, WIRES = "ledger", "wires"
 _SOURCE = Path(__file__).resolve().parents[3]
 _OPEN_S, _TURN_S = 120.0, 60.0
 _WARMUP = 2  # turns that are not counted: first touches of pages, imports, connections
@@ -37,7 +37,7 @@ class BenchOptions:
     """What to measure.
 
     Attributes:
-        only: peers (and ``ledger``); empty = all. memcpy is always measured: it is what the others are compared with.
+        only: peers (and ``ledger``, ``wires``); empty = all. memcpy is always measured: the others are compared with it.
         peer_python: interpreter for peers that are not installed in this one.
     """
 
@@ -49,9 +49,9 @@ class BenchOptions:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.only) - {*PEERS, LEDGER})
+        unknown = sorted(set(self.only) - {*PEERS, LEDGER, WIRES})
         if unknown:
-            raise BadArgument(f"unknown: {unknown}; --only knows {[*PEERS, LEDGER]}")
+            raise BadArgument(f"unknown: {unknown}; --only knows {[*PEERS, LEDGER, WIRES]}")
 
     @property
     def laps(self) -> int:
@@ -81,6 +81,8 @@ def run_bench(report: Report, options: BenchOptions) -> None:
     shown = _measure_peers(report, options, value, goals)
     if options.wants(LEDGER):
         shown += _measure_ledger(report, options, value, goals)
+    if options.wants(WIRES):
+        shown += _measure_wires(report, options, value, goals)
     value["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
     if goals:
         shown.append(_goals_table(goals))
@@ -256,3 +258,24 @@ def _measure_ledger(report: Report, options: BenchOptions, value: dict[str, Any]
 
 def _by_operation(values: dict[str, float], ratios: dict[str, float]) -> Iterator[str]:
     return (f"{values[name]:.2f} ({ratios[name]:.2f})" for name in ("put", "claim", "pop"))
+
+
+# -- the wires --------------------------------------------------------------------------------------------------------
+
+
+def _measure_wires(report: Report, options: BenchOptions, value: dict[str, Any], goals: list[Goal]) -> list[Table]:
+    from penstock.ops.bench.wires import measure_wires, wire_goals_of
+
+    left_out: dict[str, str] = {}
+    found = measure_wires(report, options.laps, left_out)
+    value["wires"] = [asdict(f) for f in found]
+    value["wires_left_out"] = left_out
+    goals += wire_goals_of(found)
+    rows = [
+        (*numbers, *("" if ratio is None else f"{ratio:.2f}" for ratio in (f.of_memcpy, f.of_plain)))
+        for f in found
+        for numbers in [(f.carrier, f"{f.gb_s:.2f}", f"{f.best_gb_s:.2f}", f"{f.cpu_ms:.1f}", f"{f.round_trip_us:.0f}")]
+    ]
+    columns = ("carrier", "GB/s>", "best>", "CPU ms>", "round trip us>", "/ memcpy>", "/ plain>")
+    shown = [table("64 MiB and 8 bytes from another process; medians, interleaved", columns, rows)]
+    return shown + ([table("wires left out", ("carrier", "why"), left_out.items())] if left_out else [])
