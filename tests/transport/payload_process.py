@@ -1,6 +1,6 @@
 """A payload server in a process of its own, which deals itself a signal in the middle of a batch if it is told to.
 
-    python -m tests.transport.payload_process PORT BLOCKS [SIGNAL AFTER]
+    python -m tests.transport.payload_process WIRE PORT BLOCKS SIGNAL AFTER
 
 Prints its port; serves the blocks 0..BLOCKS-1 of ``hosts.a_block``; at its AFTER-th read it sends itself SIGNAL.
 """
@@ -13,19 +13,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from penstock.endpoint.connection import Wire
 from penstock.errors import StaleSlotError
 from penstock.parts import HostPlace
 from penstock.payload.arena import Reading
 from penstock.payload.slots import Mode
 from penstock.transport.server import PayloadServer
+from penstock.transport.wires.ucx import UcxWire
 from tests.transport.hosts import FIRST_GENERATION, a_block
-from tests.transport.station import a_wire
+from tests.transport.station import PURPOSE, TOKEN, a_wire
 
 ROOT = Path(__file__).parents[2]
+WIRES: dict[str, Callable[[], Wire]] = {"tcp": a_wire, "ucx": lambda: UcxWire(TOKEN, PURPOSE)}
 
 
 class Shelf:
@@ -52,10 +55,11 @@ class Shelf:
 class Process:
     """One server process. ``fired``: the signal has struck."""
 
-    def __init__(self, blocks: int, *, port: int = 0, number: int = 0, after: int = 0) -> None:
+    def __init__(self, blocks: int, wire: str = "tcp", *, port: int = 0, number: int = 0, after: int = 0) -> None:
         arguments = [str(n) for n in (port, blocks, number, after)]
+        self.wire = wire
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.transport.payload_process", *arguments],
+            [sys.executable, "-m", "tests.transport.payload_process", wire, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -75,23 +79,24 @@ class Process:
 
 
 @contextmanager
-def processes(blocks: int, *plans: tuple[int, int]) -> Iterator[list[Process]]:
+def processes(blocks: int, *plans: tuple[int, int], wire: str = "tcp") -> Iterator[list[Process]]:
     """A process for each of ``plans``: (signal, after); (0, 0) for one that just serves."""
     with ExitStack() as stack:
         started = []
         for number, after in plans:
-            started.append(Process(blocks, number=number, after=after))
+            started.append(Process(blocks, wire, number=number, after=after))
             stack.callback(started[-1].kill)
         yield started
 
 
 def host_of(*processes: Process, life: int = 1) -> HostPlace:
     """One host, whose listeners are ``processes``."""
-    return HostPlace(1, life, "h1", "127.0.0.1", [process.port for process in processes])
+    ports = {wire: [process.port for process in processes if process.wire == wire] for wire in WIRES}
+    return HostPlace(1, life, "h1", "127.0.0.1", ports["tcp"], ports["ucx"])
 
 
-def main(port: int, blocks: int, number: int = 0, after: int = 0) -> None:
-    server = PayloadServer(Shelf(blocks, number, after), a_wire, listeners=1, ports=[port] if port else [])
+def main(wire: str, port: int, blocks: int, number: int, after: int) -> None:
+    server = PayloadServer(Shelf(blocks, number, after), WIRES[wire], listeners=1, ports=[port] if port else [])
     with server, contextlib.suppress(KeyboardInterrupt):
         print(server.statistics().ports[0], flush=True)
         sys.stdin.read()  # until whoever started this is gone
@@ -99,4 +104,4 @@ def main(port: int, blocks: int, number: int = 0, after: int = 0) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    main(*map(int, sys.argv[1:]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -376,12 +376,12 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_delivered() -> None:
 
 def test_the_bytes_of_a_clients_batches_are_counted() -> None:
     """Dense columns and ragged ones: what waits to be taken is known."""
-    torch = pytest.importorskip("torch")
-    tensordict = pytest.importorskip("tensordict")
+    import torch
+    from tensordict import TensorDict
 
     def get_data(meta: KVBatchMeta, *, on_failed: str, timeout_s: float) -> tuple[Any, KVBatchMeta]:
         ragged = torch.nested.nested_tensor([torch.ones(3), torch.ones(5)], layout=torch.jagged)
-        return tensordict.TensorDict({"x": torch.zeros(2, 1000), "r": ragged}, [2]), meta
+        return TensorDict({"x": torch.zeros(2, 1000), "r": ragged}, [2]), meta
 
     with Prefetcher(row_by_row(get_data), nbytes_of=resolved_bytes) as prefetcher:
         ticket = prefetcher.submit(KVBatchMeta("train", None, ["a", "b"]))

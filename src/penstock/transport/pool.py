@@ -129,6 +129,7 @@ class Pool:
                 self._part(lease)
         while self._parting:
             await asyncio.gather(*self._parting, return_exceptions=True)
+        self._wires.clear()  # on the loop that they belong to
 
     def statistics(self) -> PoolStatistics:
         """Return the counts at this moment."""
