@@ -291,3 +291,30 @@ def test_an_inner_run_that_is_ended_from_outside_at_the_deadline_blames_its_endp
         asyncio.run(main())
         last = ("x", "y")[failures]
         assert (last in inner.statistics().quarantined) == blamed
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_run_that_is_cancelled_at_its_deadline_blames_who_was_silent(failures: int) -> None:
+    """The run round it noticed the deadline first: whether it was the first attempt that was out or a later one."""
+    retry, t = retrier(Policy(base_s=0.0, cap_s=0.0))
+    waits = asyncio.Event()
+    answers = [LOST] * failures
+
+    async def attempt(_keys: Sequence[str], _endpoint: str, _deadline: Deadline) -> Sequence[Answer[str]]:
+        if answers:
+            return [answers.pop()]
+        waits.set()
+        await asyncio.Event().wait()
+        return [OK]
+
+    async def main() -> None:
+        deadline = t_deadline(t)
+        work = asyncio.ensure_future(retry.settle("get", "k", attempt, deadline=deadline, endpoints=["x", "y"]))
+        await waits.wait()
+        t.now = deadline.at
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    asyncio.run(main())
+    assert retry.statistics().quarantined == ("x", "y")[: failures + 1]
