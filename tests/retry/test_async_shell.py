@@ -308,7 +308,7 @@ def test_a_run_that_is_cancelled_at_its_deadline_blames_who_was_silent(failures:
         return [OK]
 
     async def main() -> None:
-        deadline = t_deadline(t)
+        deadline = t_deadline(t, 10.0)
         work = asyncio.ensure_future(retry.settle("get", "k", attempt, deadline=deadline, endpoints=["x", "y"]))
         await waits.wait()
         t.now = deadline.at
