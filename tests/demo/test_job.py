@@ -214,3 +214,44 @@ def test_a_plane_that_does_not_start_fails_the_run_and_its_logs_stay(
     (kept,) = tmp_path.iterdir()
     assert str(kept) in str(caught.value)
     assert sorted(path.name for path in kept.iterdir()) == ["journals", "logs", "spec.json"]
+
+
+class Cable:
+    """A site whose cable swallows something in every cut."""
+
+    hosts: tuple[str, ...] = ("10.0.0.1", "10.0.0.2")
+    has_cable = True
+
+    def __init__(self) -> None:
+        self.cuts = 0
+        self.is_cut = False
+
+    def cut(self) -> None:
+        self.cuts, self.is_cut = self.cuts + 1, True
+
+    def mend(self) -> None:
+        self.is_cut = False
+
+    def swallowed(self) -> int:
+        return self.cuts
+
+    def close(self) -> None:
+        """Nothing to take down."""
+
+
+def test_a_cable_that_was_cut_is_a_fault_until_the_next_step(tmp_path: Path) -> None:
+    """It has fired when it is mended and something went into it; the next trained step is the recovery."""
+    job = Job(DemoOptions(hosts=2, chaos=True, chaos_period_s=0.1), RunFiles(tmp_path), Interrupt())
+    job.site.close()
+    cable = Cable()
+    job.site = cable  # type: ignore[assignment]
+    now = time.monotonic()
+    for later in (0.0, 1.0, 10.0):
+        job._cut(now + later)
+    assert (cable.cuts, cable.is_cut) == (1, False)
+    assert (job.faults.counts()["cable"], job.faults.unrecovered()) == (1, ["cable"])
+    assert [kind for _, kind in job.fault_steps] == ["cable"]
+    assert hear_witnesses(job.files, job.spec, AuditReport(1, [])).report.faults == {"cable": 1}
+    job._credit(Trained(at=time.time() + 60, life=1, step=1, groups=[], rows=0, seconds=0.0, metrics={}))
+    assert job.faults.unrecovered() == []
+    job.close()

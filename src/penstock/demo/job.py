@@ -38,7 +38,7 @@ from penstock.demo.switchboard import Switchboard
 from penstock.demo.view import LifeLine, Snapshot, View
 from penstock.errors import DataPlaneError, DataPlaneUnavailable
 from penstock.requests import AuditReport
-from penstock.testing.checker import EventLog, Report
+from penstock.testing.checker import EventLog, Fault, Report
 from penstock.testing.director import Director
 from penstock.wire.paths import arena_files, served_path
 
@@ -282,6 +282,7 @@ class Job:
         cut = self.cutter.due(now)
         if cut is not None:
             self.faults.struck(CABLE, 0, *cut)
+            self.log.write([Fault(CABLE, 0)])
             self.fault_steps.append((self.progress.steps, CABLE))
 
     def _victims(self) -> list[str]:
