@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,9 +12,9 @@ from penstock.plane.aio import AsyncDataPlaneClient
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
 from penstock.testing.conformance import ConformanceSuite
-from penstock.testing.sync_over_async import SyncOverAsync
-from penstock.wire.auth import read_token
-from tests.host.harness import AgentProcess, TcpPlane
+from penstock.testing.sync_over_async import BackgroundLoop, Driver, SyncOverAsync
+
+from .sites import Site
 
 
 def live_bytes(client: DataPlaneClient) -> int:
@@ -25,30 +23,28 @@ def live_bytes(client: DataPlaneClient) -> int:
     return client.status().live_bytes
 
 
+def live_bytes_within(client: DataPlaneClient) -> int:
+    """The same of the inner client."""
+    assert isinstance(client, Driver)
+    return live_bytes(client.facade.inner)
+
+
 class TestOneHost(ConformanceSuite):
     """All clients on one host: what they read are views of its memory."""
 
     shares_plane = True
     measure_bytes = staticmethod(live_bytes)
-    hosts = 1
-    plane: ClassVar[TcpPlane]
-    folders: ClassVar[Iterator[Path]]
+    site: ClassVar[Site]
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def one_site(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         """One plane, and the agents of its hosts, for all cases."""
-        folder = tmp_path_factory.mktemp("site")
-        with ExitStack() as stack:
-            cls.plane = stack.enter_context(TcpPlane(folder / "plane"))
-            agents = [folder / f"host{n}" for n in range(cls.hosts)]
-            for agent in agents:
-                stack.enter_context(AgentProcess(agent, cls.plane))
-            cls.folders = itertools.cycle(agents)
+        with Site(tmp_path_factory.mktemp("site")) as cls.site:
             yield
 
     def make_client(self) -> DataPlaneClient:
-        return RemoteDataPlaneClient(self.plane.url, read_token(self.plane.token_file), host_dir=next(self.folders))
+        return RemoteDataPlaneClient(self.site.plane.url, self.site.token, host_dir=self.site.folder / "a")
 
 
 class FarReader(RemoteDataPlaneClient):
@@ -70,11 +66,8 @@ class FarReader(RemoteDataPlaneClient):
 class TestTwoHosts(TestOneHost):
     """What any client puts it reads, as all others do, from the other side of the transport."""
 
-    hosts = 2
-
     def make_client(self) -> DataPlaneClient:
-        here, there = next(self.folders), next(self.folders)
-        return FarReader(self.plane.url, read_token(self.plane.token_file), here, there)
+        return FarReader(self.site.plane.url, self.site.token, self.site.folder / "a", self.site.folder / "b")
 
     def test_reads_did_cross(self) -> None:
         """The cases before this one fetched their rows."""
@@ -84,7 +77,7 @@ class TestTwoHosts(TestOneHost):
 class TestAsync(TestTwoHosts):
     """The asyncio facade over it needs to know nothing of hosts."""
 
-    measure_bytes = staticmethod(lambda client: live_bytes(client.facade.inner))  # type: ignore[attr-defined]
+    measure_bytes = staticmethod(live_bytes_within)
     loop: ClassVar[BackgroundLoop]
 
     @pytest.fixture(autouse=True, scope="class")

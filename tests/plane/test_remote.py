@@ -17,60 +17,21 @@ import pytest
 import torch
 
 from penstock import points
-from penstock.config import ClientConfig
 from penstock.errors import DataPlaneReadError, DataPlaneTimeout, DataPlaneUnavailable, RefusedType
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
-from penstock.wire.auth import read_token
-from tests.host.harness import AgentProcess, TcpPlane
 
+from .sites import Site
 
-class Site:
-    """A plane, the agents "a" and "b" of two hosts, and clients on either."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.plane = TcpPlane(folder / "plane", host_grace_s=30.0)
-        self.agents = {name: AgentProcess(folder / name, self.plane) for name in "ab"}
-        self.clients: list[RemoteDataPlaneClient] = []
-
-    def client(self, host: str = "a", **config: Any) -> RemoteDataPlaneClient:
-        made = RemoteDataPlaneClient(
-            self.plane.url,
-            read_token(self.plane.token_file),
-            host_dir=self.folder / host,
-            config=ClientConfig(**{"timeout_s": 40.0, **config}),
-        )
-        self.clients.append(made)
-        return made
-
-    def restart(self, name: str) -> None:
-        """Kill an agent, and start its next life."""
-        self.agents[name].kill()
-        self.start(name)
-
-    def start(self, name: str) -> None:
-        dead = self.agents[name]
-        for pipe in (dead.process.stdout, dead.process.stderr):
-            if pipe is not None:
-                pipe.close()
-        self.agents[name] = AgentProcess(self.folder / name, self.plane)
-
-    def close(self) -> None:
-        for client in self.clients:
-            client.close()
-        for agent in self.agents.values():
-            agent.__exit__()
-        self.plane.__exit__()
+PATIENT: dict[str, Any] = {"host_grace_s": 30.0}
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
-    made.client().register_partition("p", ["x"], 100, ["score", "train"])
-    yield made
-    made.close()
+    with Site(tmp_path, **PATIENT) as made:
+        made.client().register_partition("p", ["x"], 100, ["score", "train"])
+        yield made
 
 
 def put(client: DataPlaneClient, *keys: str, width: int = 4) -> torch.Tensor:
@@ -112,9 +73,7 @@ def test_what_one_host_puts_the_other_reads(site: Site) -> None:
 def test_metadata_needs_no_agent(site: Site, tmp_path: Path) -> None:
     """A controller on a machine without one: claims, lists, acks; no thread and no session for an agent."""
     put(site.client("a"), "k")
-    with RemoteDataPlaneClient(
-        site.plane.url, read_token(site.plane.token_file), host_dir=tmp_path / "none"
-    ) as controller:
+    with RemoteDataPlaneClient(site.plane.url, site.token, host_dir=tmp_path / "none") as controller:
         meta = controller.claim_meta("p", "score", ["x"], 1)
         controller.ack(meta)
         controller.ping()
@@ -141,7 +100,7 @@ def test_a_client_leaves_nothing_behind(site: Site) -> None:
 def test_a_client_that_is_dropped_is_collected(site: Site) -> None:
     """Its sessions end, and its threads."""
     threads = threading.active_count()
-    client = RemoteDataPlaneClient(site.plane.url, read_token(site.plane.token_file), host_dir=site.folder / "b")
+    client = RemoteDataPlaneClient(site.plane.url, site.token, host_dir=site.folder / "b")
     put(client, "k")
     x, dead = read(client, "k"), weakref.ref(client)
     del client
@@ -169,8 +128,8 @@ def test_a_client_is_not_pickled(site: Site) -> None:
     """The error says how to make another; no token is in it."""
     with pytest.raises(RefusedType, match="penstock://") as caught:
         pickle.dumps(site.clients[0])
-    assert read_token(site.plane.token_file).decode() not in str(caught.value)
-    assert read_token(site.plane.token_file).decode() not in repr(site.clients[0])
+    assert site.token.decode() not in str(caught.value)
+    assert site.token.decode() not in repr(site.clients[0])
 
 
 def test_a_forked_child_is_refused_and_its_parent_goes_on(site: Site) -> None:
@@ -230,8 +189,7 @@ def test_rows_of_an_agent_that_restarts_are_waited_for(site: Site) -> None:
     site.agents["a"].kill()
     ends: list[bool] = []
     threads = [
-        threading.Thread(target=lambda c=c: ends.append(torch.equal(read(c, "k", "l"), x)))
-        for c in (mine, theirs)
+        threading.Thread(target=lambda c=c: ends.append(torch.equal(read(c, "k", "l"), x))) for c in (mine, theirs)
     ]
     for thread in threads:
         thread.start()
@@ -275,8 +233,7 @@ def test_a_plane_killed_in_the_middle_of_a_put_costs_one_more_copy(site: Site, p
     def strike(at: str) -> None:
         if at == point and not struck:
             struck.append(at)
-            site.plane.kill()
-            site.plane = site.plane.again(host_grace_s=30.0)
+            site.restart_plane(**PATIENT)
 
     restore = points.install(strike)
     try:
@@ -291,10 +248,8 @@ def test_a_plane_killed_in_the_middle_of_a_put_costs_one_more_copy(site: Site, p
 
 def test_rows_of_a_host_that_is_gone_are_lost_by_name(tmp_path: Path) -> None:
     """After its time of grace the plane says so at once, and whoever waits is told; the rest can still be read."""
-    site = Site(tmp_path)
-    try:
-        site.plane.kill()
-        site.plane = site.plane.again(host_grace_s=1.0, dead_after_s=1.0, heartbeat_s=0.2)
+    hasty: dict[str, Any] = {"host_grace_s": 1.0, "dead_after_s": 1.0, "heartbeat_s": 0.2}
+    with Site(tmp_path, **hasty) as site:
         site.client().register_partition("p", ["x"], 100, ["score", "train"])
         here, there = site.client("a"), site.client("b")
         put(here, "k")
@@ -307,8 +262,6 @@ def test_rows_of_a_host_that_is_gone_are_lost_by_name(tmp_path: Path) -> None:
         assert caught.value.keys == ["k"]
         table, meta = there.get_samples(["k", "l"], "p", ["x"], on_failed="drop")
         assert (meta.sample_ids, torch.equal(table["x"], y)) == (["l"], True)
-    finally:
-        site.close()
 
 
 def test_a_claim_of_a_killed_client_is_back_at_once(site: Site) -> None:
