@@ -173,6 +173,19 @@ class FakePort:
         await asyncio.sleep(0.3)
         await connection.send(data.tobytes(), deadline=Deadline(60.0))
 
+    async def _steady(self, connection: Connection, request: Request, parts: int = 9) -> None:
+        """Every part takes its time; after ``parts`` it falls silent."""
+        data = self.host.blocks[request.block_id, request.generation]
+        checksum = xxhash.xxh3_64_intdigest(covered(request, data.data))
+        await self._send(connection, Status(request.request_id, Code.OK, len(data), checksum))
+        for part in parts_of(data.data)[:parts]:
+            await asyncio.sleep(0.3)
+            await connection.send(part, deadline=Deadline(60.0))
+        await connection.recv_into(bytearray(ACK_BYTES), Deadline(60.0))
+
+    async def _falling_silent(self, connection: Connection, request: Request) -> None:
+        await self._steady(connection, request, parts=1)
+
     async def _longer(self, connection: Connection, request: Request) -> None:
         data = self.host.blocks[request.block_id, request.generation]
         await self._send(connection, Status(request.request_id, Code.OK, len(data) + 64, 1), data)

@@ -592,6 +592,30 @@ def test_one_attempt_has_one_deadline_for_all_that_it_waits_for() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("doing", ["steady", "falling_silent"])
+def test_a_large_block_has_the_time_that_its_size_takes_and_silence_has_not(doing: str) -> None:
+    """Three parts, each within the limit, all of them beyond it: they arrive. Silence in the middle: given up soon."""
+
+    async def test(world: World) -> None:
+        host = await world.host([])
+        data = a_block(1, rows=3, row_bytes=7 * 2**20)
+        host.blocks[1, FIRST_GENERATION] = data
+        host.always(doing)
+        want = Wanted(1, len(data), [(host.place, FIRST_GENERATION)])
+        limits = {"attempt_timeout_s": 0.7, "slowest_bytes_per_s": 2.0**20, "rounds": 1, "calls_per_slot": 1}
+        async with world.client(attempts_per_call=1, **limits) as client:
+            outcome = await one(client, want, Deadline(60.0))
+        if doing == "steady":
+            assert isinstance(outcome, Fetched)
+            assert np.array_equal(outcome.data, data)
+        else:
+            assert isinstance(outcome, TransportError)
+            assert outcome.code == "timeout"
+            assert outcome.elapsed_s < 10  # and not the 21 s that its size would have
+
+    run(test)
+
+
 def test_an_expired_deadline_reads_nothing() -> None:
     """And says so for each block."""
     time = Time()

@@ -81,7 +81,7 @@ class AsyncPayloadClient:
             max_idle=self.config.pool_max_idle,
             clock=timing.clock,
         )
-        reader = SlotReader(integrity, self._checkers, self.config.check_in_thread_bytes)
+        reader = SlotReader(integrity, self.config.attempt_timeout_s, self._checkers, self.config.check_in_thread_bytes)
         self._closed = False
         self._running: set[asyncio.Future[list[Fetched | DataPlaneError]]] = set()
         self._layers = Layers(self._pool, Ports(wires, self.config.prefer), reader, self.config, timing)

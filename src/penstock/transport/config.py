@@ -23,7 +23,9 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     Attributes:
         prefer: the wire that is tried first; the others follow where the host offers them.
-        attempt_timeout_s: for one read: connect, request, status, payload and acknowledgement together.
+        attempt_timeout_s: for one read: connect, request, status, payload and acknowledgement together, besides what
+            its size takes at ``slowest_bytes_per_s``; but a peer that is silent for so long is given up at once.
+        slowest_bytes_per_s: what a read makes at least, over whatever network, if nothing is wrong.
         attempts_per_call: ports tried in one call for one slot (layer 1).
         calls_per_slot: calls for one slot in one round, each at the block's next place, over fresh connections from
             the second on (layer 2).
@@ -47,6 +49,7 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     prefer: Literal["tcp", "ucx", "memory"] = "tcp"
     attempt_timeout_s: float = 5.0
+    slowest_bytes_per_s: float = 64.0 * MIB
     attempts_per_call: int = 2
     calls_per_slot: int = 2
     call_base_s: float = 0.05
@@ -73,7 +76,13 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         for name in ("attempts_per_call", "calls_per_slot", "rounds", "corrupt_reads", "max_reads"):
             if getattr(self, name) < 1:
                 raise BadArgument(f"{name} must be 1 or more, got {getattr(self, name)!r}")
-        for name in ("attempt_timeout_s", "max_bytes_in_flight", "max_block_bytes", "pool_endpoint_max_age_s"):
+        for name in (
+            "attempt_timeout_s",
+            "slowest_bytes_per_s",
+            "max_bytes_in_flight",
+            "max_block_bytes",
+            "pool_endpoint_max_age_s",
+        ):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise BadArgument(f"{name} must be finite and positive, got {getattr(self, name)!r}")
         for name in ("pool_max_idle", "check_in_thread_bytes", "keep_buffers_bytes", "close_timeout_s"):
@@ -85,6 +94,10 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"({self.server_idle_s:g}): the client would use connections that the server closes"
             )
         self.rotation, self.calls, self.batch  # noqa: B018 - each policy checks its limits
+
+    def attempt_s(self, nbytes: int) -> float:
+        """Seconds that one read of ``nbytes`` may take."""
+        return self.attempt_timeout_s + nbytes / self.slowest_bytes_per_s
 
     @property
     def rotation(self) -> Policy:

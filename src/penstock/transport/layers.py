@@ -100,7 +100,7 @@ class Layers:
         try:
             async with self.gate.passing(story.wanted.nbytes):
                 story.reads += 1
-                until = deadline.within(self._config.attempt_timeout_s)
+                until = deadline.within(self._config.attempt_s(story.wanted.nbytes))
                 return Answer(Kind.OK, await self._received(story, place, port, until))
         except DataPlaneError as failed:
             story.last = failed

@@ -132,8 +132,8 @@ class Pool:
         self._wires.clear()  # on the loop that they belong to
 
     def statistics(self) -> PoolStatistics:
-        """Return the counts at this moment."""
-        idle = sum(len(leases) for leases in self._idle.values())
+        """Return the counts at this moment. From any thread."""
+        idle = sum(map(len, list(self._idle.values())))  # a copy: the loop goes on meanwhile
         return PoolStatistics(self._hits, self._opened, self._replaced, self._dropped, idle, len(self._lent))
 
     def _take(self, port: Port) -> Lease | None:

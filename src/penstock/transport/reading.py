@@ -45,11 +45,12 @@ class SlotReader:
 
     Args:
         integrity: what is verified before a block is handed out.
+        silence_s: no part of a payload takes longer than this.
         beside: a pool of one thread, which verifies blocks of at least ``beside_bytes`` while they arrive.
     """
 
-    def __init__(self, integrity: Integrity, beside: Executor, beside_bytes: int) -> None:
-        self._integrity = integrity
+    def __init__(self, integrity: Integrity, silence_s: float, beside: Executor, beside_bytes: int) -> None:
+        self._integrity, self._silence_s = integrity, silence_s
         self._beside, self._beside_bytes = beside, beside_bytes
         self._request_ids = itertools.count(1)
 
@@ -79,7 +80,7 @@ class SlotReader:
 
     async def _status(self, lease: Lease, request: Request, deadline: Deadline) -> Status:
         buffer = bytearray(STATUS_BYTES)
-        await lease.connection.recv_into(buffer, deadline)
+        await lease.connection.recv_into(buffer, deadline.within(self._silence_s))
         status = Status.decode(buffer)
         peer = lease.connection.peer
         if status.request_id != request.request_id:
@@ -99,7 +100,7 @@ class SlotReader:
         beside = len(out) >= self._beside_bytes
         arrived = 0
         for part in parts_of(out.data):
-            await lease.connection.recv_into(part, deadline)
+            await lease.connection.recv_into(part, deadline.within(self._silence_s))
             arrived += len(part)
             if beside and arrived < len(out):
                 self._beside.submit(checking.advance, arrived)  # in order: it is one thread
