@@ -37,7 +37,7 @@ class BenchOptions:
     """What to measure.
 
     Attributes:
-        only: peers (and ``ledger``, ``wires``); empty = all. memcpy is always measured: the others are compared with it.
+        only: peers (and ``ledger``, ``wires``); empty = all. memcpy is always measured: the rest is compared with it.
         peer_python: interpreter for peers that are not installed in this one.
     """
 

@@ -20,6 +20,8 @@ __all__ = ["SETTINGS", "library", "ucx_error"]
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "MM_ERROR_HANDLING": "y",  # without it shared memory is not used where peers' deaths are to be noticed
+        "MM_FIFO_SIZE": "512",  # 8 MiB on their way instead of 2; a segment of 64 KiB or more is one that UCX truncates
+        "MM_SEG_SIZE": "16k",
         "TCP_TX_SEG_SIZE": "1m",  # 8 KiB by default: several times slower over TCP
         "TCP_RX_SEG_SIZE": "1m",
         "KEEPALIVE_INTERVAL": "1s",  # 20 s by default: a peer that died is noticed within this
