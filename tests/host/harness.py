@@ -39,6 +39,7 @@ from penstock.requests import (
 )
 from penstock.wire import paths
 from penstock.wire.auth import CHALLENGE_BYTES, PROOF_BYTES, Dialler, read_token
+from tests.sealed import SealedLine
 from tests.server.harness import (
     DEADLINE_S,
     ClientProcess,
@@ -172,6 +173,7 @@ class TcpClient(RawClient):
         us = Dialler(read_token(plane_dir / "token"), "plane")
         self.sock.sendall(us.respond(self._exactly(CHALLENGE_BYTES)))
         us.check(self._exactly(PROOF_BYTES))
+        self.sock = SealedLine(self.sock, us.seals())
 
     def _exactly(self, nbytes: int) -> bytes:
         data = self.sock.recv(nbytes, socket.MSG_WAITALL)

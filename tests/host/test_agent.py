@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.requests import Claim, Claimed, Damaged, Done, Failed, GrantAgain, Pop, Seal, Tokens
+from penstock.requests import Claim, Claimed, Damaged, Done, Failed, GrantAgain, Granted, Pop, Seal, Tokens
 from tests.host.harness import AgentProcess, HostClient, TcpPlane, Writer, blocks_of, eventually, site, used_bytes
 from tests.server.harness import RawClient, arena_file
 
@@ -64,6 +64,7 @@ def test_no_memory_is_left_of_a_writer_that_did_not_commit(tmp_path: Path, step:
             assert writer.line() == "done"
         eventually("its slot is free", lambda: used_bytes(watcher) == 0)
         eventually("nothing is in question", lambda: blocks_of(watcher) == {})
+        assert watcher.status().counters["arena.slot_events_ignored"] == 0
 
 
 def test_a_committed_put_outlives_its_writer(tmp_path: Path) -> None:
@@ -134,6 +135,23 @@ def test_an_agent_knows_no_rows(tmp_path: Path) -> None:
         refused = client.call(Claim("p", "train", ["x"], 1))
         assert isinstance(refused, Failed)
         assert plane.url in refused.message
+
+
+def test_a_reservation_whose_answer_was_lost_is_answered_again(tmp_path: Path) -> None:
+    """On the next connection: the same slot, and a heartbeat that was sent before it came does not give it back."""
+    with site(tmp_path) as (plane, agent), HostClient.of(plane, agent) as c:
+        granted = c.grant(["a"])
+        first = c.reserve(granted)
+        with RawClient(agent.data_dir, c.agent.client_id) as again:
+            again.resumed_as(c.agent)
+            call = again.send(c.reserving(granted))
+            again.heartbeat([], [], grant_high=0)
+            reply = again.receive(call)
+            assert isinstance(reply, Granted)
+            assert reply.place == first.place
+            assert blocks_of(again) == {"granted": 1}
+            again.heartbeat([], [], grant_high=granted.grant)
+            assert blocks_of(again) == {}
 
 
 def test_a_full_host_is_backpressure(tmp_path: Path) -> None:

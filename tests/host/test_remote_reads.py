@@ -40,7 +40,7 @@ def test_another_machine_reads_a_block_from_its_hosts_listeners(tmp_path: Path) 
         found = fetch(plane, host, place)
         assert isinstance(found, Fetched), found
         assert np.all(found.data[-128:] == 9)
-        assert c.agent.status().counters["reads.acknowledged"] == 1
+        eventually("it is counted", lambda: c.agent.status().counters["reads.acknowledged"] == 1)
         c.plane.expect(Done, Pop("p", ["a", "b"], Tokens([], [])))
         eventually("its slot is free", lambda: used_bytes(c.agent) == 0)
         assert isinstance(fetch(plane, host, place), StaleSlotError)
