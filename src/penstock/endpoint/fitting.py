@@ -91,9 +91,12 @@ class Fitting:
             for kind in [kind for kind in self._made if kind != self.kind]:
                 await self._made.pop(kind).close()
             async with self._gate:
-                await self._made[self.kind].bind(params[self.kind], peer, Deadline(_LIMIT_S))
+                await self._bind_one(params[self.kind], peer)
 
         return bind
+
+    async def _bind_one(self, params: bytes, peer: Session) -> None:
+        await self._made[self.kind].bind(params, peer, Deadline(_LIMIT_S))
 
 
 def common_kind(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:

@@ -162,6 +162,11 @@ class Peering:
         self._me = Hello(VERSION, str(address), address)
         return address
 
+    @property
+    def address(self) -> Address | None:
+        """By which peers open this one; None = they cannot."""
+        return self._me.address
+
     async def open(self, peer: Address, deadline: Deadline, *, channel: str = "", patient: bool = True) -> Endpoint:
         """Return the endpoint with ``peer``, a new one if none is ready; the same for all who ask, on both sides.
 
@@ -178,6 +183,8 @@ class Peering:
         self._check(peer, channel)
         attempt = 0
         while not deadline.expired():
+            if self._closed:
+                raise _closed()
             pair = self._pair(self._link(str(peer), peer), channel)
             endpoint = await self._wait(pair, deadline, patient=patient)
             if endpoint is not None:
@@ -267,8 +274,6 @@ class Peering:
 
     async def _wait(self, pair: _Pair, deadline: Deadline, *, patient: bool) -> Endpoint | None:
         """Wait for a ready endpoint; None = not in time, or it has broken before it could be used."""
-        if self._closed:
-            raise _closed()
         number = next(self._numbers)
         waiter = self._waiters[number] = _Waiter(pair, patient, asyncio.get_running_loop().create_future())
         self._tell(pair, Open(number))
