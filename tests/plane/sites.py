@@ -16,10 +16,10 @@ from tests.host.harness import AgentProcess, TcpPlane
 class Site:
     """``with`` closes its clients, kills its processes and removes their shared memory."""
 
-    def __init__(self, folder: Path, hosts: str = "ab", **config: Any) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, hosts: str = "ab", flags: tuple[str, ...] = (), **config: Any) -> None:
+        self.folder, self.flags = folder, flags
         self.plane = TcpPlane(folder / "plane", **config)
-        self.agents = {name: AgentProcess(folder / name, self.plane) for name in hosts}
+        self.agents = {name: AgentProcess(folder / name, self.plane, *flags) for name in hosts}
         self.clients: list[RemoteDataPlaneClient] = []
 
     @property
@@ -36,7 +36,7 @@ class Site:
     def start(self, name: str) -> None:
         """The next life of an agent that has ended."""
         self.agents[name].__exit__()
-        self.agents[name] = AgentProcess(self.folder / name, self.plane)
+        self.agents[name] = AgentProcess(self.folder / name, self.plane, *self.flags)
 
     def restart(self, name: str) -> None:
         """Kill an agent, and start its next life."""

@@ -278,3 +278,62 @@ def test_a_claim_of_a_killed_client_is_back_at_once(site: Site) -> None:
     meta = site.client("a").claim_meta("p", "score", ["x"], 1, timeout_s=30.0)
     assert meta.sample_ids == ["k"]
     assert time.monotonic() - began < 5.0, "only the silence of its session gave it back"
+
+
+# -- replicas ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_on_two_hosts_outlive_either(site: Site) -> None:
+    """What replicas=2 acknowledged is read, at once, though the host that wrote it is killed."""
+    careful = site.client("a", replicas=2)
+    x = put(careful, "k", "l", width=1000)
+    site.agents["a"].kill()
+    for reader in (site.client("b"), careful):
+        began = time.monotonic()
+        assert torch.equal(read(reader, "k", "l"), x)
+        assert time.monotonic() - began < 10.0, "it was waited for"
+
+
+def test_both_hosts_replicate_to_each_other_at_once(site: Site) -> None:
+    """Simultaneous opening is how it begins; every row of both is on both."""
+    clients = [site.client(host, replicas=2) for host in "ab"]
+    threads = [
+        threading.Thread(target=lambda c=c, n=n: [put(c, f"{n}{i}", width=500) for i in range(20)])
+        for n, c in enumerate(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    keys = [f"{n}{i}" for n in range(2) for i in range(20)]
+    assert [host.blocks for host in clients[0].status().hosts] == [40, 40]
+    for client in clients:
+        assert read(client, *keys).shape == (40, 500)
+        assert client.transport_statistics().blocks == 0  # each has them all in its own host's memory
+
+
+def test_a_put_on_two_hosts_with_one_down_is_refused_or_not(site: Site) -> None:
+    """Refused at the deadline, and nothing of it is visible; with under_replicated it lies on one."""
+    careful, lax = site.client("a", replicas=2), site.client("a", replicas=2, under_replicated=True)
+    site.agents["b"].kill()
+    with pytest.raises(DataPlaneUnavailable, match=r"second host|1 of 2 hosts|silent"):
+        careful.put_samples(["k"], "p", {"x": torch.ones(1, 4)}, timeout_s=2.0)
+    assert careful.list_metadata("p") == []
+    put(lax, "l")
+    assert read(lax, "l").tolist() == [[0, 1, 2, 3]]
+    site.start("b")
+    put(careful, "m")
+    assert careful.audit("p").residue == 0
+
+
+def test_blocks_come_over_ucx_if_that_is_preferred(tmp_path: Path) -> None:
+    """Of a host that offers it; the bits are the same."""
+    pytest.importorskip("ucxx")
+    with Site(tmp_path, flags=("--ucx-listeners", "1")) as site:
+        here = site.client("a")
+        here.register_partition("p", ["x"], 100, ["train"])
+        x = put(here, "k", "l", width=50_000)
+        there = site.client("b", prefer="ucx")
+        assert torch.equal(read(there, "l", "k"), x.flip(0))
+        assert there.transport_statistics().blocks == 1
+        assert {port.wire for port in there._payloads._client._pool._idle} == {"ucx"}

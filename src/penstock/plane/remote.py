@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import ssl
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from penstock import requests
 from penstock.config import ClientConfig
@@ -29,6 +30,9 @@ from penstock.transport.client import PayloadClient, TransportStatistics
 from penstock.transport.config import TransportConfig
 from penstock.transport.wires.tcp import TcpWire
 from penstock.wire import paths
+
+if TYPE_CHECKING:
+    from penstock.transport.wires.ucx import UcxWire
 
 __all__ = ["RemoteDataPlaneClient"]
 
@@ -54,6 +58,7 @@ class RemoteDataPlaneClient(PlaneClient):
 
     Raises:
         BadArgument: the URL is not one.
+        MissingExtra: ``config.prefer`` is "ucx", which is not installed.
         DataPlaneUnavailable: no plane answers within ``config.timeout_s``, or it does not take this client; says why.
     """
 
@@ -74,11 +79,8 @@ class RemoteDataPlaneClient(PlaneClient):
         self.host_dir = paths.host_dir(self.url) if host_dir is None else Path(os.path.abspath(host_dir))
         identity = identity_of(config)
         self._host = OwnHost(self.host_dir, self.url, identity, config.integrity)
-        self._payloads = PayloadClient(
-            {"tcp": lambda: TcpWire(token, PAYLOAD, tls_client=tls)},
-            transport or TransportConfig(),
-            config.integrity,
-        )
+        transport = transport or TransportConfig(prefer=config.prefer)
+        self._payloads = PayloadClient(_wires(token, tls, transport.prefer), transport, config.integrity)
         link = Link(identity, dialer)
         weakref.finalize(self, link.end).atexit = False  # links have their own farewell
         weakref.finalize(self, self._host.ask_to_end).atexit = False
@@ -120,3 +122,18 @@ class RemoteDataPlaneClient(PlaneClient):
         self._payloads.close()
         self._host.close(deadline.remaining())
         self._link.close(deadline.remaining())
+
+
+def _wires(token: bytes, tls: ssl.SSLContext | None, prefer: str) -> dict[str, Callable[[], TcpWire | UcxWire]]:
+    """Return what carries blocks from other hosts; TCP is always there, for hosts that offer nothing else.
+
+    Raises:
+        MissingExtra: what is preferred is not installed.
+    """
+    wires: dict[str, Callable[[], TcpWire | UcxWire]] = {"tcp": lambda: TcpWire(token, PAYLOAD, tls_client=tls)}
+    if prefer == "ucx":
+        from penstock.transport.wires.ucx import UcxWire
+
+        UcxWire(token, PAYLOAD).close()  # says at once if it is not installed
+        wires["ucx"] = lambda: UcxWire(token, PAYLOAD, tls_client=tls)
+    return wires
