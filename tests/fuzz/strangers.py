@@ -9,10 +9,11 @@ import socket
 import ssl
 import struct
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.wire.auth import CHALLENGE_BYTES, PROOF_BYTES, Dialler
 from tests.fuzz.mutations import mutated
+from tests.sealed import SealedLine
 
 PATIENCE_S = 10.0
 _HELD = 40  # connections that are kept open and say nothing, at most
@@ -21,7 +22,7 @@ _HTTP = b"GET / HTTP/1.1\r\nHost: plane\r\n\r\n"
 
 
 class Strangers:
-    """Args: address; purpose, token, tls: of the listener; sound: messages that it knows; seed: of all that is done.
+    """Args: address; purpose, token, tls, sealed: as the listener has it; sound: what it knows; seed: of all of it.
 
     Attributes:
         visits: by kind.
@@ -35,6 +36,8 @@ class Strangers:
         sound: Sequence[bytes],
         seed: int,
         tls: ssl.SSLContext | None = None,
+        *,
+        sealed: bool = False,
     ) -> None:
         self.visits: Counter[str] = Counter()
         self._address, self._purpose, self._token, self._sound = address, purpose, token, sound
@@ -42,6 +45,7 @@ class Strangers:
         self._held: deque[socket.socket] = deque()
         self._overheard = b""
         self._tls = tls
+        self._sealed = sealed
 
     def visit(self) -> None:
         """Come once, do something wrong, and go, or stay and be silent."""
@@ -109,18 +113,18 @@ class Strangers:
     # -- with the token -----------------------------------------------------------------------------------------------
 
     def _garbage(self, sock: socket.socket) -> None:
-        self._enter(sock)
-        sock.sendall(self._rng.randbytes(self._rng.choice([1, 4, 56, 500, 50_000])))
+        say = self._enter(sock)
+        say(self._rng.randbytes(self._rng.choice([1, 4, 56, 500, 50_000])))
 
     def _mutated(self, sock: socket.socket) -> None:
-        self._enter(sock)
+        say = self._enter(sock)
         for _ in range(self._rng.choice([1, 1, 5])):
-            sock.sendall(mutated(self._rng, self._sound))
+            say(mutated(self._rng, self._sound))
 
     def _flood(self, sock: socket.socket) -> None:
         """Sound messages, in no order that makes sense, and no answer is read."""
-        self._enter(sock)
-        sock.sendall(b"".join(self._rng.choice(self._sound) for _ in range(50)))
+        say = self._enter(sock)
+        say(b"".join(self._rng.choice(self._sound) for _ in range(50)))
 
     def _silent_guest(self, sock: socket.socket) -> None:
         self._enter(sock)
@@ -128,12 +132,25 @@ class Strangers:
     def _response(self, sock: socket.socket) -> bytes:
         return Dialler(self._token, self._purpose).respond(_exactly(sock, CHALLENGE_BYTES))
 
-    def _enter(self, sock: socket.socket) -> None:
-        sock.sendall(self._response(sock))
-        _exactly(sock, PROOF_BYTES)
+    def _enter(self, sock: socket.socket) -> Callable[[bytes], None]:
+        """Return what says something, under seals if those are wanted here, and mostly not under broken ones."""
+        dialler = Dialler(self._token, self._purpose)
+        sock.sendall(dialler.respond(_exactly(sock, CHALLENGE_BYTES)))
+        dialler.check(_exactly(sock, PROOF_BYTES))
+        if not self._sealed or self._rng.random() < 0.2:
+            return sock.sendall
+        seals = dialler.seals()
+
+        def say(data: bytes) -> None:
+            sealed = seals.seal(data)
+            sock.sendall(sealed if self._rng.random() < 0.8 else mutated(self._rng, [sealed]))
+
+        return say
 
 
-def enter(address: tuple[str, int], purpose: str, token: bytes, tls: ssl.SSLContext | None = None) -> socket.socket:
+def enter(
+    address: tuple[str, int], purpose: str, token: bytes, tls: ssl.SSLContext | None = None, *, sealed: bool = False
+) -> socket.socket:
     """Come in as one who knows the token and keeps to the protocol."""
     sock = socket.create_connection(address, PATIENCE_S)
     if tls is not None:
@@ -141,7 +158,7 @@ def enter(address: tuple[str, int], purpose: str, token: bytes, tls: ssl.SSLCont
     dialler = Dialler(token, purpose)
     sock.sendall(dialler.respond(_exactly(sock, CHALLENGE_BYTES)))
     dialler.check(_exactly(sock, PROOF_BYTES))
-    return sock
+    return SealedLine(sock, dialler.seals()) if sealed else sock
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

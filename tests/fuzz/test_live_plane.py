@@ -46,7 +46,8 @@ def token_of(plane: PlaneProcess) -> bytes:
 
 
 def good_client(plane: PlaneProcess, number: int, tls: ssl.SSLContext | None = None) -> RawClient:
-    return RawClient(plane.data_dir, number, sock=enter(address_of(plane), PURPOSE, token_of(plane), tls)).open()
+    line = enter(address_of(plane), PURPOSE, token_of(plane), tls, sealed=tls is None)
+    return RawClient(plane.data_dir, number, sock=line).open()
 
 
 def pinged_within(client: RawClient) -> float:
@@ -71,7 +72,7 @@ def test_nonsense_costs_nobody_else_anything(tmp_path: Path, visits: int, encryp
 
 
 def _visit(plane: PlaneProcess, visits: int, tls: ssl.SSLContext | None) -> None:
-    strangers = Strangers(address_of(plane), PURPOSE, token_of(plane), sound_calls(20), seed=20, tls=tls)
+    strangers = Strangers(address_of(plane), PURPOSE, token_of(plane), sound_calls(20), 20, tls, sealed=tls is None)
     process = psutil.Process(plane.pid)
     with good_client(plane, 1, tls) as client:
         client.register()

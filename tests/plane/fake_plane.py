@@ -26,6 +26,8 @@ from penstock.requests import (
 )
 from penstock.wire import FrameReader, WireError, decode_call, encode_reply
 from penstock.wire.auth import RESPONSE_BYTES, Greeter
+from penstock.wire.seals import Seals
+from tests.sealed import SealedLine
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,16 @@ class TcpPlane(FakePlane):
             client = self.tls.wrap_socket(client, server_side=True)
         greeter = Greeter(self.token, "plane")
         client.sendall(greeter.challenge())
-        client.sendall(greeter.answer(exactly(client, RESPONSE_BYTES)))
+        proof = greeter.answer(exactly(client, RESPONSE_BYTES))
         self.doors += 1
-        return client
+        client.sendall(proof)
+        return client if self.tls is not None else self._sealed(client, greeter.seals())
+
+    def _sealed(self, client: socket.socket, seals: Seals) -> socket.socket:
+        with self._lock:
+            at = self._clients.index(client)
+            self._clients[at] = SealedLine(client, seals)
+            return self._clients[at]
 
 
 def exactly(sock: socket.socket, size: int) -> bytes:

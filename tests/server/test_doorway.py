@@ -20,6 +20,7 @@ from penstock.wire import WireError
 from penstock.wire.address import Address
 from penstock.wire.auth import CHALLENGE_BYTES, PROOF_BYTES, Dialler, read_token
 from penstock.wire.tls import client_context
+from tests.sealed import SealedLine
 from tests.server.harness import DEADLINE_S, PlaneProcess, RawClient, eventually, grant_of
 
 
@@ -48,7 +49,7 @@ def enter(plane: PlaneProcess, token: bytes, tls: ssl.SSLContext | None = None) 
     dialler = Dialler(token, doorway.PURPOSE)
     sock.sendall(dialler.respond(exactly(sock, CHALLENGE_BYTES)))
     dialler.check(exactly(sock, PROOF_BYTES))
-    return sock
+    return SealedLine(sock, dialler.seals()) if tls is None else sock
 
 
 @pytest.fixture
@@ -75,9 +76,10 @@ def test_greeting_and_first_call_may_come_in_one_piece(plane: PlaneProcess) -> N
     with plane, dial(plane) as sock:
         dialler = Dialler(read_token(plane.data_dir / "token"), doorway.PURPOSE)
         opening = Call(1, 0, 1, 5.0, [], [], OpenSession(WIRE_VERSION, 5, "", "client", "h", 1))
-        sock.sendall(dialler.respond(exactly(sock, CHALLENGE_BYTES)) + encode_call(opening))
+        response = dialler.respond(exactly(sock, CHALLENGE_BYTES))
+        sock.sendall(response + dialler.seals().seal(encode_call(opening)))
         dialler.check(exactly(sock, PROOF_BYTES))
-        (frame,) = FrameReader(1 << 20).feed(sock.recv(1 << 16))
+        (frame,) = FrameReader(1 << 20).feed(SealedLine(sock, dialler.seals()).recv(1 << 16))
         assert decode_reply(frame).id == 1
 
 

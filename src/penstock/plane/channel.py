@@ -2,7 +2,7 @@
 
 Invariants: what becomes of a connection is decided by its link: a channel only notes in ``cut`` why it has to be
 dropped, the first reason; a call of which no byte has left can be recalled, one of which a byte has left cannot; nor
-can one that TLS has begun to encrypt, whose bytes are in its hands.
+can one that TLS has begun to encrypt, whose bytes are in its hands, or that was sealed, as seals are counted.
 """
 
 from __future__ import annotations
@@ -14,11 +14,18 @@ from collections import deque
 from collections.abc import Iterator
 
 from penstock.wire import FrameReader
+from penstock.wire.seals import Seals
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "SealedSocket"]
 
 _READ_BYTES = 1 << 20
 _MAX_REPLY_BYTES = 1 << 30  # a client trusts its plane more than the plane its clients: listings may be long
+
+
+class SealedSocket(socket.socket):
+    """A socket in the clear whose ends have shown each other the token: what a channel carries on it is sealed."""
+
+    seals: Seals | None = None
 
 
 class _Parcel:
@@ -49,6 +56,7 @@ class Channel:
         self._address = address
         self._outbox: deque[_Parcel] = deque()
         self._reader = FrameReader(_MAX_REPLY_BYTES)
+        self._seals = sock.seals if isinstance(sock, SealedSocket) else None
         selector.register(sock, selectors.EVENT_READ)
 
     @property
@@ -79,6 +87,8 @@ class Channel:
         try:
             while self._outbox:
                 parcel = self._outbox[0]
+                if self._seals is not None and not parcel.begun:
+                    parcel.rest, parcel.begun = memoryview(self._seals.seal(parcel.rest)), True
                 sent = self._sock.send(parcel.rest)
                 parcel.begun = True
                 parcel.rest = parcel.rest[sent:]
@@ -111,7 +121,7 @@ class Channel:
             data = self._received()
             if data is None:
                 return
-            yield from self._reader.feed(data)
+            yield from self._reader.feed(data if self._seals is None else self._seals.open(data))
             if not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
                 return  # what TLS has decrypted already would wake no selector
 

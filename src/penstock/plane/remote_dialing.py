@@ -3,8 +3,9 @@
 Whatever takes time is a step that yields what it waits for, so that the link's thread goes on dealing with its callers;
 names are looked up in a thread of their own, for the C library's resolver cannot be told not to wait.
 
-Invariants: nothing is said to a listener before it has shown that it knows the token; a URL holds no secret; a socket
-that is given out notices a peer that is silently gone (keep-alive, user timeout); no plane is ever started from here.
+Invariants: nothing is said to a listener before it has shown that it knows the token; what is said then is encrypted or
+sealed; a URL holds no secret; a socket that is given out notices a peer that is silently gone (keep-alive, user
+timeout); no plane is ever started from here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Generator
 from typing import Any, TypeAlias
 
 from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.plane.channel import SealedSocket
 from penstock.plane.dialing import NotAdmitted, Starting
 from penstock.plane.waker import Waker
 from penstock.retry import Clock, Deadline
@@ -224,7 +226,7 @@ class RemoteDialling:
         raise self._dialer.failed(f"no plane answers at {self._dialer.address}: its name has no address")
 
     def _connect_to(self, family: int, address: Any) -> _Steps:
-        sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock = self._sock = SealedSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             error = sock.connect_ex(address)
             while error in (errno.EINPROGRESS, errno.EALREADY, errno.EINTR):
@@ -302,6 +304,8 @@ class RemoteDialling:
         self._doing, self._silent = "waiting for its proof", "it does not answer to our proof: is it stopped?"
         try:
             us.check((yield from self._receive(sock, PROOF_BYTES)))
+            if isinstance(sock, SealedSocket):  # TLS has seals of its own
+                sock.seals = us.seals()
         except (OSError, EOFError) as cut:
             raise self._dialer.denied(
                 f"{at} closed the connection on our token ({cut}): use the token file of that plane"

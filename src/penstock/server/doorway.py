@@ -17,6 +17,7 @@ from typing import cast
 
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.server.connections import Connection
+from penstock.server.sealed import Sealed
 from penstock.wire import WireError
 from penstock.wire.address import Address
 from penstock.wire.auth import RESPONSE_BYTES, Greeter, new_token, read_token
@@ -84,6 +85,11 @@ class Doorway:
         self.strangers: dict[Door, None] = {}  # in the order of their coming
         self._listener: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether connections come over TLS."""
+        return self._tls is not None
 
     def open(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Take connections from ``listener``, which ``bind`` made, from now on; encrypted if ``tls`` says how."""
@@ -174,11 +180,22 @@ class Door(asyncio.Protocol):
             return
         self._leave()
         self._transport.write(proof)
-        connection = self._doorway.admit()
-        self._transport.set_protocol(connection)
-        connection.connection_made(self._transport)
+        protocol = self._protocol()
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
         if rest:
-            connection.data_received(rest)
+            protocol.data_received(rest)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """Whose the connection is from now on; in the clear, what it says and hears is sealed."""
+        connection = self._doorway.admit()
+        if self._doorway.encrypts:
+            return connection
+        return Sealed(
+            connection,
+            self._greeter.seals(),
+            lambda bad: self._doorway.warn("connections_misbehaved", f"{connection!r} was ended: {bad}"),
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a reset is as good as an end
         self._leave()

@@ -4,6 +4,8 @@
     dialler -> listener   MAGIC, 32 random bytes, HMAC-SHA256(token, "dialler", purpose, both)
     listener -> dialler   HMAC-SHA256(token, "listener", purpose, both)
 
+What follows in the clear is sealed with keys that both derive from the exchange (``seals``).
+
 Invariants: the token itself never travels; a proof is good for one connection, one direction and one purpose, so that
 none can be reflected or replayed; comparison takes constant time; sizes are fixed, so that there is nothing to parse.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from penstock.errors import BadArgument
 from penstock.wire.frames import WireError
+from penstock.wire.seals import Seals
 
 __all__ = ["CHALLENGE_BYTES", "PROOF_BYTES", "RESPONSE_BYTES", "Dialler", "Greeter", "new_token", "read_token"]
 
@@ -41,6 +44,7 @@ class Greeter:
         self._token = token
         self._purpose = purpose
         self._nonce = random(_NONCE_BYTES)
+        self._nonces = b""
 
     def challenge(self) -> bytes:
         """Return what to send first, ``CHALLENGE_BYTES`` long."""
@@ -52,11 +56,15 @@ class Greeter:
         Raises:
             WireError: it does not know the token, or does not speak this.
         """
-        theirs = _nonce_of(response)
-        nonces = self._nonce + theirs
-        if not hmac.compare_digest(response[CHALLENGE_BYTES:], _proof(self._token, "dialler", self._purpose, nonces)):
+        self._nonces = self._nonce + _nonce_of(response)
+        expected = _proof(self._token, "dialler", self._purpose, self._nonces)
+        if not hmac.compare_digest(response[CHALLENGE_BYTES:], expected):
             raise WireError("the dialler does not know the token of this plane")
-        return _proof(self._token, "listener", self._purpose, nonces)
+        return _proof(self._token, "listener", self._purpose, self._nonces)
+
+    def seals(self) -> Seals:
+        """Return the seals of what follows; after ``answer``."""
+        return Seals(*_keys(self._token, ("listener", "dialler"), self._purpose, self._nonces))
 
 
 class Dialler:
@@ -86,6 +94,10 @@ class Dialler:
         if not hmac.compare_digest(proof, _proof(self._token, "listener", self._purpose, self._nonces)):
             raise WireError("the listener does not know the token of this plane")
 
+    def seals(self) -> Seals:
+        """Return the seals of what follows; after ``check``."""
+        return Seals(*_keys(self._token, ("dialler", "listener"), self._purpose, self._nonces))
+
 
 def _nonce_of(message: bytes) -> bytes:
     if message[: len(_MAGIC)] != _MAGIC:
@@ -95,6 +107,12 @@ def _nonce_of(message: bytes) -> bytes:
 
 def _proof(token: bytes, side: str, purpose: str, nonces: bytes) -> bytes:
     return hmac.digest(token, b"\0".join((side.encode(), purpose.encode(), nonces)), "sha256")
+
+
+def _keys(token: bytes, sides: tuple[str, str], purpose: str, nonces: bytes) -> tuple[bytes, bytes]:
+    """Keys for what these sides send, of this exchange only; no proof helps to know them."""
+    sending, receiving = (_proof(token, f"seals of the {side}", purpose, nonces) for side in sides)
+    return sending, receiving
 
 
 def new_token(path: Path) -> bytes:
