@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from penstock.plane.again import settled
+import contextvars
+import threading
+import time
+
+import pytest
+
+from penstock.plane.again import pause, settled
+from penstock.plane.recall import Recall, Recalled
 from penstock.retry import Answer, Deadline, Kind, Policy, Reason, Retrier
 
 
@@ -40,3 +47,19 @@ def test_an_attempt_that_outlasts_the_deadline_is_told() -> None:
 
     end = settled(Retrier(clock=clock, sleep=clock.sleep), "read", "p", attempt, Deadline(1.0, clock))
     assert (end.reason, end.code, end.attempts) == (Reason.DEADLINE, "busy", 1)
+
+
+def test_a_wait_before_another_try_is_recalled() -> None:
+    """A call that is taken back does not sleep on; one that nobody recalls sleeps."""
+    recall = Recall()
+
+    def call() -> None:
+        recall.cover()
+        pause(30.0)
+
+    began = time.monotonic()
+    threading.Timer(0.05, recall.ask).start()
+    with pytest.raises(Recalled):
+        contextvars.copy_context().run(call)
+    assert time.monotonic() - began < 10.0
+    pause(0.01)

@@ -6,12 +6,14 @@ unless the deadline came meanwhile; one attempt is always made.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from penstock.plane.recall import recallable
 from penstock.retry import Answer, Deadline, Kind, Retrier, Settled
 
-__all__ = ["settled"]
+__all__ = ["pause", "settled"]
 
 T = TypeVar("T")
 
@@ -32,3 +34,10 @@ def settled(
     if end.attempts:
         return end
     return Settled(None, end.reason, first.code, 1)  # the deadline came during the first attempt
+
+
+def pause(seconds: float) -> None:
+    """Sleep; a call that is recalled meanwhile sleeps no longer."""
+    over = threading.Event()
+    with recallable(over.set):
+        over.wait(seconds)

@@ -17,6 +17,7 @@ from penstock import requests
 from penstock.config import ClientConfig
 from penstock.errors import RefusedType
 from penstock.plane import checks
+from penstock.plane.again import pause
 from penstock.plane.client import CLOSE_S, PlaneClient, identity_of
 from penstock.plane.link import Link
 from penstock.plane.reads import Reads
@@ -84,8 +85,8 @@ class RemoteDataPlaneClient(PlaneClient):
         link = Link(identity, dialer)
         weakref.finalize(self, link.end).atexit = False  # links have their own farewell
         weakref.finalize(self, self._host.ask_to_end).atexit = False
-        puts = RemotePuts(link, self._host, Retrier(PUT_AGAIN), config)
-        reads = Reads(link, RemoteBlocks(link, self._host, self._payloads), Retrier(READ_AGAIN))
+        puts = RemotePuts(link, self._host, Retrier(PUT_AGAIN, sleep=pause), config)
+        reads = Reads(link, RemoteBlocks(link, self._host, self._payloads), Retrier(READ_AGAIN, sleep=pause))
         super().__init__(config, link, puts, reads)
         try:
             link.ask(requests.Ping(), Done, self._deadline(None), once=not wait, method="connect")
