@@ -714,6 +714,26 @@ def test_what_is_under_way_at_once_is_bounded() -> None:
     run(test)
 
 
+def test_a_silent_host_keeps_nobody_from_the_others() -> None:
+    """Its blocks are the first of the batch; those of the other host are there long before the first timeout."""
+
+    async def test(world: World) -> None:
+        silent, good = await world.host(range(60)), await world.host(range(60, 120))
+        silent.always("stall")
+        want = [wanted(i, silent if i < 60 else good) for i in range(120)]
+        async with world.client() as client:
+            work = asyncio.ensure_future(client.fetch(want, Deadline(1.5)))
+            began = real_time.monotonic()
+            while client.statistics().blocks < 60:
+                assert real_time.monotonic() - began < 1.4, client.statistics()
+                await asyncio.sleep(0.01)
+            outcomes = await work
+        for i, outcome in enumerate(outcomes):
+            assert isinstance(outcome, DataPlaneTimeout) if i < 60 else fetched(outcome, i)
+
+    run(test)
+
+
 def test_closing_ends_what_is_under_way() -> None:
     """Who waits is told at once; later calls are refused; twice is once."""
 

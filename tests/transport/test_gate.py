@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.transport.gate import Gate
+from penstock.transport.gate import Gate, Gates
 
 
 class Room:
@@ -118,6 +118,27 @@ def test_who_is_let_in_and_cancelled_at_the_same_moment_counts_out() -> None:
         assert room.inside == [2]
         await room.leave(2)
         assert (room.gate.reads, room.gate.bytes) == (0, 0)
+
+    run(test)
+
+
+def test_each_host_has_a_gate_of_its_own() -> None:
+    """A full one is no other's business; gates where nobody is are let go of, others are kept."""
+
+    async def test() -> None:
+        gates = Gates(1, 100)
+        await gates.of(1).enter(60)
+        await gates.of(2).enter(70)
+        assert (gates.reads, gates.bytes) == (2, 130)
+        for host_id in range(3, 200):
+            gate = gates.of(host_id)
+            await gate.enter(1)
+            gate.leave(1)
+        assert (gates.reads, gates.bytes) == (2, 130)
+        assert len(gates._gates) < 100
+        gates.of(1).leave(60)
+        gates.of(2).leave(70)
+        assert (gates.reads, gates.bytes) == (0, 0)
 
     run(test)
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -160,22 +161,32 @@ class AsyncRetrier:
         self, run: Run[T], effects: list[Effect], attempt: AsyncAttempt[T], deadline: Deadline
     ) -> None:
         out: dict[asyncio.Future[Sequence[Answer[T]]], Attempt] = {}
+        landed: deque[asyncio.Future[Sequence[Answer[T]]]] = deque()
+        news = asyncio.Event()
+
+        def land(task: asyncio.Future[Sequence[Answer[T]]]) -> None:
+            landed.append(task)
+            news.set()
+
         try:
             while effects or out:
                 for effect in effects:
                     if isinstance(effect, Attempt):
                         task = asyncio.ensure_future(attempt(effect.keys, effect.endpoint, deadline))
+                        task.add_done_callback(land)
                         out[task] = effect
                 if not out:
                     assert isinstance(effects[0], Wait)
                     effects = await self._wait(run, effects[0])
-                    continue
-                done, _ = await asyncio.wait(out, timeout=deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
-                if not done:
+                elif await _within(news.wait(), deadline):
+                    news.clear()
+                    effects = []
+                    while landed:
+                        done = landed.popleft()
+                        effects += self._landed(run, out.pop(done), done.result())
+                else:
                     run.decide([Timer()], max(self._clock(), deadline.at))
                     return
-                landed = [task for task in out if task in done]  # a set has no order, and runs are to be repeatable
-                effects = [e for task in landed for e in self._landed(run, out.pop(task), task.result())]
         finally:
             await _end(out)
 
@@ -193,6 +204,16 @@ class AsyncRetrier:
 
     def __repr__(self) -> str:
         return f"AsyncRetrier({self._books!r})"
+
+
+async def _within(news: Awaitable[object], deadline: Deadline) -> bool:
+    """Wait for ``news``; False: the deadline came first."""
+    try:
+        async with asyncio.timeout(deadline.remaining()):
+            await news
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _end(tasks: Collection[asyncio.Future[Sequence[Answer[T]]]]) -> None:

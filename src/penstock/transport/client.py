@@ -125,8 +125,8 @@ class AsyncPayloadClient:
         return TransportStatistics(
             blocks=layers.blocks,
             bytes=layers.bytes,
-            reading=layers.gate.reads,
-            bytes_reading=layers.gate.bytes,
+            reading=layers.gates.reads,
+            bytes_reading=layers.gates.bytes,
             rounds=layers.rounds.statistics(),
             calls=layers.calls.statistics(),
             reads=layers.rotation.statistics(),

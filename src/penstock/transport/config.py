@@ -39,8 +39,10 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         pool_endpoint_max_age_s: an older connection is closed at checkout and replaced.
         server_idle_s: after so long without a request the server closes a connection.
         pool_max_idle: idle connections kept for each port.
-        max_reads: reads under way at once.
-        max_bytes_in_flight: bytes being received at once; a larger block goes alone.
+        max_reads: reads under way at once from one host.
+        max_bytes_in_flight: bytes being received at once from one host; a larger block goes alone.
+        max_blocks_in_turn: blocks of one batch that are under way or wait for their turn at their hosts; the others
+            follow as these end.
         max_block_bytes: a longer one is refused before memory is taken for it.
         check_in_thread_bytes: blocks of at least so many bytes are verified beside the event loop, not on it.
         keep_buffers_bytes: receive memory kept for the next batch when nothing refers to it any more.
@@ -67,13 +69,21 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     pool_max_idle: int = 8
     max_reads: int = 8
     max_bytes_in_flight: int = 256 * MIB
+    max_blocks_in_turn: int = 4096
     max_block_bytes: int = 64 * 1024 * MIB
     check_in_thread_bytes: int = 4 * MIB
     keep_buffers_bytes: int = 256 * MIB
     close_timeout_s: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("attempts_per_call", "calls_per_slot", "rounds", "corrupt_reads", "max_reads"):
+        for name in (
+            "attempts_per_call",
+            "calls_per_slot",
+            "rounds",
+            "corrupt_reads",
+            "max_reads",
+            "max_blocks_in_turn",
+        ):
             if getattr(self, name) < 1:
                 raise BadArgument(f"{name} must be 1 or more, got {getattr(self, name)!r}")
         for name in (
@@ -138,5 +148,5 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             bucket_tokens=0.0,
             quarantine_s=0.0,
             batch=1,
-            workers=self.max_reads,
+            workers=self.max_blocks_in_turn,
         )

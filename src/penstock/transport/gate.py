@@ -1,7 +1,8 @@
-"""How much is being received at once: so many reads and so many bytes, whoever asks.
+"""How much is being received at once from one host: so many reads and so many bytes, whoever asks.
 
 Invariants: first come, first served, so that a large block is not overtaken for ever; one that is larger than the limit
-goes alone; what was let in is counted out exactly once, however its read ended.
+goes alone; what was let in is counted out exactly once, however its read ended; each host has a gate of its own, so
+that one that says nothing keeps nobody from the others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,39 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "Gates"]
+
+_MANY = 64  # gates; of more than that those where nobody is are let go of
+
+
+class Gates:
+    """One gate for each host. For the tasks of one event loop."""
+
+    def __init__(self, max_reads: int, max_bytes: int) -> None:
+        self._limits = max_reads, max_bytes
+        self._gates: dict[int, Gate] = {}
+
+    @property
+    def reads(self) -> int:
+        """Reads that are in, anywhere. From any thread."""
+        return sum(gate.reads for gate in list(self._gates.values()))
+
+    @property
+    def bytes(self) -> int:
+        """Their bytes. From any thread."""
+        return sum(gate.bytes for gate in list(self._gates.values()))
+
+    def of(self, host_id: int) -> Gate:
+        """Return the host's gate; to be entered at once."""
+        gate = self._gates.get(host_id)
+        if gate is None:
+            if len(self._gates) >= _MANY:
+                self._gates = {host: gate for host, gate in self._gates.items() if not gate.idle}
+            gate = self._gates[host_id] = Gate(*self._limits)
+        return gate
+
+    def __repr__(self) -> str:
+        return f"Gates({self.reads} reads, {self.bytes} bytes, {len(self._gates)} hosts)"
 
 
 class Gate:
@@ -29,6 +62,11 @@ class Gate:
     def bytes(self) -> int:
         """Their bytes."""
         return self._bytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is in, or waits."""
+        return self._reads == 0 and not self._waiting
 
     def passing(self, nbytes: int) -> _Passing:
         """As a context: waits until ``nbytes`` more may be received; they are in for as long as it lasts."""

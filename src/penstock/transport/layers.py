@@ -18,7 +18,7 @@ from penstock.payload.block import Bytes
 from penstock.payload.buffers import Buffers
 from penstock.retry import Answer, Deadline, Kind, Reason, RetryResult, Settled
 from penstock.transport.config import TransportConfig
-from penstock.transport.gate import Gate
+from penstock.transport.gate import Gates
 from penstock.transport.outcomes import NOT_READY, classify
 from penstock.transport.pool import Pool, Port
 from penstock.transport.ports import Ports
@@ -39,7 +39,7 @@ class Layers:
     def __init__(self, pool: Pool, ports: Ports, reader: SlotReader, config: TransportConfig, timing: Timing) -> None:
         self._pool, self._ports, self._reader, self._config = pool, ports, reader, config
         self._slabs = Slabs(Buffers(config.keep_buffers_bytes))
-        self.gate = Gate(config.max_reads, config.max_bytes_in_flight)
+        self.gates = Gates(config.max_reads, config.max_bytes_in_flight)
         self.rounds = timing.retrier(config.batch, logging.INFO)
         self.calls = timing.retrier(config.calls, logging.DEBUG)
         self.rotation = timing.retrier(config.rotation, logging.DEBUG)
@@ -97,10 +97,11 @@ class Layers:
 
     async def _read(self, story: Story, place: int, port: Port, deadline: Deadline) -> Answer[Fetched]:
         """One attempt. Its own time begins when it is its turn."""
+        nbytes, (host, _) = story.wanted.nbytes, story.wanted.places[place]
         try:
-            async with self.gate.passing(story.wanted.nbytes):
+            async with self.gates.of(host.host_id).passing(nbytes):
                 story.reads += 1
-                until = deadline.within(self._config.attempt_s(story.wanted.nbytes))
+                until = deadline.within(self._config.attempt_s(nbytes))
                 return Answer(Kind.OK, await self._received(story, place, port, until))
         except DataPlaneError as failed:
             story.last = failed
@@ -135,7 +136,7 @@ class Layers:
             story.rule_out(place, DataPlaneReadError(words))
 
     def __repr__(self) -> str:
-        return f"Layers({self.blocks} blocks, {self.bytes} bytes, {self.gate!r})"
+        return f"Layers({self.blocks} blocks, {self.bytes} bytes, {self.gates!r})"
 
 
 def _passed_on(story: Story, end: Settled[Fetched]) -> Answer[Fetched]:
