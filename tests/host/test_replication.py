@@ -69,7 +69,7 @@ def test_a_second_host_without_room_refuses_and_nothing_is_left_there(tmp_path: 
             sealed = await a.seal(100, content, b, timeout_s=0.8)
             assert len(sealed.places) == 1
             assert "no room" in sealed.why or "has not pulled" in sealed.why
-            b.agent.plane.custody.expire(b.agent.plane.clock())  # as the housekeeping does at the deadline
+            b.agent.plane.custody.expire(b.agent.plane.clock() + 60.0)  # as housekeeping does at the deadline
             b.agent.plane.settle()
             assert b.agent.keeper.state_of(100) is State.GONE
 
