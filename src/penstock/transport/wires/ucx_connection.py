@@ -49,6 +49,7 @@ class UcxConnection:
         self._peer_left = False
         self._answered = asyncio.Event()
         self._busy: set[str] = set()
+        self._under_way: set[Outcome] = set()
         self._sent = self._received = 0
         self._lifeline: StreamConnection | None = None
 
@@ -128,22 +129,34 @@ class UcxConnection:
             raise TransportError(f"{what}: {self._why[1]}", code="closed")
         assert doing not in self._busy, "two calls in one direction of one connection"
         self._busy.add(doing)
+        late: asyncio.TimerHandle | None = None
         outcomes: list[Outcome] = []
         try:
             outcomes = post()
-            if not all(outcome.done() for outcome in outcomes):
-                _, late = await asyncio.wait(outcomes, timeout=deadline.remaining())
-                if late:
-                    self._be_late()
-        except asyncio.CancelledError:
-            self._end("closed", "a call on the connection was cancelled")
-            raise
+            if _unfinished(outcomes):
+                self._under_way.update(outcomes)
+                late = self._loop.call_later(deadline.remaining(), self._be_late)
+                await self._finish(outcomes)
         finally:
-            await self._let_go(outcomes)
+            if late is not None:
+                late.cancel()
+            self._under_way.difference_update(outcomes)
             self._busy.discard(doing)
         for outcome in outcomes:
             if (error := outcome.result()) is not None:
                 raise self._failed(what, error, deadline) from error
+
+    async def _finish(self, outcomes: list[Outcome]) -> None:
+        """Wait until UCX has let go of the buffers; who is cancelled waits for that too: it takes next to no time."""
+        cancelled = False
+        while waited_for := _unfinished(outcomes):
+            try:
+                await asyncio.shield(waited_for[0])
+            except asyncio.CancelledError:
+                cancelled = True
+                self._end("closed", "a call on the connection was cancelled")
+        if cancelled:
+            raise asyncio.CancelledError
 
     def _post_sends(self, pieces: list[memoryview]) -> list[Outcome]:
         if self._endpoint is None or self._peer_left:
@@ -196,15 +209,6 @@ class UcxConnection:
             return timed_out(what, deadline)
         return TransportError(f"{what}: {why}", code=code, elapsed_s=deadline.elapsed())
 
-    async def _let_go(self, outcomes: list[Outcome]) -> None:
-        """Wait until UCX does not touch the buffers any more; cancelling does not hurry it."""
-        deadline = Deadline(_RELEASE_S)
-        while not all(outcome.done() for outcome in outcomes) and not deadline.expired():
-            with contextlib.suppress(asyncio.CancelledError):  # the caller is being cancelled already, or is told after
-                await asyncio.wait(outcomes, timeout=deadline.remaining())
-        if not all(outcome.done() for outcome in outcomes):
-            log.error("UCX still holds a buffer of %s; it must not be used again", self)
-
     def _end(self, code: str, why: str, *, tell: bool = True) -> None:
         """End it: calls under way fail with this, and the other end is told if that can be done quickly."""
         if not self._open and self._endpoint is None:
@@ -237,12 +241,25 @@ class UcxConnection:
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
             self._worker.release(endpoint)
+        if self._under_way:
+            self._loop.call_later(_RELEASE_S, self._write_off)
         self._answered.set()
         if self._open:
             return  # what the peer sent before it left can still be received
         self._worker.dismiss(self._number)
         if self._lifeline is not None:
             self._lifeline.abort()
+
+    def _write_off(self) -> None:
+        """UCX has not let go of buffers in time: nobody waits any longer, but they are not safe to use again."""
+        for outcome in self._under_way:
+            if not outcome.done():
+                log.error("UCX still holds a buffer of %s; it must not be used again", self)
+                outcome.set_result(TimeoutError("UCX does not let go of the buffer"))
+
+
+def _unfinished(outcomes: list[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if not outcome.done()]
 
 
 def _pieces(view: memoryview) -> list[memoryview]:

@@ -42,6 +42,7 @@ _NOTICE = struct.Struct("!II")  # to which number, what
 _TRIES_PER_STEP = 512  # then others on the loop have their turn; a few milliseconds
 _STREAM = 16  # fruitful tries in a row that make a stream
 _YIELDS = 30  # to the peer's process, for it to go on with the stream: ten times as fast as sleep and wake-up
+_HASTE_STEPS = 3  # without anything to do, before it yields: what is small is there by then
 _FRUITLESS_STEPS = 100  # in a row, after which it naps instead of asking again at once
 _NAP_S = 0.001
 
@@ -239,7 +240,7 @@ class UcxWorker:
             return
         self._fruitless = 0 if tries else self._fruitless + 1
         if self._fruitless <= _FRUITLESS_STEPS:
-            if not tries:
+            if self._fruitless > _HASTE_STEPS:
                 os.sched_yield()  # the peer has to take something first
             self._wake()
         elif self._next is None:  # and does not: no reason to burn a core
