@@ -260,6 +260,18 @@ def test_damage_on_this_host_is_reported_and_the_other_serves(hall: Hall) -> Non
     assert bodies(hall.site, Damaged) == [Damaged(1, OWN)]
 
 
+def test_damage_that_was_passed_by_is_reported_too(hall: Hall) -> None:
+    """The block came from its second host, because what the first one sent was damaged."""
+    hall.lay("a", 1, OTHER, THIRD)
+    data = hall.fetches.lies[THIRD, 1]
+    assert isinstance(data, np.ndarray)
+    hall.fetches._one = lambda one: Fetched(  # type: ignore[method-assign]
+        one.block_id, block.parse(data), data, THIRD, damaged=(OTHER,)
+    )
+    assert hall.read("a") == [1]
+    assert bodies(hall.site, Damaged) == [Damaged(1, OTHER)]
+
+
 def test_damage_everywhere_is_never_served(hall: Hall) -> None:
     """Read twice, reported for each host, and the error names the rows; the others can still be had."""
     hall.lay("a", 1, OTHER, THIRD)

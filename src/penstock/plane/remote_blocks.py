@@ -153,6 +153,7 @@ class _RemoteOpening:
         for one, outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, Fetched):
                 opened.blocks[one.at] = self._fetched[one.block_id] = FetchedBlock(outcome.header, outcome.data)
+                self.damage += [Damaged(one.block_id, host_id) for host_id in outcome.damaged]
             else:
                 self._failed(one, outcome, opened)
         self._explain(wanted, opened, deadline)
