@@ -10,9 +10,11 @@ late or for blocks that are not here, and changes nothing then, but what rows ne
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, takewhile
 from typing import Any
 
 from penstock.config import PlaneConfig
@@ -82,8 +84,11 @@ class Keeper:
         self._config = config
         self._visitors = Visitors(config)
         self._blocks: dict[int, Block] = {}
-        self._asked_about: dict[int, Block] = {}  # those that are ASKED
+        self._bytes = 0  # in slots
+        self._to_ask: dict[int, Block] = {}  # those that are ASKED, of which the plane does not know yet
+        self._asked_before: dict[int, Block] = {}  # the others, in the order in which it was asked
         self._own_sealed: dict[int, Block] = {}  # pulled for other hosts and not yet asked about
+        self._own_due: list[tuple[float, int]] = []  # a heap: when they are to be, those that need not be included
         self._news = News()
         self._after = 0
         self._now = 0.0
@@ -133,7 +138,7 @@ class Keeper:
     @property
     def has_news(self) -> bool:
         """Whether there is something to report that does not wait."""
-        return bool(self._news) or next(self._due(), None) is not None
+        return bool(self._news or self._to_ask) or next(self._due(), None) is not None
 
     @property
     def moves_known(self) -> bool:
@@ -141,20 +146,19 @@ class Keeper:
         return self._news.moves == 0
 
     def _due(self) -> Iterator[Block]:
-        """Blocks that are to be asked about now."""
-        found = 0
-        for block in self._asked_about.values():
-            if found < MAX_NEWS and (block.asked_at is None or self._now >= block.asked_at + REASK_S):
-                found += 1
-                yield block
+        """Blocks that are to be asked about now, those that the plane does not know of first."""
+        before = takewhile(lambda b: self._now >= (b.asked_at or 0.0) + REASK_S, self._asked_before.values())
+        return islice(chain(self._to_ask.values(), before), MAX_NEWS)
 
     def next_timer(self) -> float | None:
         """When the next ``Tick`` has something to do that nothing else will bring about; None = nothing."""
-        return min((b.ask_at for b in self._own_sealed.values() if b.ask_at is not None), default=None)
+        while self._own_due and self._own_due[0][1] not in self._own_sealed:
+            heapq.heappop(self._own_due)
+        return self._own_due[0][0] if self._own_due else None
 
     def _tick(self, _event: Tick) -> None:
-        for block in [b for b in self._own_sealed.values() if b.ask_at is not None and b.ask_at <= self._now]:
-            self._happens(block, What.LET_GO)
+        while (due := self.next_timer()) is not None and due <= self._now:
+            self._happens(self._own_sealed[self._own_due[0][1]], What.LET_GO)
 
     def _enlisting(self, event: ev.Enlisting) -> None:
         """What the plane does not name is not needed; what it names and is not here, or elsewhere, is told."""
@@ -162,8 +166,10 @@ class Keeper:
         live = {place.block_id: place for place in event.live}
         for block in [b for b in self._blocks.values() if b.state is State.ADOPTED and b.block_id not in live]:
             self._free(block)
-        for block in self._asked_about.values():
+        for block in self._asked_before.values():
             block.asked_at = None
+        self._to_ask |= self._asked_before
+        self._asked_before = {}
         for block_id, place in live.items():
             self._adopt(block_id)
             ours = self._blocks.get(block_id)
@@ -180,8 +186,11 @@ class Keeper:
             self._order_free(block_id)
         for block_id in orders.verify:
             self._order_verify(block_id)
-        for asked in [self._asked_about[b] for b in event.said.done_with if b in self._asked_about]:
-            asked.asked_at = self._now
+        for block_id in event.said.done_with:
+            asked = self._to_ask.pop(block_id, None) or self._asked_before.pop(block_id, None)
+            if asked is not None:
+                asked.asked_at = self._now
+                self._asked_before[block_id] = asked
 
     def _adopt(self, block_id: int) -> None:
         block = self._blocks.get(block_id)
@@ -212,15 +221,17 @@ class Keeper:
         """Let it happen, and keep what is counted in step."""
         block.move(what)
         self.counters[f"blocks.{what.name.lower()}"] += 1
-        if block.state is State.ASKED:
-            self._asked_about[block.block_id] = block
-        else:
-            self._asked_about.pop(block.block_id, None)
+        if block.state is not State.ASKED:
+            self._to_ask.pop(block.block_id, None)
+            self._asked_before.pop(block.block_id, None)
             block.asked_at = None
+        elif what is What.LET_GO:
+            self._to_ask[block.block_id] = block
         if block.state is not State.SEALED:
             self._own_sealed.pop(block.block_id, None)
         if block.state is State.GONE:
             del self._blocks[block.block_id]
+            self._bytes -= block.nbytes if block.place is not None else 0
             self._news.freed(block.block_id)
             self._over(block)
 
@@ -238,6 +249,7 @@ class Keeper:
         block = self._blocks.get(event.grant)
         if block is not None:  # else its caller withdrew in this very moment: his heartbeat gives the slot back
             self._happens(block, What.PLACED)
+            self._bytes += block.nbytes if block.place is None else 0
             block.place = self._ours(event.place)
 
     def _let_go(self, event: NotAllotted) -> None:
@@ -265,6 +277,7 @@ class Keeper:
         for place in event.places:
             block = Block(place.block_id, place.nbytes, OWN, State.ADOPTED, self._ours(place))
             self._blocks[place.block_id] = block
+            self._bytes += block.nbytes
 
     def _ours(self, place: BlockPlace) -> BlockPlace:
         assert place.host == self._who.host_id, f"{place} is not on this host"
@@ -334,6 +347,7 @@ class Keeper:
         if block.writer == OWN:
             block.ask_at = asked.deadline + ORDERED_S
             self._own_sealed[block.block_id] = block
+            heapq.heappush(self._own_due, (block.ask_at, block.block_id))
             self._out.append(Fill(block.block_id))
         else:
             self._out.append(ev.Keep(block.block_id))
@@ -408,7 +422,7 @@ class Keeper:
     @property
     def live_bytes(self) -> int:
         """Bytes of all blocks that have a place: on a host nothing is compacted."""
-        return sum(block.nbytes for block in self._blocks.values() if block.place is not None)
+        return self._bytes
 
     def live_blocks(self) -> list[BlockPlace]:
         """Where the blocks lie that an end of this life must not lose: sealed, and perhaps somebody's."""
@@ -446,9 +460,17 @@ class Keeper:
             assert block.block_id == block_id, "a block under another's name"
             block.check_invariants()
         asked = {b.block_id for b in self._blocks.values() if b.state is State.ASKED}
-        assert asked == set(self._asked_about), "a block in question is not asked about, or another is"
+        assert asked == self._to_ask.keys() | self._asked_before.keys(), "what is in question is not asked about"
+        assert not self._to_ask.keys() & self._asked_before.keys(), "asked about before, and not"
+        moments = [b.asked_at for b in self._asked_before.values()]
+        assert moments == sorted(m for m in moments if m is not None), "asked again in the wrong order"
+        assert all(b.asked_at is None for b in self._to_ask.values()), "asked about already"
+        assert self._bytes == sum(b.nbytes for b in self._blocks.values() if b.place is not None), (
+            "bytes are miscounted"
+        )
         own = {b.block_id for b in self._blocks.values() if b.writer == OWN and b.state is State.SEALED}
         assert own == set(self._own_sealed), "a pulled block will not be asked about"
+        assert own <= {block_id for _, block_id in self._own_due}, "a pulled block has no moment"
 
     def __repr__(self) -> str:
         states = Counter(block.state.name for block in self._blocks.values())
