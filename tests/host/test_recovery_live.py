@@ -87,6 +87,35 @@ def test_an_agent_that_does_not_come_back_loses_its_rows_by_name(tmp_path: Path)
         assert "alpha" in c.locate(["a"]).issues[0].why
 
 
+def test_a_stopped_agent_that_goes_on_in_time_has_lost_nothing(tmp_path: Path) -> None:
+    """Its session has ended, its rows waited: it enlists again and is up."""
+    with site(tmp_path, dead_after_s=0.6, heartbeat_s=0.2) as (plane, agent), HostClient.of(plane, agent) as c:
+        c.put(["a"], 9)
+        agent.process.send_signal(signal.SIGSTOP)
+        with RawClient(plane.data_dir, 5).open() as watcher:
+            eventually("it is silent", lambda: watcher.status().hosts[0].state == "silent")
+            agent.process.send_signal(signal.SIGCONT)
+            eventually("it is up", lambda: watcher.status().hosts[0].state == "up")
+        with HostClient.of(plane, agent, 2) as d:
+            assert d.read(["a"]) == [9]
+
+
+def test_an_agent_that_comes_back_too_late_frees_what_was_lost_without_it(tmp_path: Path) -> None:
+    """Its rows are gone: the agent is told so when it enlists, and serves new ones."""
+    fast = {"host_grace_s": 0.3, "dead_after_s": 0.6, "heartbeat_s": 0.2}
+    with site(tmp_path, **fast) as (plane, agent), RawClient(plane.data_dir, 5).open() as watcher:
+        with HostClient.of(plane, agent) as c:
+            c.put(["a"], 9)
+        agent.process.send_signal(signal.SIGSTOP)
+        eventually("it is gone", lambda: watcher.status().hosts[0].state == "gone")
+        agent.process.send_signal(signal.SIGCONT)
+        eventually("it is up", lambda: watcher.status().hosts[0].state == "up")
+        with HostClient.of(plane, agent, 2) as d:
+            eventually("nothing is left", lambda: used_bytes(d.agent) == 0)
+            d.put(["b"], 3)
+            assert d.read(["b"]) == [3]
+
+
 def test_a_block_that_is_missing_after_a_restart_is_lost_by_name(tmp_path: Path) -> None:
     """Somebody has removed the file, as a reboot does: the others are not concerned."""
     with site(tmp_path) as (plane, agent), HostClient.of(plane, agent) as c:
