@@ -17,7 +17,8 @@ from penstock.testing.memory_wire import Fault, MemoryNetwork, MemoryWire
 from penstock.transport.wires.tcp import TcpWire
 
 TOKEN = b"a token of the tests, 32 bytes.."
-HASTY = Timing(resend_base_s=0.02, resend_cap_s=0.2, handshake_limit_s=2.0, keepalive_s=0.1, silence_s=0.6)
+CALM = Timing(resend_base_s=0.05, resend_cap_s=0.5)
+HASTY = Timing(resend_base_s=0.05, resend_cap_s=0.5, keepalive_s=0.1, silence_s=1.0)
 PLENTY_S = 20.0
 
 MakeWire = Callable[[str], Wire]
@@ -58,7 +59,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 class Town:
     """A network of peerings, all closed at its end. ``make``: the wire of a purpose; memory by default."""
 
-    def __init__(self, make: MakeWire | None = None, timing: Timing = HASTY) -> None:
+    def __init__(self, make: MakeWire | None = None, timing: Timing = CALM) -> None:
         self.network = MemoryNetwork()
         self._make = make
         self._timing = timing

@@ -368,7 +368,7 @@ def test_a_peer_that_dies_silently_is_noticed_by_keep_alive() -> None:
         why = await asyncio.wait_for(endpoint.wait_retired(), MOST_S)
         assert "silent for" in why
 
-    play(scene)
+    play(scene, Town(timing=HASTY))
 
 
 def test_keep_alive_keeps_an_idle_endpoint() -> None:
@@ -377,12 +377,12 @@ def test_keep_alive_keeps_an_idle_endpoint() -> None:
     async def scene(town: Town) -> None:
         a, b = await town.peer(), await town.peer(echo)
         endpoint = await a.open(address(b), soon())
-        await asyncio.sleep(3 * HASTY.silence_s)
+        await asyncio.sleep(2 * HASTY.silence_s)
         assert not endpoint.retired
         assert a.statistics().made == 1
         assert await asked(endpoint.connection) == b"hello"
 
-    play(scene)
+    play(scene, Town(timing=HASTY))
 
 
 def test_every_message_and_every_transfer_meets_a_fault_once() -> None:
