@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -70,7 +71,13 @@ def own_ucx() -> Carrier:
 
 def own_tls() -> Carrier:
     """TCP under TLS, with a certificate made for this run."""
-    return _Own(_tls_listener, lambda cert: TcpWire(_TOKEN, _PURPOSE, tls_client=client_context(Path(cert))))
+    return _Own(_tls_listener, _tls_dialler)
+
+
+def _tls_dialler(cert: str) -> Wire:
+    wire = TcpWire(_TOKEN, _PURPOSE, tls_client=client_context(Path(cert)))
+    shutil.rmtree(Path(cert).parent)  # both ends have read it
+    return wire
 
 
 def _tls_listener() -> tuple[Wire, str]:
