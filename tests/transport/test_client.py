@@ -750,6 +750,7 @@ def test_closing_ends_what_is_under_way() -> None:
             await client.fetch([wanted(1, host)], Deadline(60.0))
         await client.close()
         assert client.statistics().pool.idle == client.statistics().pool.lent == 0
+        assert client._layers._slabs._buffers.idle_bytes == 0
 
     run(test)
 

@@ -118,6 +118,7 @@ class AsyncPayloadClient:
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._pool.close()
         self._checkers.shutdown(wait=True, cancel_futures=True)  # a check takes moments
+        self._layers.let_go()
 
     def statistics(self) -> TransportStatistics:
         """Return the counts at this moment. From any thread."""

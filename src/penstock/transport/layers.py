@@ -118,6 +118,10 @@ class Layers:
         self.bytes += wanted.nbytes
         return Fetched(wanted.block_id, header, out, host.host_id, story.damaged())
 
+    def let_go(self) -> None:
+        """Nothing more is fetched: return what memory was kept for that."""
+        self._slabs.clear()
+
     def _memory(self, wanted: Wanted) -> Bytes:
         if wanted.buffer is not None:
             return wanted.buffer
