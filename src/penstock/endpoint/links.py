@@ -79,8 +79,11 @@ class Link:
             self._talker = asyncio.get_running_loop().create_task(self._talk(), name=f"talking to {self.name}")
 
     async def read(self, connection: Connection) -> None:
-        """Hear what the peer says there, until it ends."""
+        """Use a connection that the peer has dialled, and hear what it says there, until it ends."""
         self._connections.append(connection)
+        await self._read(connection)
+
+    async def _read(self, connection: Connection) -> None:
         try:
             while not self._closed:
                 said = await _receive(connection, Deadline(_IDLE_S))
@@ -136,7 +139,8 @@ class Link:
             except BaseException:
                 connection.abort()
                 raise
-        reader = asyncio.get_running_loop().create_task(self.read(connection), name=f"hearing {self.name}")
+        self._connections.append(connection)
+        reader = asyncio.get_running_loop().create_task(self._read(connection), name=f"hearing {self.name}")
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
         return connection
