@@ -13,6 +13,7 @@ from typing import get_args
 
 from penstock.controller.events import RunEvent
 from penstock.controller.run import PHASES
+from penstock.host.blocks import TABLE as BLOCKS
 from penstock.ledger.leasing import TRANSITIONS as LEASING
 from penstock.payload.slots import TRANSITIONS as SLOTS
 from penstock.points import POINTS
@@ -58,7 +59,23 @@ def controller() -> str:
     return "\n".join(["stateDiagram-v2", "    [*] --> recovering", *edges, "    over --> [*]"])
 
 
-DRAWN: dict[str, Callable[[], str]] = {"retry": retry, "slots": slots, "leasing": leasing, "controller": controller}
+def blocks() -> str:
+    """The table of a block's life on a host, as mermaid; what changes no state is left out."""
+    edges = [
+        f"    {state.name.lower()} --> {to.name.lower()}: {what.value}"
+        for (state, what), to in BLOCKS.items()
+        if state is not to
+    ]
+    return "\n".join(["stateDiagram-v2", "    [*] --> waiting", *edges, "    gone --> [*]"])
+
+
+DRAWN: dict[str, Callable[[], str]] = {
+    "retry": retry,
+    "slots": slots,
+    "leasing": leasing,
+    "controller": controller,
+    "blocks": blocks,
+}
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
 _POINTS_PLACE = re.compile(r"(<!-- points -->\n)(?:\n(?:\|.*\n)+)?")
 _EVENTS_PLACE = re.compile(r"(<!-- events -->\n)(?:\n(?:\|.*\n)+)?")
