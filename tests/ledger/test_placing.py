@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from penstock.ledger.events import NotAllotted, SessionGone
+from penstock.ledger.facts import Entry, Moved, Put, TombstoneIs, TombstonesAre
 from penstock.requests import (
+    BlockPlace,
     Commit,
     Done,
     Failed,
@@ -326,3 +328,20 @@ def test_a_group_on_hosts_is_promised_room_like_any_other(office: Office, agents
     assert office.ledger.desk.books.partition("p").granted_rows == 4
     assert commit(office, 1, grant) == Done()
     assert office.ledger.desk.books.partition("p").granted_rows == 0
+
+
+def test_entries_written_before_there_were_hosts_are_read_as_ever() -> None:
+    """Their facts lack the last fields, which stand for the plane's own arena."""
+    place = BlockPlace(5, 1, 4096, 164, 3)
+    put_fact = Put(5, "p", 1, ["a"], [6], None, [], [], place, 7, [100], None, 1.0)
+    stones = TombstonesAre("p", [TombstoneIs("b", "lost", "", [], 1, 5.0)], [])
+    for fact in (put_fact, Moved(place, None), stones):
+        told = msgspec.msgpack.decode(msgspec.msgpack.encode(Entry([fact])))
+        facts = told[0]
+        shorter = facts[0]
+        if isinstance(fact, TombstonesAre):
+            assert shorter[2][0].pop() == ""
+        else:
+            assert shorter.pop() is None
+        old = msgspec.msgpack.encode([facts, *told[1:]])
+        assert msgspec.msgpack.decode(old, type=Entry) == Entry([fact])
