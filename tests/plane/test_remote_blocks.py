@@ -47,8 +47,8 @@ OWN, OTHER, THIRD = 7, 8, 9
 
 
 def encoded(block_id: int, rows: int = 2) -> Bytes:
-    """A block of ``rows`` rows of field x, which all say the block's number."""
-    batch = codec.encode({"x": torch.full((rows, 40), block_id)}, rows)
+    """A block of ``rows`` rows of field x: row 0 says the block's number all over, row 1 that and 100 more."""
+    batch = codec.encode({"x": (block_id + 100 * torch.arange(rows)).repeat_interleave(40).view(rows, 40)}, rows)
     data = np.zeros(batch.nbytes, np.uint8)
     batch.write_into(data, block_id)
     return data
@@ -86,6 +86,7 @@ class Hall:
     def __init__(self, tmp_path: Path, **config: Any) -> None:
         self.site, self.agent, self.fetches = FakeSite(), FakeAgent(tmp_path / "host", OWN), Fetches()
         self.located: dict[str, list[BlockPlace]] = {}  # key of a row -> places of its block
+        self.rows: dict[str, int] = {}  # key -> which row of the block it is, if not the first
         self.silent: set[int] = set()
         self.site.wrong = lambda call: self.locate(call.body) if isinstance(call.body, Locate) else None
         config = {"timeout_s": 20.0, **config}
@@ -105,7 +106,7 @@ class Hall:
         return Located(
             [places[0] for places in blocks.values()],
             [],
-            [Source(["x"], index, [0] * len(asked.keys))],
+            [Source(["x"], index, [self.rows.get(key, 0) for key in asked.keys])],
             [],
             [place for places in blocks.values() for place in places[1:]],
             sorted((host_place(h) for h in hosts), key=lambda h: h.host_id in self.silent),
@@ -325,8 +326,9 @@ def test_dropping_leaves_out_what_cannot_be_had_now(hall: Hall) -> None:
     hall.lay("a", 1, OTHER)
     hall.lay("b", 2, THIRD)
     hall.lay("c", 3, OWN)
+    hall.rows = {"c": 1}
     del hall.fetches.lies[OTHER, 1]
-    assert hall.read_what_there_is("b", "a", "c", "b") == ([2, 3, 2], ["b", "c", "b"])
+    assert hall.read_what_there_is("a", "b", "c", "b") == ([2, 103, 2], ["b", "c", "b"])
     assert len(hall.fetches.asked) == 1
 
 
