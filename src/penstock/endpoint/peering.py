@@ -181,7 +181,7 @@ class Peering:
             BadArgument: ``peer`` is this peering itself, or the channel's name is too long.
         """
         self._check(peer, channel)
-        attempt = 0
+        attempt, why = 0, ""
         while not deadline.expired():
             if self._closed:
                 raise _closed()
@@ -190,8 +190,8 @@ class Peering:
             if endpoint is not None:
                 return endpoint
             await asyncio.sleep(min(deadline.remaining(), full_jitter(attempt, *_AGAIN_S, self._rng)))
-            attempt += 1
-        raise self._late(peer, channel, deadline)
+            attempt, why = attempt + 1, pair.why or why
+        raise _late(peer, why, deadline)
 
     async def close(self) -> None:
         """Retire all endpoints; end all tasks, and what the resources share. Idempotent."""
@@ -290,12 +290,6 @@ class Peering:
         finally:
             del self._waiters[number]
             self._tell(pair, GiveUp(number))
-
-    def _late(self, peer: Address, channel: str, deadline: Deadline) -> TransportError:
-        pair = self._pairs.get((str(peer), channel))
-        why = f": {pair.why}" if pair is not None and pair.why else ""
-        words = f"no connection with peer {peer} within {deadline.timeout_s:g} s{why}"
-        return TransportError(words, code="timeout", elapsed_s=deadline.elapsed())
 
     def _unreachable(self, link: Link, error: TransportError) -> None:
         """Nobody answers there: who does not want to wait is told."""
@@ -483,6 +477,11 @@ class Peering:
         task = asyncio.get_running_loop().create_task(work)
         owned.add(task)
         task.add_done_callback(owned.discard)
+
+
+def _late(peer: Address, why: str, deadline: Deadline) -> TransportError:
+    words = f"no connection with peer {peer} within {deadline.timeout_s:g} s{': ' if why else ''}{why}"
+    return TransportError(words, code="timeout", elapsed_s=deadline.elapsed())
 
 
 def _closed() -> TransportError:
