@@ -271,7 +271,9 @@ def test_a_claim_of_a_killed_client_is_back_at_once(site: Site) -> None:
     if child == 0:
         client = site.client("b")
         client.claim_meta("p", "score", ["x"], 1)
-        read(client, "k")
+        until = time.monotonic() + 10.0
+        while time.monotonic() < until and not (client._host._link and client._host._link.statistics().sessions):
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     began = time.monotonic()
