@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time as real_time
 
@@ -19,6 +20,7 @@ from penstock.errors import (
     StaleSlotError,
     TransportError,
 )
+from penstock.payload.buffers import _Lent
 from penstock.retry import Deadline
 from penstock.transport.client import AsyncPayloadClient
 from penstock.transport.slot_protocol import Verdict
@@ -687,6 +689,36 @@ def test_a_large_block_travels_in_parts(fault: str, in_thread: int) -> None:
         assert len(host.asked) == (2 if fault == "flip" else 1)
 
     run(test)
+
+
+@pytest.mark.parametrize("fault", ["flip", "truncate", "stall"])
+@pytest.mark.parametrize("in_thread", [0, 2**40])
+def test_the_memory_of_failed_reads_comes_back_at_once(fault: str, in_thread: int) -> None:
+    """No error keeps it: it does not wait for the garbage collector, which knows nothing of its size."""
+
+    async def test(world: World) -> None:
+        host = await world.host([])
+        data = a_block(1, rows=3, row_bytes=2**20)
+        host.blocks[1, FIRST_GENERATION] = data
+        host.always(fault)
+        want = Wanted(1, len(data), [(host.place, FIRST_GENERATION)])
+        limits = {"attempt_timeout_s": 0.1, "rounds": 1, "calls_per_slot": 1}
+        async with world.client(check_in_thread_bytes=in_thread, **limits) as client:
+            outcome = await one(client, want, Deadline(30.0))
+            assert isinstance(outcome, DataPlaneError)
+            assert outcome.attempts == 2
+            await asyncio.sleep(0)
+            if fault != "stall":  # where nothing is offered no memory is taken
+                assert client._layers._slabs._buffers.idle_bytes >= len(data)
+            assert len([lent for lent in gc.get_objects() if isinstance(lent, _Lent)]) == before
+
+    gc.collect()
+    before = len([lent for lent in gc.get_objects() if isinstance(lent, _Lent)])
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()
 
 
 def test_what_is_under_way_at_once_is_bounded() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneReadError, TransportError
 from penstock.payload.block import Bytes
@@ -104,7 +105,7 @@ class Layers:
                 until = deadline.within(self._config.attempt_s(nbytes))
                 return Answer(Kind.OK, await self._received(story, place, port, until))
         except DataPlaneError as failed:
-            story.last = failed
+            story.note(failed)
             kind, code = classify(failed)
             return Answer(kind, code=code)
 
@@ -112,8 +113,7 @@ class Layers:
         wanted = story.wanted
         host, generation = wanted.places[place]
         async with self._pool.connection(port, deadline) as lease:
-            out = self._memory(wanted)  # another for each attempt: a wire may still hold that of a failed one
-            header = await self._reader.read(lease, wanted, generation, out, deadline)
+            header, out = await self._reader.read(lease, wanted, generation, partial(self._memory, wanted), deadline)
         self.blocks += 1
         self.bytes += wanted.nbytes
         return Fetched(wanted.block_id, header, out, host.host_id, story.damaged())
@@ -123,6 +123,7 @@ class Layers:
         self._slabs.clear()
 
     def _memory(self, wanted: Wanted) -> Bytes:
+        """Return memory for one attempt, and for each its own: a wire may not have let go of a failed one's yet."""
         if wanted.buffer is not None:
             return wanted.buffer
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from penstock.config import Integrity
@@ -54,8 +55,10 @@ class SlotReader:
         self._beside, self._beside_bytes = beside, beside_bytes
         self._request_ids = itertools.count(1)
 
-    async def read(self, lease: Lease, wanted: Wanted, generation: int, out: Bytes, deadline: Deadline) -> BlockHeader:
-        """Receive the block into ``out`` and check it.
+    async def read(
+        self, lease: Lease, wanted: Wanted, generation: int, memory: Callable[[], Bytes], deadline: Deadline
+    ) -> tuple[BlockHeader, Bytes]:
+        """Receive the block into ``memory()``, which is asked for when the host offers it, and check it.
 
         Raises:
             TransportError: the connection broke, the deadline passed, or the peer does not keep to the protocol.
@@ -70,13 +73,14 @@ class SlotReader:
             raise CorruptPayload(
                 f"block {wanted.block_id} has {wanted.nbytes} bytes, and {lease.connection.peer} offers {status.length}"
             )
+        out = memory()
         try:
             header = await self._received(lease, request, status, out, deadline)
         except CorruptPayload as damaged:
             await self._acknowledge(lease, request, Verdict.DAMAGED, deadline)
             raise CorruptPayload(f"{damaged}; it came from {lease.connection.peer}") from damaged
         await self._acknowledge(lease, request, Verdict.CHECKED, deadline)
-        return header
+        return header, out
 
     async def _status(self, lease: Lease, request: Request, deadline: Deadline) -> Status:
         buffer = bytearray(STATUS_BYTES)

@@ -44,6 +44,11 @@ class Story:
                 found.setdefault(_name(host), at)
         return found
 
+    def note(self, failure: DataPlaneError) -> None:
+        """A read has failed. Its words are kept, and not the frames it went through: those have the block's memory."""
+        failure.__traceback__ = failure.__cause__ = failure.__context__ = None
+        self.last = failure
+
     def damaged(self) -> tuple[int, ...]:
         """The hosts that were ruled out for damage."""
         found = [at for at, failure in self.ruled_out.items() if isinstance(failure, CorruptPayload)]
