@@ -48,6 +48,7 @@ _UNPIN_S = 0.05  # unpins that ride on no call go with a heartbeat of their own 
 _GOODBYE_S = 0.5  # for the plane to take note of the end
 _EXIT_S = 2.0  # at the interpreter's exit, for all its clients together
 _HEARTBEAT_S = 2.0  # until the plane says otherwise
+_SILENT_BEATS, _SILENT_S = 5, 5.0  # unanswered, and at least so long: a line to another machine that is dead or deaf
 _CLOSED = "the client is closed"
 
 R = TypeVar("R", bound=Record)
@@ -112,6 +113,7 @@ class Link:
         self._heard_at = time.monotonic()
         self._approach = Approach(dialer, self, rng or random.Random())
         self._connections = self._sessions = 0
+        self._is_far = False
         self._thread = threading.Thread(target=self._run, name="penstock-link", daemon=True)
         _links[id(self)] = self
         try:
@@ -371,6 +373,8 @@ class Link:
         channel = self._channel = Channel(sock, self._selector, self._dialer.address)
         self._proven = False
         self._connections += 1
+        self._is_far = sock.family != socket.AF_UNIX  # on this machine nothing but the plane itself can be silent
+        self._heard_at = time.monotonic()
         self._beat_at = time.monotonic() + self._beat_s
         try:
             self.apply(ev.Connected())
@@ -397,13 +401,15 @@ class Link:
         """Show a sign of life, unless the plane does not read what was sent before."""
         self._beat_at = time.monotonic() + self._beat_s
         self._take_in()
-        if not channel.busy:
+        if self._is_far and time.monotonic() - self._heard_at > max(_SILENT_S, _SILENT_BEATS * self._beat_s):
+            channel.disconnect(f"nothing more is heard of {self._dialer.address}, though its kernel takes what is sent")
+        elif not channel.busy:
             self.apply(ev.Beat())
 
     def _receive(self, channel: Channel) -> None:
+        self._heard_at = time.monotonic()
         try:
             for frame in channel.receive():
-                self._heard_at = time.monotonic()
                 self._proven = self._courier.phase is Phase.UP  # it has answered more than our greeting
                 self.apply(ev.Received(decode_reply(frame)))
         except WireError as garbage:
