@@ -214,10 +214,11 @@ def test_an_interpreter_that_ends_without_closing_ends(host: HostPlace) -> None:
         from penstock.parts import HostPlace
         from penstock.retry import Deadline
         from penstock.transport.client import PayloadClient
+        from penstock.transport.config import TransportConfig
         from tests.transport.station import a_wire
         from tests.transport.test_client_thread import wanted
 
-        client = PayloadClient({{"tcp": a_wire}})
+        client = PayloadClient({{"tcp": a_wire}}, TransportConfig(check_in_thread_bytes=0))
         host = HostPlace(1, 1, "h1", "127.0.0.1", {host.ports})
         (outcome,) = client.fetch(wanted(host, 1), Deadline(30.0))
         print(len(outcome.data))

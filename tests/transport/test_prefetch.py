@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -289,6 +292,28 @@ def test_a_forked_child_is_told() -> None:
             os._exit(1)
         assert os.waitpid(pid, 0)[1] == 0
         assert prefetcher.result(ticket) == "payload of a"
+
+
+def test_an_interpreter_that_ends_without_closing_waits_for_the_fetch_under_way() -> None:
+    """And for nothing else: what was queued is called off."""
+    program = """
+        import threading, time
+        from penstock.transport.prefetch import Prefetcher
+
+        begun = threading.Event()
+
+        def fetch(name, timeout_s):
+            begun.set()
+            time.sleep(0.3)
+            print(name, flush=True)
+
+        prefetcher = Prefetcher(fetch)
+        prefetcher.submit("a"), prefetcher.submit("b")
+        begun.wait(30)
+    """
+    command = [sys.executable, "-X", "dev", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a\n", "")
 
 
 @pytest.mark.parametrize("limits", [{"depth": 0}, {"max_bytes": 0}, {"timeout_s": -1.0}, {"timeout_s": float("inf")}])

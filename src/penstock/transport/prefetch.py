@@ -8,6 +8,7 @@ waited has been told.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable
 from penstock.records import KVBatchMeta
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M")
 T = TypeVar("T")
 
+_EXIT_S = 2.0  # at the interpreter's exit, for all of them together
 _GRACE_S = 1.0  # a fetch keeps to its timeout; so much more is waited for it
 
 
@@ -119,6 +121,7 @@ class Prefetcher(Generic[M, T]):
         self._work = (fetch, nbytes_of)
         self._thread: threading.Thread | None = None
         weakref.finalize(self, self._desk.close).atexit = False
+        _live.add(self)
 
     def submit(self, asked: M) -> Ticket:
         """Have ``asked`` fetched, after all that was submitted before; does not wait.
@@ -245,3 +248,16 @@ def _run(desk: Desk[M, T], fetch: Callable[[M, float], T], nbytes_of: Callable[[
             desk.deliver(job, value, nbytes, None)
             del value
         del job
+
+
+_live: weakref.WeakSet[Prefetcher[Any, Any]] = weakref.WeakSet()
+
+
+def _exit_all() -> None:
+    """The interpreter ends: no fetch is to run into what is left of it."""
+    until = Deadline(_EXIT_S)
+    for prefetcher in list(_live):
+        prefetcher.close(until.remaining())
+
+
+atexit.register(_exit_all)
