@@ -15,6 +15,7 @@ import pytest
 from penstock.requests import Done, Pop, Tokens
 from penstock.testing.director import Director
 from penstock.testing.faults import Sentence, kill
+from penstock.wire.paths import socket_path
 from tests.host.harness import AgentProcess, HostClient, TcpPlane, blocks_of, eventually, site, used_bytes
 from tests.server.harness import DEADLINE_S, RawClient
 
@@ -75,6 +76,24 @@ def test_a_clean_end_keeps_rows_in_files_and_no_shared_memory(tmp_path: Path) ->
                 assert again.segments() == []
         with AgentProcess(agent.data_dir, plane) as last, HostClient.of(plane, last, 9) as d:
             assert d.read(["a", "more 2", "more 3"]) == [9, 2, 3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_is_a_clean_end_too(tmp_path: Path, number: signal.Signals) -> None:
+    """Nothing is left but what the next life needs: no process, no socket, no shared memory."""
+    with site(tmp_path) as (plane, agent), HostClient.of(plane, agent) as c:
+        c.put(["a"], 9)
+        agent.process.send_signal(number)
+        assert agent.process.wait(DEADLINE_S) == 0
+        assert agent.segments() == []
+        assert not socket_path(agent.data_dir).exists()
+        assert sorted(path.name.split("-")[0] for path in agent.data_dir.iterdir()) == [
+            "arena",
+            "blocks",
+            "host.json",
+            "plane.lock",
+            "plane.log",
+        ]
 
 
 def test_an_agent_that_does_not_come_back_loses_its_rows_by_name(tmp_path: Path) -> None:

@@ -219,11 +219,16 @@ class _Life:
         return task.result()
 
     async def _serve(self, place: HostPlace, line: Line, enlisted: Enlisted, copies: _Copies) -> int:
-        agent = self._recover(place, enlisted, copies)
+        listener = listen_locally(self._dir)
         try:
-            await self._in_service(place, line, agent, copies)
+            listener.listen(_BACKLOG)  # who comes now waits until it is known what lies here
+            agent = self._recover(place, enlisted, copies)
+            await self._in_service(place, line, agent, copies, listener)
         finally:
             self._agent = None
+            listener.close()
+            if self._lock.stands:  # else the socket that lies there is another agent's
+                unlink_socket(self._dir)
         plane = agent.plane
         if plane.failed:
             plane.storage.close(unlink=self._lock.removed)
@@ -272,7 +277,9 @@ class _Life:
             "peers.opened_here": copies.peers.opened,
         }
 
-    async def _in_service(self, place: HostPlace, line: Line, agent: Agent, copies: _Copies) -> None:
+    async def _in_service(
+        self, place: HostPlace, line: Line, agent: Agent, copies: _Copies, listener: socket.socket
+    ) -> None:
         plane = agent.plane
         reception = Reception(plane, agent.mover)
         house = Housekeeping(plane, reception, linger_s=None, resumable_s=0.0, stands=lambda: self._lock.stands)
@@ -280,7 +287,6 @@ class _Life:
         plane.after_settle = _both(plane.after_settle, reporting.look)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: unexpected(plane, context))
-        listener = listen_locally(self._dir)
         server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
         house.start()
         agent.start("reporting", reporting.run())
@@ -293,8 +299,6 @@ class _Life:
         await plane.stopped.wait()
         house.stop()
         server.close()
-        if self._lock.stands:
-            unlink_socket(self._dir)
         await copies.close()
         await self._stop_serving()
         await agent.stop()

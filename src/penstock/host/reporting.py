@@ -29,7 +29,7 @@ __all__ = ["Reporter", "Reporting", "enlist"]
 _WAIT_S = 10.0  # for orders, before asking again
 _NEWS_S = 2.0  # the same if there was something to say: what was said is known to be heard when it is answered
 _ENLIST_S = 5.0  # for the plane to take us in, before saying that it has not and asking again
-_BATCH_S = 0.01  # news that comes within this goes together
+_BATCH_S = 0.002  # news, and orders, that come within this go together
 _MAX_OUT = 4  # reports on their way; an older one is answered when the plane has a newer
 _PAUSE_S = (0.1, 5.0)  # between two tries to enlist: first and longest
 
