@@ -254,7 +254,39 @@ def test_one_loss_after_the_other_is_not_hurried() -> None:
     effects = heard(p, Kind.RST, OTHERS, ours(2))
     assert said(effects) == []
     assert timers(effects) == [TIMING.resend_s(0)]
-    assert said(p.handle(Timer(ours(3)), 0.1)) == [Message(Kind.REQ, ours(3), None)]
+    assert p.handle(Timer(ours(3)), 0.1)[:2] == [Make(ours(3), asked=True), Send(Message(Kind.REQ, ours(3), None))]
+
+
+def test_resources_that_cannot_be_had_are_not_asked_for_in_a_frenzy() -> None:
+    """Somebody waits, and making fails at once, again and again: each time it is tried later, up to the cap."""
+    p = pair()
+    effects = p.handle(Open(1), 0.0)
+    waits = []
+    for n in range(1, 12):
+        effects = p.handle(Broken(ours(n), "no memory"), 0.0)
+        p.check_invariants()
+        if not any(isinstance(effect, Make) for effect in effects):
+            waits += timers(effects)
+            effects = p.handle(Timer(ours(n + 1)), 0.0)
+        assert [e for e in effects if isinstance(e, Make)] == [Make(ours(n + 1), asked=True)]
+    assert waits == [TIMING.resend_s(n) for n in range(len(waits))]
+    assert len(waits) == 10
+    assert waits[-1][1] == TIMING.resend_cap_s
+
+
+def test_an_endpoint_whose_turn_has_not_come_is_made_when_the_peer_asks() -> None:
+    """Made, then bound; and if nobody waits any more it goes without a trace, for there is nothing to let go of."""
+    for gives_up in (False, True):
+        p = pair()
+        p.handle(Open(1), 0.0)
+        for n in (1, 2):
+            p.handle(Broken(ours(n), "no memory"), 0.0)
+            p.handle(Drained(ours(n)), 0.0)
+        if gives_up:
+            assert p.handle(GiveUp(1), 0.0) == []
+            assert p.idle
+        else:
+            assert heard(p, Kind.REQ)[:2] == [Make(ours(3), asked=True), Bind(ours(3), THEIRS)]
 
 
 # -- time -------------------------------------------------------------------------------------------------------------

@@ -51,13 +51,14 @@ _REMEMBERED_EVENTS = 8
 class End:
     """Our end of a session pair. ``peer`` is written once; ``heard_at``: when the peer last spoke for this session."""
 
-    __slots__ = ("attempts", "heard_at", "peer", "session", "since", "state", "work")
+    __slots__ = ("attempts", "heard_at", "made", "peer", "session", "since", "state", "work")
 
     def __init__(self, session: Session, state: State, peer: Session | None, now: float) -> None:
         self.session = session
         self.state = state
         self.peer = peer
         self.work: set[int] = set()
+        self.made = False
         self.attempts = 0
         self.since = self.heard_at = now
 
@@ -163,12 +164,19 @@ class Pair:
         return self._ask(now, failures=0)
 
     def _ask(self, now: float, failures: int) -> list[Effect]:
-        """Make a primary of our own and send its ``REQ``: by its timer only, if one after the other has been lost."""
+        """Begin a primary of our own: at once, unless one after the other is lost; then when its timer goes off."""
         assert self.primary is None
         self.primary = endpoint = End(self._mint(), State.Q, None, now)
-        endpoint.attempts = max(0, failures - 2)
-        asked = [self._say(Kind.REQ, endpoint)] if failures <= 1 else []
-        return [Make(endpoint.session, asked=True), *asked, self._resend_timer(endpoint, now)]
+        if failures > 1:
+            endpoint.attempts = failures - 2
+            return [self._resend_timer(endpoint, now)]
+        return [*self._making(endpoint), self._say(Kind.REQ, endpoint), self._resend_timer(endpoint, now)]
+
+    def _making(self, endpoint: End) -> list[Effect]:
+        """Have its resources made, if they are not."""
+        effects = [] if endpoint.made else [Make(endpoint.session, asked=endpoint.state is State.Q)]
+        endpoint.made = True
+        return [*effects]
 
     def _make_bound(self, _endpoint: End | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
         self.primary = endpoint = End(self._mint(), State.B, _sender(event), now)
@@ -184,7 +192,7 @@ class Pair:
     def _answer_request(self, endpoint: End, now: float) -> list[Effect]:
         assert endpoint.peer is not None
         return [
-            Make(endpoint.session, asked=False),
+            *self._making(endpoint),
             Bind(endpoint.session, endpoint.peer),
             self._say(Kind.REP, endpoint),
             self._resend_timer(endpoint, now),
@@ -197,18 +205,19 @@ class Pair:
         assert rule.after is State.B
         bound = self._bound(endpoint, event, now)
         endpoint.state = State.B
-        return [bound, self._say(Kind.REP, endpoint), self._resend_timer(endpoint, now)]
+        return [*bound, self._say(Kind.REP, endpoint), self._resend_timer(endpoint, now)]
 
     def _bind_ready(self, endpoint: End | None, event: Event, rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         bound = self._bound(endpoint, event, now)
-        return [bound, self._say(Kind.ACK, endpoint), *self._become_ready(endpoint, event, rule, now)]
+        return [*bound, self._say(Kind.ACK, endpoint), *self._become_ready(endpoint, event, rule, now)]
 
-    def _bound(self, endpoint: End, event: Event, now: float) -> Effect:
+    def _bound(self, endpoint: End, event: Event, now: float) -> list[Effect]:
         peer = _sender(event)
+        made = self._making(endpoint)
         endpoint.bind(peer)
         endpoint.since, endpoint.attempts = now, 0
-        return Bind(endpoint.session, peer)
+        return [*made, Bind(endpoint.session, peer)]
 
     def _become_ready(self, endpoint: End | None, _event: Event, rule: Rule, _now: float) -> list[Effect]:
         """A candidate that is ready takes the primary's place; every waiter has what it wanted."""
@@ -258,7 +267,7 @@ class Pair:
     def _resend_req(self, endpoint: End | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
         endpoint.attempts += 1
-        return [self._say(Kind.REQ, endpoint), self._resend_timer(endpoint, now)]
+        return [*self._making(endpoint), self._say(Kind.REQ, endpoint), self._resend_timer(endpoint, now)]
 
     def _resend_rep(self, endpoint: End | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
@@ -346,6 +355,8 @@ class Pair:
 
     def _let_go(self, endpoint: End, why: str) -> list[Effect]:
         endpoint.state = State.DRAIN
+        if not endpoint.made:
+            return []
         self.draining.add(endpoint.session)
         failed = [Settle(work, why) for work in sorted(endpoint.work)]
         endpoint.work.clear()

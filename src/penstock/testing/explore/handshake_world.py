@@ -360,6 +360,7 @@ def _endpoint(place: Place | None) -> End | None:
     session, state, peer, works = place
     endpoint = End(_session(session), State[state], _session(peer) if peer >= 0 else None, _NO_TIME)
     endpoint.work = {_WORK} if works else set()
+    endpoint.made = True
     return endpoint
 
 
