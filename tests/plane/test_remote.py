@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import pickle
@@ -18,6 +19,7 @@ import torch
 
 from penstock import points
 from penstock.errors import DataPlaneReadError, DataPlaneTimeout, DataPlaneUnavailable, RefusedType
+from penstock.plane.aio import AsyncDataPlaneClient
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
@@ -280,6 +282,30 @@ def test_a_claim_of_a_killed_client_is_back_at_once(site: Site) -> None:
     meta = site.client("a").claim_meta("p", "score", ["x"], 1, timeout_s=30.0)
     assert meta.sample_ids == ["k"]
     assert time.monotonic() - began < 5.0, "only the silence of its session gave it back"
+
+
+async def _cancelled_reads(client: RemoteDataPlaneClient) -> float:
+    """Cancel reads that wait for a host that does not answer; return how long it took until their threads were free."""
+    async with AsyncDataPlaneClient(client, max_calls=2) as plane:
+        reads = [asyncio.create_task(plane.get_samples(["k"], "p", ["x"])) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        for task in reads:
+            task.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+        await plane.depth("p", timeout_s=30.0)  # a thread for it is free
+        return time.monotonic() - began
+
+
+def test_a_cancelled_read_waits_for_no_host(site: Site) -> None:
+    """Whoever cancels it has its thread back at once, though the host it was fetching from is stopped."""
+    put(site.client("a"), "k")
+    client = site.client("b")
+    os.kill(site.agents["a"].pid, signal.SIGSTOP)
+    try:
+        assert asyncio.run(_cancelled_reads(client)) < 3.0
+    finally:
+        os.kill(site.agents["a"].pid, signal.SIGCONT)
 
 
 # -- replicas ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from penstock.requests import (
     Source,
 )
 from penstock.retry import Deadline
+from penstock.transport.loop_thread import Waiting
 from penstock.transport.wanted import Fetched, Wanted
 
 from .fake_host import TOKEN, FakeAgent, FakeSite, bodies, host_place, status_of
@@ -62,7 +64,10 @@ class Fetches:
         self.asked: list[list[tuple[int, list[int]]]] = []
         self.took_s = 0.0
 
-    def fetch(self, wanted: Sequence[Wanted], deadline: Deadline) -> list[Fetched | DataPlaneError]:
+    def fetch(
+        self, wanted: Sequence[Wanted], deadline: Deadline, waiting: Waiting = nullcontext
+    ) -> list[Fetched | DataPlaneError]:
+        self.waiting = waiting
         self.asked.append([(one.block_id, [host.host_id for host, _ in one.places]) for one in wanted])
         time.sleep(min(self.took_s, deadline.remaining()))
         return [self._one(one) for one in wanted]
@@ -311,7 +316,9 @@ def test_a_host_that_comes_back_is_not_noticed(hall: Hall) -> None:
     lies = hall.fetches.lies.pop((OTHER, 1))
     real = hall.fetches.fetch
 
-    def fetch(wanted: Sequence[Wanted], deadline: Deadline) -> list[Fetched | DataPlaneError]:
+    def fetch(
+        wanted: Sequence[Wanted], deadline: Deadline, waiting: Waiting = nullcontext
+    ) -> list[Fetched | DataPlaneError]:
         if len(hall.fetches.asked) == 2:
             hall.fetches.lies[OTHER, 1] = lies
         return real(wanted, deadline)

@@ -27,7 +27,7 @@ class Recall:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._asked = False
-        self._wake: Callable[[], None] | None = None
+        self._wake: Callable[[], object] | None = None
 
     def ask(self) -> None:
         """Take the call back. Calls the ``wake`` of the wait that it is in, which may take that wait's lock."""
@@ -41,7 +41,7 @@ class Recall:
         """From here on, calls in the present context are those that this handle recalls."""
         _current.set(self)
 
-    def arm(self, wake: Callable[[], None]) -> None:
+    def arm(self, wake: Callable[[], object]) -> None:
         with self._lock:
             self._require()
             self._wake = wake
@@ -63,7 +63,7 @@ _current: ContextVar[Recall | None] = ContextVar("penstock_recall", default=None
 
 
 @contextmanager
-def recallable(wake: Callable[[], None]) -> Iterator[None]:
+def recallable(wake: Callable[[], object]) -> Iterator[None]:
     """Declare a wait. ``wake`` ends it early, from another thread; ``Recalled`` then comes of the ``with``.
 
     Raises:

@@ -23,6 +23,7 @@ from penstock.payload.block import BlockHeader, Bytes
 from penstock.plane.blocks import Opened, Opening
 from penstock.plane.exchange import LEAST_S
 from penstock.plane.link import Link
+from penstock.plane.recall import recallable
 from penstock.plane.remote_host import OwnHost
 from penstock.requests import (
     ArenaPlace,
@@ -36,6 +37,7 @@ from penstock.requests import (
     StatusReport,
 )
 from penstock.retry import Deadline
+from penstock.transport.loop_thread import Waiting
 from penstock.transport.wanted import Fetched, Wanted
 
 __all__ = ["FetchedBlock", "Fetches", "RemoteBlocks"]
@@ -48,7 +50,9 @@ _RESERVE_SHARE, _RESERVE_S = 0.1, 0.5  # of a call's time, kept for saying what 
 class Fetches(Protocol):
     """What is needed of a ``transport.client.PayloadClient``."""
 
-    def fetch(self, wanted: Sequence[Wanted], deadline: Deadline) -> list[Fetched | DataPlaneError]: ...
+    def fetch(
+        self, wanted: Sequence[Wanted], deadline: Deadline, waiting: Waiting = ...
+    ) -> list[Fetched | DataPlaneError]: ...
 
 
 class FetchedBlock:
@@ -149,7 +153,7 @@ class _RemoteOpening:
                 opened.bad[one.at] = one.error
         if not wanted:
             return
-        outcomes = self._blocks.fetches.fetch([one.wanted() for one in wanted], _before(deadline))
+        outcomes = self._blocks.fetches.fetch([one.wanted() for one in wanted], _before(deadline), recallable)
         for one, outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, Fetched):
                 opened.blocks[one.at] = self._fetched[one.block_id] = FetchedBlock(outcome.header, outcome.data)

@@ -10,6 +10,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -20,7 +21,7 @@ from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
 from penstock.retry import Deadline, RetryStatistics
 from penstock.transport.config import TransportConfig
 from penstock.transport.layers import Layers
-from penstock.transport.loop_thread import LoopThread
+from penstock.transport.loop_thread import LoopThread, Waiting
 from penstock.transport.pool import Pool, PoolStatistics
 from penstock.transport.ports import Ports
 from penstock.transport.reading import SlotReader
@@ -162,15 +163,17 @@ class PayloadClient:
         self._thread = LoopThread("penstock-transport", self._client.close)
         weakref.finalize(self, self._thread.ask_to_stop).atexit = False  # at exit there is an order to keep
 
-    def fetch(self, wanted: Sequence[Wanted], deadline: Deadline) -> list[Fetched | DataPlaneError]:
-        """See ``AsyncPayloadClient.fetch``.
+    def fetch(
+        self, wanted: Sequence[Wanted], deadline: Deadline, waiting: Waiting = nullcontext
+    ) -> list[Fetched | DataPlaneError]:
+        """See ``AsyncPayloadClient.fetch``. ``waiting``: a context that the caller waits in.
 
         Raises:
             BadArgument: a buffer is not as long as its block.
             DataPlaneUnavailable: the client is closed, or this is a forked child.
         """
         wanted = list(wanted)
-        return self._thread.run(lambda: self._client.fetch(wanted, deadline), deadline) if wanted else []
+        return self._thread.run(lambda: self._client.fetch(wanted, deadline), deadline, waiting) if wanted else []
 
     def close(self) -> None:
         """End every read under way and every connection, and join the thread. Idempotent."""

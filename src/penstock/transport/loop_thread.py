@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias, TypeVar
 
 from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable
 from penstock.retry import Deadline
 
-__all__ = ["LoopThread"]
+__all__ = ["LoopThread", "Waiting"]
 
 T = TypeVar("T")
+
+Waiting: TypeAlias = Callable[[Callable[[], object]], AbstractContextManager[object]]
+"""Makes a context for a wait, of what would end the wait at once, from any thread."""
 
 _GRACE_S = 1.0  # calls keep to their deadlines; a loop that is this late does not run
 _EXIT_S = 2.0  # at the interpreter's exit, for all of them together
@@ -49,8 +54,10 @@ class LoopThread:
         """Whether there is a thread, in this process."""
         return self._thread is not None and self._thread.is_alive() and os.getpid() == self._pid
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]], deadline: Deadline) -> T:
-        """Run ``work()`` on the loop and return what it returns.
+    def run(
+        self, work: Callable[[], Coroutine[Any, Any, T]], deadline: Deadline, waiting: Waiting = contextlib.nullcontext
+    ) -> T:
+        """Run ``work()`` on the loop and return what it returns. ``waiting``: a context that the caller waits in.
 
         Raises:
             DataPlaneUnavailable: it is stopped, or this is a forked child.
@@ -58,9 +65,10 @@ class LoopThread:
         """
         future = self._submit(work)
         try:
-            return future.result(deadline.remaining() + _GRACE_S)
+            with waiting(future.cancel):
+                return future.result(deadline.remaining() + _GRACE_S)
         except concurrent.futures.CancelledError:
-            raise DataPlaneUnavailable("the payload client was closed during the call") from None
+            raise DataPlaneUnavailable("the call was taken back, or the payload client closed during it") from None
         except TimeoutError:
             if future.done() and not future.cancelled():
                 raise  # the work's own
