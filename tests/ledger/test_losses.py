@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from penstock.requests import Claimed, Done, TagColumn
-from tests.ledger.machines import Agents, commit, granted, located, put
-from tests.ledger.office import Office
+from penstock.ledger import losses
+from penstock.ledger.events import Tick
+from penstock.requests import Claimed, Done, FieldSpec, Granted, TagColumn
+from tests.ledger.machines import Agents, commit, granted, host_grant, located, put
+from tests.ledger.office import WALL, Office
 
 GRACE_S = 60.0
 
@@ -194,3 +197,91 @@ def test_a_lost_row_is_not_put_again_in_silence(office: Office, agents: Agents) 
     again = granted(office, 1, ["a"], host=2)
     reply = commit(office, 1, again, content=7)
     assert getattr(reply, "code", "") == "RowRemoved"
+
+
+def _tick(office: Office) -> None:
+    office.now = max(office.now, office.ledger.next_timer())
+    office.event(Tick(WALL + office.now))
+
+
+def test_a_host_with_much_on_it_is_given_up_bit_by_bit(
+    office: Office, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many rows at a time, within a block too; it is gone when nothing is left there."""
+    monkeypatch.setattr(losses, "SLICE", 3)
+    put(office, 1, [f"a{i}" for i in range(5)], host=1)
+    put(office, 1, ["b"], host=1, replicas=2)
+    put(office, 1, ["c", "d"], host=1)
+    agents.down(1)
+    office.later(GRACE_S - 0.25)
+    lost = []
+    while agents.status(1).state == "silent":
+        lost.append(sum(office.audit().lost.values()))
+        _tick(office)
+    assert lost == [0, 3, 5]
+    assert office.audit().lost == {"host m1 gone for 60 s": 7}
+    assert located(office, 1, ["b"]) == ([2], [], [2])
+    office.crash()
+
+
+def test_a_host_that_comes_back_while_it_is_given_up_keeps_what_is_left(
+    office: Office, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of that; what was lost meanwhile stays lost."""
+    monkeypatch.setattr(losses, "SLICE", 2)
+    first, second = put(office, 1, ["a", "b", "c"], host=1), put(office, 1, ["d"], host=1)
+    agents.down(1)
+    office.later(GRACE_S - 0.25)
+    _tick(office)
+    assert sum(office.audit().lost.values()) == 2
+    assert [place.block_id for place in agents.up(1).live] == [first, second]
+    office.later(5.0)
+    assert agents.status(1).state == "up"
+    assert office.audit().in_flight == 2
+
+
+def test_what_is_committed_beside_a_host_that_is_being_given_up_leaves_it_too(
+    office: Office, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second place is dropped before the host is gone."""
+    monkeypatch.setattr(losses, "SLICE", 1)
+    put(office, 1, ["a", "b", "c"], host=1)
+    late = granted(office, 1, ["d"], host=2, replicas=2)
+    agents.down(1)
+    office.later(GRACE_S - 0.25)
+    _tick(office)
+    assert commit(office, 1, late) == Done()
+    assert located(office, 1, ["d"]) == ([2], [1], [2, 1])
+    while agents.status(1).state == "silent":
+        _tick(office)
+    assert located(office, 1, ["d"]) == ([2], [], [2])
+    assert sum(office.audit().lost.values()) == 3
+
+
+def test_many_blocks_that_an_agent_reports_lost_are_decided_bit_by_bit(
+    office: Office, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that lost its memory holds nobody up; a restart in between loses nothing of the report's effect."""
+    monkeypatch.setattr(losses, "SLICE", 2)
+    blocks = [put(office, 1, [f"r{i}"], host=1) for i in range(5)]
+    call = agents.post(1, agents.told(1).number, lost=blocks, why="power failure")
+    assert sum(office.audit().lost.values()) == 2
+    _tick(office)
+    _tick(office)
+    assert office.audit().lost == {"host m1: power failure": 5}
+    orders = agents.orders(call)
+    assert orders is not None
+    assert sorted(orders.free) == blocks[:2]
+    assert agents.told(1, orders.number).free == blocks[2:]
+
+
+def test_a_row_of_two_lost_blocks_is_lost_once(office: Office, agents: Agents) -> None:
+    """Its fields lay in different blocks of the host."""
+    put(office, 1, ["a", "b"], host=1)
+    later = office.ask(1, msgspec.structs.replace(host_grant(["a"], host=1), fields=[FieldSpec("y", "int64", 1)]))
+    assert isinstance(later, Granted)
+    assert commit(office, 1, later) == Done()
+    agents.down(1)
+    office.later(GRACE_S)
+    assert office.audit().lost == {"host m1 gone for 60 s": 2}
+    assert office.ledger.statistics()["rows.lost"] == 2

@@ -7,7 +7,7 @@ import sys
 import msgspec
 import pytest
 
-from penstock.ledger import timers
+from penstock.ledger import losses, timers
 from penstock.ledger.machine import Ledger
 from penstock.testing import sim
 from penstock.testing.explore import hosts_planted, planted
@@ -130,6 +130,14 @@ def test_worlds_with_hosts_lose_nothing_that_some_host_still_has() -> None:
     assert sum(world.hosts.get("blocks saved by their second place", 0) for world in worlds) > 5
     assert sum(world.hosts.get("commits begun anew", 0) for world in worlds) > 5
     assert sum(world.hosts.get("sealed twice", 0) for world in worlds) > 100
+
+
+def test_hosts_that_are_given_up_row_by_row_are_given_up_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crashes, returns of hosts and commits come between the steps; a real plane takes five hundred rows in one."""
+    monkeypatch.setattr(losses, "SLICE", 1)
+    worlds = [sim.run_world(seed) for seed in range(1, 240, 4)]
+    assert [(world.seed, world.violations) for world in worlds if world.violations] == []
+    assert sum(world.hosts.get("rows lost", 0) for world in worlds) > 0
 
 
 def test_the_real_ledger_is_what_is_judged() -> None:

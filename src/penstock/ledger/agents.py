@@ -46,6 +46,8 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     was = host.state
     desk.record([HostIs(place)])
     host.state, host.since, host.session_id = "up", desk.books.clock, session.id
+    host.given_up = False
+    host.losing.clear()  # what is left may be there after all; what is not, the agent says
     host.number = max(host.number, desk.state.incarnation)  # never a number of an earlier life of the plane
     host.forget_orders()
     live = [_place_on(desk, host, block_id) for block_id in host.blocks]

@@ -47,6 +47,8 @@ def _row_is(books: Books, partition: Partition, state: f.RowIs) -> Row | None:
             write.live += 1
             if write.place is not None:
                 books.account(partition, write, write.row_bytes[index])
+        if write.rows is not None:
+            write.rows[index] = state.id
         pairs += (write, index)
         row.produced |= write.field_bits
     row.writes = tuple(pairs)

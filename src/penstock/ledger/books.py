@@ -65,9 +65,10 @@ class Books:
         if kind == "lease":
             lease = self.state.leases.get(what[0])
             return lease is not None and lease.until == when
-        if kind == "host":
+        if kind in ("host", "loss"):
             host = self.state.hosts.get(int(what[0]))
-            return host is not None and host.state == "silent" and host.until == when
+            waits = host is not None and host.state == "silent" and host.until == when
+            return waits if kind == "host" else host is not None and bool(host.losing)
         group = self.partition(what[0]).groups.get(what[1])
         return group is not None and not group.done
 
@@ -109,7 +110,10 @@ class Books:
         bits = partition.mask_of([spec.name for spec in fact.fields])
         write = Write(fact.write_id, fact.fields, bits, fact.tags, len(fact.keys))
         write.live = len(fact.keys)
+        write.partition = fact.partition
         write.place, write.replica = fact.place, fact.replica
+        if write.hosted:
+            write.rows = array("Q", fact.ids or bytes(8 * len(fact.keys)))
         write.content = fact.content
         write.row_bytes = array("Q", fact.row_bytes)
         write.lengths = None if fact.lengths is None else array("Q", fact.lengths)

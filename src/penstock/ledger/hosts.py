@@ -42,14 +42,18 @@ class Host:
         number: of the newest order.
         blocks: block -> bytes, of those that rows need and that lie here; ``nbytes``: their sum.
         grants: the same of blocks that were granted and may come to lie here.
+        losing: blocks that do not lie here any more, and why: what follows for their rows is decided bit by bit.
+        given_up: its grace is over, and it is gone when nothing is left here.
     """
 
     __slots__ = (
         "_orders",
         "_suspects",
         "blocks",
+        "given_up",
         "granted_bytes",
         "grants",
+        "losing",
         "nbytes",
         "number",
         "place",
@@ -72,6 +76,8 @@ class Host:
         self.nbytes = 0
         self.grants: dict[int, int] = {}
         self.granted_bytes = 0
+        self.losing: dict[int, str] = {}
+        self.given_up = False
         self._orders: dict[int, tuple[int, Order]] = {}  # block -> number and what, in order of their numbers
         self._suspects: dict[int, int] = {}  # block that is to be verified -> number
 
@@ -99,6 +105,7 @@ class Host:
     def lets_go(self, block_id: int) -> None:
         """The block lies here no longer, or nobody needs it."""
         self.nbytes -= self.blocks.pop(block_id, 0)
+        self.losing.pop(block_id, None)
 
     def promise(self, grant: int, nbytes: int) -> None:
         self.grants[grant] = nbytes

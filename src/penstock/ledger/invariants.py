@@ -50,6 +50,7 @@ def _check_host(desk: Desk, host: Host) -> None:
     if host.state == "gone":
         assert not host.blocks, f"{who} is gone, and rows wait for it"
         assert all(next(iter(g.lives)) != host.id for g in state.grants.values() if g.lives), f"{who}: grants"
+    assert host.losing.keys() <= host.blocks.keys(), f"{who} loses what does not lie there"
     assert host.report is None or not host.has_orders, f"{who} waits for orders that are there"
     orders = host.orders()
     assert host.blocks.keys() >= set(orders.adopt), f"{who} is to adopt what rows do not need there"
@@ -90,6 +91,9 @@ def _check_row(partition: Partition, row: Row) -> None:
     for write, index in row.pairs():
         produced |= write.field_bits
         assert write.dead is None or not write.dead[index], f"{row.key}: needs a write that has buried it"
+        assert write.rows is None or write.rows[index] == row.id, f"{row.key}: its write on hosts does not know it"
+        assert (write.rows is not None) == write.hosted, f"{row.key}: rows of a write in the arena"
+        assert write.partition == partition.name, f"{row.key}: its write is of partition {write.partition!r}"
     assert produced == row.produced, f"{row.key}: produced bits"
     assert row.group is None or row.group.rows.get(row.id) is row, f"{row.key}: group"
 

@@ -27,6 +27,10 @@ def fire(desk: Desk) -> None:
             _lease_expires(desk, what[0])
         elif kind == "host":
             losses.grace_ends(desk, int(what[0]))
+        elif kind == "loss":
+            host = desk.state.hosts.get(int(what[0]))
+            if host is not None and host.losing:
+                losses.lose_some(desk, host)
         elif kind == "group":
             _group_is_late(desk, *what)
         else:

@@ -27,9 +27,11 @@ class Write:
         "lengths",
         "live",
         "names",
+        "partition",
         "place",
         "replica",
         "row_bytes",
+        "rows",
         "session_id",
         "size",
         "sparse",
@@ -60,6 +62,8 @@ class Write:
         self.kept: list[int] | None = None  # original indices that the block still holds, after a compaction
         self.place: BlockPlace | None = None
         self.replica: BlockPlace | None = None  # where the block lies a second time, on another host
+        self.partition = ""
+        self.rows: array[int] | None = None  # their ids, of a block on hosts: it may be lost with its host
         self.content = 0
         self.row_bytes: array[int] = array("Q")
         self.lengths: array[int] | None = None
@@ -88,6 +92,12 @@ class Write:
     def places(self) -> list[BlockPlace]:
         """Everywhere the block lies, its first place first."""
         return [place for place in (self.place, self.replica) if place is not None]
+
+    def living(self) -> list[int]:
+        """Ids of the rows that need this write; of a block on hosts."""
+        rows = self.rows
+        assert rows is not None, f"block {self.id} is not on hosts"
+        return list(rows) if self.dead is None else [row for row, dead in zip(rows, self.dead, strict=True) if not dead]
 
     def names_of(self, index: int) -> frozenset[str]:
         """The tags that row ``index`` has in this write."""
