@@ -93,6 +93,7 @@ class FakePort:
             self.requests.append(request.block_id)
             self.host.asked.append((self.number, request.block_id))
             doing = self.script.popleft() if self.script else self.always
+            self.host.did.append((request.block_id, doing))
             await getattr(self, f"_{doing}")(connection, request)
 
     async def _send(self, connection: Connection, status: Status, payload: Bytes | None = None) -> None:
@@ -213,6 +214,7 @@ class FakeHost:
         self.blocks: dict[tuple[int, int], Bytes] = {}
         self.ports: list[FakePort] = []
         self.asked: list[tuple[int, int]] = []  # (port, block), in order
+        self.did: list[tuple[int, str]] = []  # (block, what was done), in order
 
     async def listen(self, wire: MemoryWire, listeners: int) -> None:
         for _ in range(listeners):
