@@ -16,9 +16,16 @@ from tests.host.harness import AgentProcess, TcpPlane
 class Site:
     """``with`` closes its clients, kills its processes and removes their shared memory."""
 
-    def __init__(self, folder: Path, hosts: str = "ab", flags: tuple[str, ...] = (), **config: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hosts: str = "ab",
+        flags: tuple[str, ...] = (),
+        plane_flags: tuple[str, ...] = (),
+        **config: Any,
+    ) -> None:
         self.folder, self.flags = folder, flags
-        self.plane = TcpPlane(folder / "plane", **config)
+        self.plane = TcpPlane(folder / "plane", 0, plane_flags, **config)
         self.agents = {name: AgentProcess(folder / name, self.plane, *flags) for name in hosts}
         self.clients: list[RemoteDataPlaneClient] = []
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import penstock
 from penstock import points
 from penstock.errors import DataPlaneReadError, DataPlaneTimeout, DataPlaneUnavailable, RefusedType
 from penstock.plane.aio import AsyncDataPlaneClient
@@ -24,6 +25,7 @@ from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
 
+from .certificates import certificate
 from .sites import Site
 
 PATIENT: dict[str, Any] = {"host_grace_s": 30.0}
@@ -365,3 +367,22 @@ def test_blocks_come_over_ucx_if_that_is_preferred(tmp_path: Path) -> None:
         assert torch.equal(read(there, "l", "k"), x.flip(0))
         assert there.transport_statistics().blocks == 1
         assert {port.wire for port in there._payloads._client._pool._idle} == {"ucx"}
+
+
+def test_everything_may_be_encrypted(tmp_path: Path) -> None:
+    """Plane, agents and clients over TLS: puts on one host and on two, fetches; who is in the clear stays out."""
+    cert, key = certificate(tmp_path)
+    shown = ("--tls-cert", str(cert), "--tls-key", str(key))
+    with Site(tmp_path, flags=(*shown, "--tls-ca", str(cert)), plane_flags=shown) as site:
+        url, files = site.plane.url, {"token_file": site.plane.token_file, "timeout_s": 30.0}
+        with (
+            penstock.connect(url, **files, tls_ca=cert, host_dir=tmp_path / "a") as here,
+            penstock.connect(url, **files, tls_ca=cert, host_dir=tmp_path / "none") as nowhere,
+            penstock.connect(url, **files, tls_ca=cert, host_dir=tmp_path / "b", replicas=2) as careful,
+        ):
+            here.register_partition("p", ["x"], 100, ["train"])
+            x, y = put(here, "k", "l", width=50_000), put(careful, "m")
+            assert torch.equal(read(nowhere, "l", "k"), x.flip(0))
+            assert torch.equal(read(nowhere, "m"), y)
+        with pytest.raises(DataPlaneUnavailable, match="pass tls_ca"):
+            penstock.connect(url, token_file=site.plane.token_file, timeout_s=1.0)

@@ -51,10 +51,10 @@ class Shell(Protocol):
 
 
 class Approach:
-    """Attributes: trouble: why there is no connection, in words; starts: planes started."""
+    """Attributes: starts: planes started."""
 
     def __init__(self, dialer: Dialer, shell: Shell, rng: random.Random, *, clock: Clock = time.monotonic) -> None:
-        self.trouble = _UNTRIED
+        self._trouble = _UNTRIED
         self.starts = 0
         self._dialer = dialer
         self._shell = shell
@@ -64,6 +64,19 @@ class Approach:
         self._dialling: Dialling | None = None
         self._start_at = 0.0  # no plane is started before
         self._failed_starts = 0  # in a row
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, in words."""
+        dialling = self._dialling
+        if dialling is None:
+            return self._trouble
+        before = "" if self._trouble == _UNTRIED else f"; before: {self._trouble}"
+        return f"there is no more yet than {dialling!r}{before}"
+
+    @trouble.setter
+    def trouble(self, why: str) -> None:
+        self._trouble = why
 
     def connect(self, *, proven: bool) -> socket.socket | None:
         """Dial until somebody answers; None when the client closes. ``proven``: the last connection was of use."""
@@ -94,13 +107,11 @@ class Approach:
         if isinstance(found, socket.socket):
             return found
         self._dialling = found
-        before = "" if self.trouble == _UNTRIED else f"; before: {self.trouble}"
         try:
             while not self._shell.closing:
                 sock = found.poll()
                 if sock is not None:
                     return sock
-                self.trouble = f"there is no more yet than {found!r}{before}"
                 self._shell.pause(found.patience_s, watching=found)
         finally:
             self._dialling = None

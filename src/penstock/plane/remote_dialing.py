@@ -142,7 +142,7 @@ class RemoteDialling:
         self._deadline = Deadline(DIAL_S, dialer.clock)
         self._until = self._deadline  # of the present step
         self._doing = "looking up its name"
-        self._silent = ""  # what it means if nothing more comes
+        self._silent = "nothing has come yet"  # what it means if nothing more comes
         self._sock: socket.socket | None = None
         self._waits_for: _Wait | None = None
         self._steps = self._dial()
@@ -178,7 +178,8 @@ class RemoteDialling:
             sock.close()
 
     def __repr__(self) -> str:
-        return f"a connection to {self._dialer.address} ({self._doing}, {self._deadline.elapsed():.1f} s so far)"
+        so_far = f"{self._doing}, {self._deadline.elapsed():.1f} s so far"
+        return f"a connection to {self._dialer.address} ({so_far}; {self._silent})"
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
