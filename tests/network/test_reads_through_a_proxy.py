@@ -27,6 +27,7 @@ LIMIT_S = 30.0
 GREETED = {"client": CHALLENGE_BYTES + PROOF_BYTES, "server": RESPONSE_BYTES}  # bytes before the first record
 QUICK = TransportConfig(
     max_reads=1,
+    rounds=10,
     attempt_timeout_s=0.4,
     call_base_s=0.01,
     call_cap_s=0.02,
@@ -193,7 +194,7 @@ def test_one_of_two_listeners_goes_in_mid_batch(how: str) -> None:
             took = time.monotonic() - began
             hit.join()
             assert whole(depot, outcomes)
-            assert took < 1.0 + 1.0 + 8.0  # one attempt's time and a second, on a machine that is busy
+            assert took < 1.0 + 1.0 + 18.0  # one attempt's time and a second, on a machine that is busy
             if how == "freeze":
                 proxies[0].thaw()
 
