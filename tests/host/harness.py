@@ -210,7 +210,7 @@ class HostClient:
 
     @staticmethod
     def reserving(granted: Granted) -> Reserve:
-        return Reserve(granted.grant, granted.place.nbytes)
+        return Reserve(granted.grant, granted.place.nbytes, granted.life)
 
     def reserve(self, granted: Granted) -> Granted:
         return self.agent.expect(Granted, self.reserving(granted))

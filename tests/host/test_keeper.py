@@ -153,6 +153,15 @@ def test_a_reservation_that_was_made_again_is_told_again_to_the_same_client() ->
     assert d.state(7) is State.GRANTED
 
 
+def test_a_grant_for_another_life_of_this_host_is_refused() -> None:
+    """A copied directory makes two agents of one identity: what the one that is superseded holds would be nobody's."""
+    d = Desk()
+    refused = reply(d.ask(Reserve(7, NBYTES, d.keeper.incarnation + 1)))
+    assert isinstance(refused, Failed)
+    assert (refused.code, "copy of another's" in refused.message) == ("DataPlaneUnavailable", True)
+    assert one(Allot, d.ask(Reserve(7, NBYTES, d.keeper.incarnation))).grant == 7
+
+
 def test_a_reservation_that_still_waits_takes_the_place_of_the_first_call() -> None:
     """The first call is withdrawn before the second is made."""
     d = Desk()

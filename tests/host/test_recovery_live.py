@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -133,6 +134,19 @@ def test_an_agent_that_comes_back_too_late_frees_what_was_lost_without_it(tmp_pa
             eventually("nothing is left", lambda: used_bytes(d.agent) == 0)
             d.put(["b"], 3)
             assert d.read(["b"]) == [3]
+
+
+def test_the_elder_of_two_agents_of_one_host_ends(tmp_path: Path) -> None:
+    """Somebody has copied the directory: what the elder took would be looked for at the younger."""
+    with site(tmp_path) as (plane, agent):
+        copy = tmp_path / "copy"
+        copy.mkdir(mode=0o700)
+        shutil.copy(agent.data_dir / "host.json", copy)
+        with AgentProcess(copy, plane) as younger:
+            assert younger.host_id == agent.host_id
+            assert agent.process.wait(DEADLINE_S) == 69
+            assert "refuses this host" in agent.log()
+            assert younger.process.poll() is None
 
 
 def test_a_block_that_is_missing_after_a_restart_is_lost_by_name(tmp_path: Path) -> None:

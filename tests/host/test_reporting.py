@@ -51,6 +51,7 @@ class FakeKeeper:
     def __init__(self) -> None:
         self.news: list[int] = []
         self.told: list[Any] = []
+        self.refused: list[str] = []
 
     @property
     def has_news(self) -> bool:
@@ -68,7 +69,7 @@ class FakeKeeper:
 def playing(play: Callable[[FakeLine, FakeKeeper, Reporting], Coroutine[Any, Any, None]]) -> None:
     async def work() -> None:
         line, keeper = FakeLine(), FakeKeeper()
-        reports = Reporting(line, PLACE, keeper, keeper.tell)  # type: ignore[arg-type]
+        reports = Reporting(line, PLACE, keeper, keeper.tell, keeper.refused.append)  # type: ignore[arg-type]
         task = asyncio.create_task(reports.run())
         await play(line, keeper, reports)
         task.cancel()
@@ -157,6 +158,25 @@ def test_a_plane_that_does_not_know_the_host_is_enlisted_at_again(monkeypatch: p
         await line.next()
         assert keeper.told == [Enlisting([], 9)]
         assert reports.enlisted == 2
+
+    playing(play)
+
+
+@pytest.mark.parametrize(("incarnation", "refused"), [(7, ["a newer life"]), (0, [])])
+def test_a_plane_that_will_not_have_the_host_ends_the_agent(
+    monkeypatch: pytest.MonkeyPatch, incarnation: int, refused: list[str]
+) -> None:
+    """Its own word, three times in a row; a line that is down is no such word."""
+    monkeypatch.setattr(reporting, "_PAUSE_S", (0.001, 0.002))
+
+    async def play(line: FakeLine, keeper: FakeKeeper, _reports: Reporting) -> None:
+        _, first = await line.next()
+        first.set_exception(DataPlaneUnavailable("enlist first"))
+        for _ in range(4):
+            _, answer = await line.next()
+            answer.set_exception(DataPlaneUnavailable("a newer life", incarnation=incarnation))
+        await line.next()
+        assert [why.partition(" (")[0] for why in keeper.refused] == refused
 
     playing(play)
 

@@ -312,6 +312,11 @@ class Keeper:
 
     def _reserve(self, asked: Asked, body: Reserve) -> None:
         """Give a slot, or the same slot again to who asks again, for his answer may have been lost."""
+        if body.life not in (0, self.incarnation):
+            raise DataPlaneUnavailable(
+                f"life {self.incarnation} of host {self._who.name} is not the one the plane knows, {body.life}: is this "
+                f"agent's directory a copy of another's? then remove host.json from it and start the agent again"
+            )
         if body.grant <= 0 or not 0 < body.nbytes <= self._who.capacity:
             raise BadArgument(
                 f"block {body.grant} of {body.nbytes} bytes can never lie on host {self._who.name}, "

@@ -46,7 +46,7 @@ from penstock.points import reached
 from penstock.server import lock as locks
 from penstock.server.connections import Connection
 from penstock.server.housekeeping import Housekeeping, freeze_collector, quiet_collector
-from penstock.server.plane import EX_IOERR
+from penstock.server.plane import EX_IOERR, Plane
 from penstock.server.reception import Reception
 from penstock.server.recovery import make_arena
 from penstock.server.startup import (
@@ -65,6 +65,7 @@ from penstock.wire import paths
 
 __all__ = ["HostOptions", "serve"]
 
+EX_UNAVAILABLE = 69  # sysexits.h: the plane will not have this host
 _BACKLOG = 1024
 _GOODBYE_S = 2.0
 
@@ -283,7 +284,7 @@ class _Life:
         plane = agent.plane
         reception = Reception(plane, agent.mover)
         house = Housekeeping(plane, reception, linger_s=None, resumable_s=0.0, stands=lambda: self._lock.stands)
-        reporting = Reporting(line, place, agent.keeper, plane.tell)
+        reporting = Reporting(line, place, agent.keeper, plane.tell, lambda why: self._refused(plane, why))
         plane.after_settle = _both(plane.after_settle, reporting.look)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: unexpected(plane, context))
@@ -312,6 +313,11 @@ class _Life:
         self._stop.set()
         if self._agent is not None:
             self._agent.plane.stop(why)
+
+    def _refused(self, plane: Plane, why: str) -> None:
+        """What is put here would be nobody's: better no agent than this one."""
+        plane.stop(f"the plane refuses this host: {why}")
+        plane.exit_code = EX_UNAVAILABLE
 
     def _read_ended(self) -> None:
         """A slot may have become free with the end of a read."""

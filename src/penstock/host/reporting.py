@@ -31,6 +31,7 @@ _NEWS_S = 2.0  # the same if there was something to say: what was said is known 
 _ENLIST_S = 5.0  # for the plane to take us in, before saying that it has not and asking again
 _BATCH_S = 0.002  # news, and orders, that come within this go together
 _MAX_OUT = 4  # reports on their way; an older one is answered when the plane has a newer
+_REFUSALS = 3  # in a row, by the plane itself: it means it
 _PAUSE_S = (0.1, 5.0)  # between two tries to enlist: first and longest
 
 log = logging.getLogger("penstock.host")
@@ -62,13 +63,29 @@ async def enlist(line: Line, place: HostPlace) -> Enlisted:
 
 
 class Reporting:
-    """Args: line: to the plane; place: this host; reporter: what to say; tell: hand over what the plane says."""
+    """An agent's reports.
 
-    def __init__(self, line: Line, place: HostPlace, reporter: Reporter, tell: Callable[[Event], None]) -> None:
+    Args:
+        line: to the plane.
+        place: this host.
+        reporter: knows what there is to say.
+        tell: hand over what the plane says.
+        refused: the plane will not have this host any more, and says why: a newer life of it has enlisted, for one.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        place: HostPlace,
+        reporter: Reporter,
+        tell: Callable[[Event], None],
+        refused: Callable[[str], None],
+    ) -> None:
         self._line = line
         self._place = place
         self._reporter = reporter
         self._tell = tell
+        self._refused = refused
         self._news = asyncio.Event()
         self._out: set[asyncio.Task[None]] = set()
         self._said: HostReport | None = None  # by the report that left last
@@ -131,11 +148,15 @@ class Reporting:
     async def _enlist_again(self) -> None:
         await self._forget_reports()
         pause, longest = _PAUSE_S
+        refusals = 0
         while True:
             try:
                 enlisted = await self._line.ask(Enlist(self._place), Enlisted, _ENLIST_S)
             except DataPlaneError as failed:
                 log.warning("not enlisted: %s", failed)
+                refusals = refusals + 1 if failed.incarnation else 0  # the plane itself has said so
+                if refusals == _REFUSALS:
+                    self._refused(str(failed))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, longest)
             else:
