@@ -17,6 +17,7 @@ from penstock.errors import TransportError
 from penstock.retry import Deadline
 from penstock.transport.wires import TcpWire, greeting, listener, tcp
 from penstock.transport.wires.listener import TcpListener
+from penstock.wire.auth import PROOF_BYTES, RESPONSE_BYTES, Greeter
 from penstock.wire.tls import client_context, server_context
 from tests.plane.certificates import certificate
 from tests.transport.wires.rooms import HOST, TOKEN, kept, run, soon
@@ -101,6 +102,31 @@ def test_too_many_strangers_cost_the_one_who_waited_longest() -> None:
             assert found.statistics().strangers == 1
             for _, writer in crowd:
                 writer.close()
+
+    run(main())
+
+
+def test_a_false_listener_is_told_nothing() -> None:
+    """Who answers the exchange without knowing the token gets no connection; the dialler says "unauthorised"."""
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(Greeter(b"another token, as long", "payload").challenge())
+        await reader.readexactly(RESPONSE_BYTES)
+        writer.write(b"\x01" * PROOF_BYTES)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        ended.set()
+        writer.close()
+
+    ended = asyncio.Event()
+
+    async def main() -> None:
+        async with await asyncio.start_server(pretend, HOST, 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            failure = await refused(TcpWire(TOKEN, "payload").connect(Address(HOST, port), soon()))
+            assert failure.code == "unauthorised"
+            assert "does not know the token" in str(failure)
+            await ended.wait()
 
     run(main())
 
