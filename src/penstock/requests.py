@@ -431,14 +431,15 @@ class Failed(Record, frozen=True):
 class Granted(Record, frozen=True):
     """Room for a put: copy the block to ``place``, then ``Commit(grant)``.
 
-    For a put on a host ``place`` says no more than which host: its agent finds the slot (``Reserve``). ``replica``: the
-    second host that is to pull the block (``Seal``).
+    For a put on a host ``place`` says no more than which host: the agent of its life ``life`` finds the slot
+    (``Reserve``). ``replica``: the second host that is to pull the block (``Seal``).
     """
 
     grant: int
     place: BlockPlace
     arena: ArenaPlace
     replica: HostPlace | None = None
+    life: int = 0
 
 
 class GrantAgain(Record, frozen=True):

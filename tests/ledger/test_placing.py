@@ -313,6 +313,7 @@ def test_a_later_field_may_lie_on_another_host(office: Office, agents: Agents) -
     office.register(tasks=("train",))
     grant = office.ask(1, msgspec.structs.replace(host_grant(["a"], host=3), fields=[_LATER]))
     assert isinstance(grant, Granted)
+    assert grant.life == office.ledger.desk.state.hosts[3].place.life > 0
     assert commit(office, 1, grant) == Done()
     office.post(1, Locate("p", ["a"], ["x", "y"]))
     resolved = office.resolved[-1]

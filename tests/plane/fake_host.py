@@ -59,6 +59,9 @@ def status_of(host_id: int, state: str = "up", silent_s: float = 0.0) -> HostSta
     return HostStatus(place=host_place(host_id), state=state, silent_s=silent_s, blocks=0, nbytes=0)
 
 
+LIFE = 5  # of the agent for which the site grants
+
+
 class FakeAgent(FakePlane):
     """The agent of host ``host_id`` in ``folder``. ``wrong``: what a call meets instead; None = what it should."""
 
@@ -126,7 +129,9 @@ class FakeSite(TcpPlane):
         if isinstance(body, Grant):
             grant = next(self.grants)
             place = BlockPlace(grant, 0, 0, body.nbytes, 0, host=body.host)
-            return Granted(grant, place, ArenaPlace(0, 0, in_shm=False), self.replica if body.replicas > 1 else None)
+            return Granted(
+                grant, place, ArenaPlace(0, 0, in_shm=False), self.replica if body.replicas > 1 else None, LIFE
+            )
         if isinstance(body, Status):
             return report_of(*self.hosts)
         return Done()

@@ -18,7 +18,7 @@ from penstock.payload import block
 from penstock.plane.remote import RemoteDataPlaneClient
 from penstock.requests import BlockPlace, Call, Commit, Failed, Grant, GrantAgain, Reserve, Seal, Sealed
 
-from .fake_host import TOKEN, FakeAgent, FakeSite, asked, bodies, host_place, listed_grants
+from .fake_host import LIFE, TOKEN, FakeAgent, FakeSite, asked, bodies, host_place, listed_grants
 from .fake_plane import Cut, Move, Silence
 
 
@@ -78,6 +78,7 @@ def test_a_put_takes_five_steps(client: RemoteDataPlaneClient, site: FakeSite, a
     grants = bodies(site, Grant)
     assert [(g.host, g.replicas, g.at_least) for g in grants] == [(7, 1, 1)]
     assert asked(agent) == ["Status", "Reserve", "Seal"]
+    assert [reserve.life for reserve in bodies(agent, Reserve)] == [LIFE]
     (commit,) = site.commits()
     assert (commit.grant, commit.places) == (1, [agent.slots[1]])
     header = block.parse(agent.bytes_of(1), 1)

@@ -314,7 +314,7 @@ class Keeper:
         """Give a slot, or the same slot again to who asks again, for his answer may have been lost."""
         if body.life not in (0, self.incarnation):
             raise DataPlaneUnavailable(
-                f"the plane counts on life {body.life} of host {self._who.name}, this agent is life {self.incarnation}: is "
+                f"the plane counts on life {body.life} of host {self._who.name}, this is life {self.incarnation} of it: is "
                 "its directory a copy of another's? Then remove host.json from the copy, and start its agent again"
             )
         if body.grant <= 0 or not 0 < body.nbytes <= self._who.capacity:

@@ -75,7 +75,7 @@ def assign(desk: Desk, waiter: Waiter, pending: PendingGrant, hosts: list[Host])
         host.promise(pending.id, nbytes)
     place = BlockPlace(pending.id, 0, 0, nbytes, 0, host=hosts[0].id)
     replica = hosts[1].place if len(hosts) > 1 else None
-    granted = Granted(pending.id, place, ArenaPlace(0, 0, in_shm=False), replica)
+    granted = Granted(pending.id, place, ArenaPlace(0, 0, in_shm=False), replica, hosts[0].place.life)
     desk.out.append(Assign(waiter.session_id, waiter.call_id, granted))
 
 

@@ -93,7 +93,7 @@ class RemotePuts:
 
     def _fill(self, agent: Link, granted: Granted, batch: Batch, deadline: Deadline) -> None:
         """Reserve, copy, seal, commit."""
-        with agent.call(Reserve(granted.grant, batch.nbytes), Granted, deadline) as slot:
+        with agent.call(Reserve(granted.grant, batch.nbytes, granted.life), Granted, deadline) as slot:
             try:
                 content = self._copied(slot, batch)
                 sealed = agent.ask(Seal(granted.grant, content, granted.replica), Record, deadline)

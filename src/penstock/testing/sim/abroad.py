@@ -57,7 +57,7 @@ def put_once(client: SimClient, machine: SimHost, grant: Grant, content: int, le
 
 def _put_granted(client: SimClient, machine: SimHost, grant: Grant, granted: Granted, content: int) -> Sub:
     rng = client.world.rng
-    reserved = yield AskAgent(Reserve(granted.grant, grant.nbytes))
+    reserved = yield AskAgent(Reserve(granted.grant, grant.nbytes, granted.life))
     if not isinstance(reserved, Granted) or rng.random() < _DIES:
         return None
     if rng.random() < _SLOW_COPIES:
