@@ -241,6 +241,69 @@ def test_fresh_resources_after_an_end_know_nothing_of_the_old() -> None:
     run(main())
 
 
+def test_an_abort_is_told_over_ucx_itself() -> None:
+    """Without a companion connection, too, the other end of an aborted connection hears of it at once."""
+
+    async def main() -> None:
+        resources, (one, other) = await two_bound()
+        waiting = asyncio.create_task(other.recv_into(bytearray(3), soon()))
+        await asyncio.sleep(0.05)
+        one.abort()
+        started = time.monotonic()
+        with pytest.raises(TransportError, match="broken off") as broken:
+            await waiting
+        assert broken.value.code == "reset"
+        assert time.monotonic() - started < 5
+        for each in resources:
+            await each.close()
+
+    run(main())
+
+
+def test_what_nobody_will_read_is_thrown_away() -> None:
+    """Messages that came for a connection that has ended here do not stay in UCX's memory."""
+
+    async def main() -> None:
+        resources, (one, other) = await two_bound()
+        for _ in range(3):
+            await one.send(b"never read", deadline=soon())
+        worker, number = other._worker, other._number
+        while worker.waiting(number) is None:  # noqa: ASYNC110 - nobody tells what is not asked for
+            await asyncio.sleep(0)
+        other.abort()
+        await asyncio.sleep(0)
+        assert worker.waiting(number) is None
+        one.abort()
+        for each in resources:
+            await each.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("by", ["its companion", "UCX"])
+def test_the_peer_s_death_is_noticed_by_either_of_two_means(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TCP companion tells of a peer's death though UCX asks once a minute; UCX does, within seconds, by itself."""
+    if by == "UCX":
+        monkeypatch.setattr(UcxConnection, "hang_on", lambda self, lifeline: setattr(self, "_lifeline", lifeline))
+    settings = {**SETTINGS, "KEEPALIVE_INTERVAL": "60s"} if by != "UCX" else SETTINGS
+
+    async def main() -> None:
+        wire = UcxWire(TOKEN, "payload", settings=settings)
+        async with connected(wire, peer.address) as connection:
+            waiting = asyncio.create_task(connection.recv_into(bytearray(8), Deadline(60)))
+            await asyncio.sleep(0.1)
+            peer.kill()
+            started = time.monotonic()
+            with pytest.raises(TransportError) as dead:
+                await waiting
+            assert dead.value.code == "reset"
+            assert time.monotonic() - started < 20
+        wire.close()
+
+    with serving(ucx) as peer:
+        run(main())
+
+
 def test_resources_that_were_never_bound_are_closed() -> None:
     """An endpoint that retires before it is bound leaves nothing."""
 
