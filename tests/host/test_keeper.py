@@ -158,7 +158,7 @@ def test_a_grant_for_another_life_of_this_host_is_refused() -> None:
     d = Desk()
     refused = reply(d.ask(Reserve(7, NBYTES, d.keeper.incarnation + 1)))
     assert isinstance(refused, Failed)
-    assert (refused.code, "copy of another's" in refused.message) == ("DataPlaneUnavailable", True)
+    assert (refused.code, "is a copy of another's" in refused.message) == ("DataPlaneUnavailable", True)
     assert one(Allot, d.ask(Reserve(7, NBYTES, d.keeper.incarnation))).grant == 7
 
 

@@ -314,8 +314,8 @@ class Keeper:
         """Give a slot, or the same slot again to who asks again, for his answer may have been lost."""
         if body.life not in (0, self.incarnation):
             raise DataPlaneUnavailable(
-                f"the plane counts on life {body.life} of host {self._who.name}, this is life {self.incarnation} of it: is "
-                "its directory a copy of another's? Then remove host.json from the copy, and start its agent again"
+                f"granted for life {body.life} of host {self._who.name}, and this is its life {self.incarnation}: ask for "
+                "another grant. If that goes on, this agent's directory is a copy of another's: remove host.json from it"
             )
         if body.grant <= 0 or not 0 < body.nbytes <= self._who.capacity:
             raise BadArgument(
