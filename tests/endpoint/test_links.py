@@ -32,6 +32,7 @@ class Town:
         self.heard: list[Said] = []
         self.served: list[Connection] = []
         self.failures: list[TransportError] = []
+        self.parted: list[Link] = []
         self.listens = listens
         self.link = self.make_link(address)
 
@@ -43,6 +44,7 @@ class Town:
             wire=MemoryWire(self.network),
             hear=lambda _, said: self.heard.append(said),
             unreachable=lambda _, error: self.failures.append(error),
+            parted=self.parted.append,
             gate=asyncio.Semaphore(1),
         )
 
@@ -87,6 +89,7 @@ def test_a_connection_that_breaks_is_dialled_again_for_the_next_word() -> None:
         await until(lambda: len(town.heard) == 1, "it was not heard")
         town.served[0].abort()
         await until(lambda: town.link.quiet, "the broken connection is kept")
+        assert town.link in town.parted
         town.link.say(SOMETHING)
         await until(lambda: len(town.heard) == 2, "it was not heard again")
 

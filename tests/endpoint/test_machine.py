@@ -336,6 +336,8 @@ def test_who_outlives_a_keep_alive_starts_afresh() -> None:
     p = ready(pair())
     p.failures = 5
     p.handle(Timer(ours(1)), 1.0)
+    assert p.failures == 5
+    p.handle(Timer(ours(1)), TIMING.keepalive_s)
     assert p.failures == 0
 
 

@@ -90,6 +90,26 @@ def test_a_killed_process_is_connected_again(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_process_is_noticed_long_before_its_silence(kind: str) -> None:
+    """Who waits for a word is told at once, by a wire that does not tell of deaths, too: nobody listens there now."""
+
+    async def scene(peering: Peering) -> None:
+        with process(kind) as (child, address):
+            endpoint = await peering.open(address, soon())
+            read = asyncio.create_task(endpoint.connection.recv_into(bytearray(1), soon()))
+            await asyncio.sleep(0.05)
+            child.send_signal(signal.SIGKILL)
+            assert await asyncio.wait_for(endpoint.wait_retired(), CALM.silence_s / 2)
+            with pytest.raises(TransportError):
+                await read
+
+    async def run() -> None:
+        await with_peering(kind, await resources(kind), scene)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_fresh_resources_pass_where_connected_ones_cannot_be_reset(kind: str) -> None:
     """One for each endpoint."""
     made: list[Hardware] = []

@@ -36,6 +36,7 @@ class Link:
         address: where it is dialled; None = it has no listener, and must dial us.
         hear: told each message.
         unreachable: told that dialling failed, and that what was queued is lost.
+        parted: told that the last connection with the peer has ended.
         gate: entered for dialling.
     """
 
@@ -48,6 +49,7 @@ class Link:
         wire: Wire,
         hear: Callable[[Link, Said], None],
         unreachable: Callable[[Link, TransportError], None],
+        parted: Callable[[Link], None],
         gate: AbstractAsyncContextManager[object],
     ) -> None:
         self.name = name
@@ -56,6 +58,7 @@ class Link:
         self._wire = wire
         self._hear = hear
         self._unreachable = unreachable
+        self._parted = parted
         self._gate = gate
         self._queue: deque[Said] = deque()
         self._connections: list[Connection] = []  # the newest last
@@ -149,6 +152,8 @@ class Link:
         connection.abort()
         if connection in self._connections:
             self._connections.remove(connection)
+            if not self._connections and not self._closed:
+                self._parted(self)
 
     def __repr__(self) -> str:
         return f"<Link to {self.name}, {len(self._connections)} connections, {len(self._queue)} queued>"

@@ -282,7 +282,8 @@ class Pair:
         silent_s = now - endpoint.heard_at
         if silent_s >= self.timing.silence_s:
             return self._lose(endpoint, f"the peer has been silent for {silent_s:.1f} s", now)
-        self.failures = 0
+        if now - endpoint.since >= self.timing.keepalive_s / 2:
+            self.failures = 0
         return [self._say(Kind.PING, endpoint), SetTimer(endpoint.session, *self.timing.ping_s())]
 
     def _resend_timer(self, endpoint: End, now: float) -> Effect:

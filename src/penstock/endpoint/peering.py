@@ -291,8 +291,21 @@ class Peering:
             del self._waiters[number]
             self._tell(pair, GiveUp(number))
 
+    def _parted(self, link: Link) -> None:
+        """Ask at once whether the peer lives: a wire that does not tell of deaths would wait for the silence."""
+        for session in self._ready_with(link):
+            self._tell(self._of[session], Timer(session))
+
+    def _ready_with(self, link: Link) -> list[Session]:
+        return [session for session in self._endpoints if self._of[session].link is link]
+
     def _unreachable(self, link: Link, error: TransportError) -> None:
-        """Nobody answers there: who does not want to wait is told."""
+        """Nobody answers there: who does not want to wait is told; and if nobody listens, what was ready is dead."""
+        for session in self._ready_with(link):
+            if error.code == "refused":
+                self.give_up(session, error.message)
+            elif error.code != "timeout":  # it may be dying: ask again before long
+                self._set_timer(self._of[session], session, self._timing.resend_s(1)[1])
         for waiter in self._waiters.values():
             if waiter.pair.link is link:
                 waiter.pair.why = error.message
@@ -336,6 +349,7 @@ class Peering:
                 wire=self._carrier,
                 hear=self._hear,
                 unreachable=self._unreachable,
+                parted=self._parted,
                 gate=self._dialling,
             )
         return link

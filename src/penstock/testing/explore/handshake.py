@@ -55,6 +55,7 @@ LARGE = (
     Shape("AB", restarts=1, duplicates=1),
     Shape("AB", restarts=1, evictions=1),
     Shape("AB", restarts=1, haste=2),
+    Shape("AB", restarts=2, losses=1),
     Shape("A", restarts=2),
     Shape("A", restarts=1, losses=1, duplicates=1),
     Shape("A", restarts=1, evictions=1),
@@ -85,7 +86,7 @@ def run(*, shapes: Sequence[Shape] = LARGE, budget_s: float = 600.0) -> Handshak
 
     Args:
         shapes: what to explore.
-        budget_s: of processor time; after that it ends anyway, and is not ``complete``. The defaults need about 100.
+        budget_s: of processor time; after that it ends anyway, and is not ``complete``. The defaults need about 120.
     """
     begun, wall = time.process_time(), time.perf_counter()
 
