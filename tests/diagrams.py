@@ -13,6 +13,9 @@ from typing import get_args
 
 from penstock.controller.events import RunEvent
 from penstock.controller.run import PHASES
+from penstock.endpoint.events import Kind
+from penstock.endpoint.table import TRANSITIONS as HANDSHAKE
+from penstock.endpoint.table import Standing, State
 from penstock.host.blocks import TABLE as BLOCKS
 from penstock.ledger.leasing import TRANSITIONS as LEASING
 from penstock.payload.slots import TRANSITIONS as SLOTS
@@ -69,7 +72,29 @@ def blocks() -> str:
     return "\n".join(["stateDiagram-v2", "    [*] --> waiting", *edges, "    gone --> [*]"])
 
 
+def handshake() -> str:
+    """The table of an endpoint's states, as mermaid; what changes no state is in the table of rules."""
+    before = {
+        Standing.GONE: "[*]",
+        Standing.UNBOUND: State.Q.value,
+        Standing.BOUND: State.B.value,
+        Standing.READY: State.R.value,
+        Standing.ELSEWHERE: "[*]",  # beside the endpoint that is bound elsewhere
+    }
+    edges = []
+    for (standing, what), rule in HANDSHAKE.items():
+        if rule.after is not None and rule.after is not State.DEAD:
+            beside = ", beside another" if standing is Standing.ELSEWHERE else ""
+            edges.append(f"    {before[standing]} --> {rule.after.value}: {_heard(what)}{beside}")
+    return "\n".join(["stateDiagram-v2", *edges, f"    {State.DRAIN.value} --> [*]: Drained"])
+
+
+def _heard(what: Kind | type) -> str:
+    return what.value if isinstance(what, Kind) else what.__name__
+
+
 DRAWN: dict[str, Callable[[], str]] = {
+    "handshake": handshake,
     "retry": retry,
     "slots": slots,
     "leasing": leasing,
@@ -78,6 +103,7 @@ DRAWN: dict[str, Callable[[], str]] = {
 }
 _PLACE = re.compile(r"(<!-- machine: (\w+) -->\n)(?:\n?```mermaid\n.*?\n```\n)?", re.DOTALL)
 _POINTS_PLACE = re.compile(r"(<!-- points -->\n)(?:\n(?:\|.*\n)+)?")
+_RULES_PLACE = re.compile(r"(<!-- handshake rules -->\n)(?:\n(?:\|.*\n)+)?")
 _EVENTS_PLACE = re.compile(r"(<!-- events -->\n)(?:\n(?:\|.*\n)+)?")
 
 
@@ -85,6 +111,18 @@ def points() -> str:
     """The points at which a fault may strike, as a table."""
     rows = [f"| `{point.name}` | {point.says} |" for point in POINTS]
     return "\n".join(["| point | what is done, what is not |", "|---|---|", *rows])
+
+
+def handshake_rules() -> str:
+    """What an endpoint does with each message and event, by what it is to the sender, as a table."""
+    heard = list(dict.fromkeys(what for _, what in HANDSHAKE))
+    rows = []
+    for what in heard:
+        rules = (HANDSHAKE.get((standing, what)) for standing in Standing)
+        told = " | ".join("" if rule is None else rule.step.value for rule in rules)
+        rows.append(f"| `{_heard(what)}` | {told} |")
+    head = " | ".join(standing.value for standing in Standing)
+    return "\n".join([f"| | {head} |", "|---" * (1 + len(Standing)) + "|", *rows])
 
 
 def events() -> str:
@@ -99,7 +137,8 @@ def events() -> str:
 
 
 def redrawn(text: str) -> str:
-    """Return ``text`` with each diagram as its machine's table has it now, and the points and events as they are."""
+    """Return ``text`` with each diagram as its machine's table has it now, and the tables as they are."""
+    text = _RULES_PLACE.sub(lambda place: f"{place[1]}\n{handshake_rules()}\n", text)
     text = _EVENTS_PLACE.sub(lambda place: f"{place[1]}\n{events()}\n", text)
     text = _POINTS_PLACE.sub(lambda place: f"{place[1]}\n{points()}\n", text)
     return _PLACE.sub(lambda place: f"{place[1]}\n```mermaid\n{DRAWN[place[2]]()}\n```\n", text)

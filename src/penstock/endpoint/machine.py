@@ -107,8 +107,6 @@ class Pair:
         Raises:
             IllegalTransition: the table has no entry; nothing changed.
         """
-        if isinstance(event, GiveUp):
-            return self._give_up(event, now)
         if isinstance(event, Arrived):
             standing, endpoint = self._addressee(event.message)
             what: Kind | type[Event] = event.message.kind
@@ -149,7 +147,7 @@ class Pair:
         return (self.primary.standing_to(message.src), self.primary) if self.primary else (Standing.GONE, None)
 
     def _concerned(self, event: Event) -> tuple[Standing, End | None]:
-        if isinstance(event, Open):
+        if isinstance(event, Open | GiveUp):
             found = self.primary
         else:
             assert isinstance(event, Timer | Broken | Post | Finished | Drained)
@@ -305,12 +303,13 @@ class Pair:
         assert isinstance(event, Open)
         return [Answer(event.waiter, endpoint.session)]
 
-    def _give_up(self, event: GiveUp, now: float) -> list[Effect]:
+    def _leave(self, endpoint: End | None, event: Event, _rule: Rule, now: float) -> list[Effect]:
         """Who gives up resets nothing, unless nobody else wants what it has asked for and nobody has answered."""
+        assert isinstance(event, GiveUp)
         self.waiters.discard(event.waiter)
-        if self.waiters or self.primary is None or self.primary.state is not State.Q:
+        if self.waiters or endpoint is None or endpoint.state is not State.Q:
             return []
-        return self._lose(self.primary, "nobody waits for it any more", now)
+        return self._lose(endpoint, "nobody waits for it any more", now)
 
     # -- steps: it is used ----------------------------------------------------------------------------------------
 
@@ -392,6 +391,7 @@ class Pair:
         Step.KEEP_ALIVE: _keep_alive,
         Step.JOIN: _join,
         Step.ANSWER: _answer,
+        Step.LEAVE: _leave,
         Step.CARRY: _carry,
         Step.REFUSE_WORK: _refuse_work,
         Step.SETTLE: _settle,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from penstock.endpoint.events import Broken, Drained, Event, Finished, Kind, Open, Post, Timer
+from penstock.endpoint.events import Broken, Drained, Event, Finished, GiveUp, Kind, Open, Post, Timer
 
 __all__ = ["TRANSITIONS", "Rule", "Rules", "Standing", "State", "Step"]
 
@@ -61,6 +61,7 @@ class Step(enum.Enum):
     KEEP_ALIVE = "PING; retire after too long a silence"
     JOIN = "wait with the others"
     ANSWER = "answer at once"
+    LEAVE = "wait no more; if nobody else does, what has only been asked for retires"
     CARRY = "carry the work"
     REFUSE_WORK = "fail the work"
     SETTLE = "settle the work"
@@ -76,8 +77,8 @@ class Rule(NamedTuple):
 
 Rules: TypeAlias = Mapping[tuple[Standing, Kind | type[Event]], Rule]
 
-# Of ``REQ`` and ``Open`` the endpoint concerned is the one that is bound to the sender, if there is one, else the
-# primary; of all else it is the addressee.
+# Of ``REQ`` the endpoint concerned is the one that is bound to the sender, if there is one, else the primary; of ``Open``
+# and ``GiveUp`` it is the primary; of all else it is the addressee.
 TRANSITIONS: Rules = MappingProxyType(
     {
         # somebody here wants it
@@ -85,6 +86,10 @@ TRANSITIONS: Rules = MappingProxyType(
         (Standing.UNBOUND, Open): Rule(Step.JOIN),
         (Standing.BOUND, Open): Rule(Step.JOIN),
         (Standing.READY, Open): Rule(Step.ANSWER),
+        (Standing.GONE, GiveUp): Rule(Step.LEAVE),
+        (Standing.UNBOUND, GiveUp): Rule(Step.LEAVE),
+        (Standing.BOUND, GiveUp): Rule(Step.LEAVE),
+        (Standing.READY, GiveUp): Rule(Step.LEAVE),
         # the peer wants it
         (Standing.GONE, Kind.REQ): Rule(Step.MAKE_BOUND, State.B),
         (Standing.UNBOUND, Kind.REQ): Rule(Step.BIND, State.B),  # simultaneous opening
