@@ -77,8 +77,8 @@ class Rule(NamedTuple):
 
 Rules: TypeAlias = Mapping[tuple[Standing, Kind | type[Event]], Rule]
 
-# Of ``REQ`` the endpoint concerned is the one that is bound to the sender, if there is one, else the primary; of ``Open``
-# and ``GiveUp`` it is the primary; of all else it is the addressee.
+# Of ``REQ`` the endpoint concerned is the one that is bound to the sender, if there is one, else the primary; of
+# ``Open`` and ``GiveUp`` it is the primary; of all else it is the addressee.
 TRANSITIONS: Rules = MappingProxyType(
     {
         # somebody here wants it
