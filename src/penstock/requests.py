@@ -271,6 +271,7 @@ class Grant(Record, frozen=True):
         lengths: per row, the length of the first ragged field; None when there is none.
         host: the host on which the block will lie; 0 = in the plane's own arena.
         replicas: on how many hosts it shall lie, and on how many it must (``at_least``) or the put is refused.
+        avoid: hosts that did not take this client's copies lately: they are asked when no other is up.
     """
 
     partition: str
@@ -283,6 +284,7 @@ class Grant(Record, frozen=True):
     host: int = 0
     replicas: int = 1
     at_least: int = 1
+    avoid: list[int] = []
 
 
 class Locate(Record, frozen=True):

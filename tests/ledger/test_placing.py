@@ -86,6 +86,17 @@ def test_the_second_host_is_the_least_laden_of_the_others(office: Office, agents
     assert fourth.replica.host_id == 3
 
 
+def test_a_host_that_took_no_copy_is_chosen_last(office: Office, agents: Agents) -> None:
+    """Who put knows better than the ledger who does not answer him; if all others are to be avoided, one is asked."""
+    grants = [
+        office.ask(1, msgspec.structs.replace(host_grant([key], host=1, replicas=2), avoid=avoid))
+        for key, avoid in (("a", [2]), ("b", [3]), ("c", [2, 3]), ("d", [77]))
+    ]
+    chosen = [grant.replica.host_id for grant in grants if isinstance(grant, Granted) and grant.replica is not None]
+    assert chosen[:2] == [3, 2]
+    assert len(chosen) == 4
+
+
 def test_without_a_second_host_a_put_that_needs_none_goes_on(office: Office) -> None:
     """And one that needs it is refused, with what to do."""
     agents = Agents(office)

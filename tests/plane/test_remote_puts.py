@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -147,6 +148,44 @@ def test_a_put_that_lies_on_too_few_hosts_is_refused(site: FakeSite, agent: Fake
         assert_nothing_held(client)
     assert site.commits() == []
     assert len(agent.slots) > 1
+
+
+def test_a_host_that_takes_no_copy_is_the_last_to_be_asked(site: FakeSite, agent: FakeAgent) -> None:
+    """The next grant says whom to avoid; once it has taken one again, nobody is avoided."""
+    site.replica = host_place(9)
+    answers = ["host9 does not answer", "", ""]
+
+    def sealing(call: Call) -> Sealed | None:
+        if not isinstance(call.body, Seal):
+            return None
+        here, why = agent.slots[call.body.grant], answers.pop(0)
+        return Sealed([here], why) if why else Sealed([here, msgspec.structs.replace(here, host=9)])
+
+    agent.wrong = sealing
+    with new_client(site, agent.folder, replicas=2) as client:
+        put(client)
+        put(client)
+    assert [grant.avoid for grant in bodies(site, Grant)] == [[], [9], []]
+
+
+def test_a_copy_that_hangs_leaves_time_for_another_host(
+    site: FakeSite, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that does not answer for its second host in time is given up: nothing is visible yet."""
+    monkeypatch.setattr("penstock.plane.remote_puts.COPY_S", 0.3)
+    site.replica = host_place(9)
+    silent = [Silence()]
+
+    def sealing(call: Call) -> Move | None:
+        if not isinstance(call.body, Seal):
+            return None
+        here = agent.slots[call.body.grant]
+        return silent.pop() if silent else Sealed([here, msgspec.structs.replace(here, host=9)])
+
+    agent.wrong = sealing
+    with new_client(site, agent.folder, replicas=2) as client:
+        put(client, timeout_s=20.0)
+    assert [commit.grant for commit in site.commits()] == [2]
 
 
 def test_one_host_will_do_if_that_was_said(site: FakeSite, agent: FakeAgent) -> None:

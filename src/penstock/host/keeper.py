@@ -314,8 +314,8 @@ class Keeper:
         """Give a slot, or the same slot again to who asks again, for his answer may have been lost."""
         if body.life not in (0, self.incarnation):
             raise DataPlaneUnavailable(
-                f"granted for life {body.life} of host {self._who.name}, and this is its life {self.incarnation}: ask for "
-                "another grant. If that goes on, this agent's directory is a copy of another's: remove host.json from it"
+                f"granted for life {body.life} of host {self._who.name}, which is in life {self.incarnation}: ask for "
+                "another grant. If that goes on, its directory is a copy of another's: remove host.json from the copy"
             )
         if body.grant <= 0 or not 0 < body.nbytes <= self._who.capacity:
             raise BadArgument(

@@ -1,6 +1,7 @@
 """On which hosts a put's block will lie, lies, and is told to lie no more.
 
-Rules: a put is granted on a host that is up; its second host is the least laden of the others. A commit counts a place
+Rules: a put is granted on a host that is up; its second host is the least laden of the others,
+those that the client has found unwilling last. A commit counts a place
 only if its host is up in the very life in which the grant was given: what an earlier life of an agent had sealed and no
 row needed yet, its successor has let go of. Whatever host may hold a block that nobody needs is told to free it.
 """
@@ -48,8 +49,9 @@ def choose(desk: Desk, grant: Grant) -> list[Host]:
     if grant.replicas == 1:
         return [own]
     others = [host for host in desk.state.hosts.values() if host.state == "up" and host is not own]
-    if others:
-        return [own, min(others, key=lambda host: (host.load, host.id))]
+    willing = [host for host in others if host.id not in grant.avoid] or others
+    if willing:
+        return [own, min(willing, key=lambda host: (host.load, host.id))]
     if grant.at_least > 1:
         raise DataPlaneUnavailable(
             f"no second host is up beside {own.who()}: start another agent (penstock host), or put with "

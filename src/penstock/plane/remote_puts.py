@@ -7,23 +7,35 @@ caller's deadline, never a torn block.
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
-from penstock.config import ClientConfig
-from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneUnavailable, DataPlaneWriteError
+from penstock.config import MIB, ClientConfig
+from penstock.errors import (
+    CorruptPayload,
+    DataPlaneError,
+    DataPlaneTimeout,
+    DataPlaneUnavailable,
+    DataPlaneWriteError,
+)
 from penstock.payload.columns import Batch
 from penstock.plane import events as ev
 from penstock.plane.again import settled
 from penstock.plane.link import Link
 from penstock.plane.remote_host import OwnHost
 from penstock.points import reached
-from penstock.requests import BlockPlace, Commit, Grant, GrantAgain, Granted, Record, Reserve, Seal, Sealed
+from penstock.requests import BlockPlace, Commit, Grant, GrantAgain, Granted, HostPlace, Record, Reserve, Seal, Sealed
 from penstock.retry import Answer, Deadline, Kind, Policy, Reason, Retrier
+from penstock.retry.quarantine import Quarantine
 
 __all__ = ["PUT_AGAIN", "RemotePuts"]
 
 # Hosts come back: what may still succeed is tried until the caller's deadline.
 PUT_AGAIN = Policy(max_attempts=100_000, base_s=0.02, cap_s=1.0, bucket_tokens=0.0, quarantine_s=0.0)
+UNWILLING_S = 30.0  # a host that has not taken a copy is the last to be asked for so long
+COPY_S = 3.0  # for a second host to take a copy, beside the time that its bytes take:
+COPY_BYTES_PER_S = 32 * MIB  # slower is a line that a training run cannot live with
 
 
 class _Again(Exception):
@@ -40,6 +52,7 @@ class RemotePuts:
         self._replicas = config.replicas
         self._at_least = 1 if config.under_replicated else config.replicas
         self._read_back = config.integrity == "paranoid"
+        self._unwilling = Quarantine(UNWILLING_S)  # hosts, by id, that have not taken a copy
 
     def put(self, wanted: Grant, batch: Batch, deadline: Deadline) -> None:
         """Write ``batch`` as ``wanted`` describes it; all its rows are visible on return.
@@ -82,7 +95,10 @@ class RemotePuts:
         """All the steps."""
         agent = self._host.link("put_samples")
         here = self._host.host_id(agent, deadline)
-        asked = msgspec.structs.replace(wanted, host=here, replicas=self._replicas, at_least=self._at_least)
+        unwilling = [int(host) for host in self._unwilling.held(time.monotonic())]
+        asked = msgspec.structs.replace(
+            wanted, host=here, replicas=self._replicas, at_least=self._at_least, avoid=unwilling
+        )
         reached("client.putting")
         with self._link.call(asked, Granted, deadline) as granted:
             try:
@@ -96,8 +112,7 @@ class RemotePuts:
         with agent.call(Reserve(granted.grant, batch.nbytes, granted.life), Granted, deadline) as slot:
             try:
                 content = self._copied(slot, batch)
-                sealed = agent.ask(Seal(granted.grant, content, granted.replica), Record, deadline)
-                places = self._places(sealed)
+                places = self._places(self._sealed(agent, granted, content, deadline), granted.replica)
                 reply = self._link.ask(Commit(granted.grant, content, places), Record, deadline)
                 reached("client.put")
                 if isinstance(reply, GrantAgain):
@@ -114,10 +129,23 @@ class RemotePuts:
         reached("client.copied")
         return content
 
-    def _places(self, sealed: Record) -> list[BlockPlace]:
+    def _sealed(self, agent: Link, granted: Granted, content: int, deadline: Deadline) -> Record:
+        """Have the block sealed, and copied if that is wanted; nothing is visible yet, so that it may be done again."""
+        try:
+            return agent.ask(Seal(granted.grant, content, granted.replica), Record, _copying(granted, deadline))
+        except DataPlaneTimeout:
+            if deadline.expired():
+                raise
+            raise _Again from None
+
+    def _places(self, sealed: Record, replica: HostPlace | None) -> list[BlockPlace]:
         """Return where the block lies for certain."""
         if not isinstance(sealed, Sealed):
             raise _Again
+        if replica is not None and len(sealed.places) == 1:
+            self._unwilling.failed(str(replica.host_id), time.monotonic())
+        elif replica is not None:
+            self._unwilling.lift(str(replica.host_id))
         if len(sealed.places) < self._at_least:
             why = sealed.why or "no second one took it"
             raise DataPlaneUnavailable(
@@ -125,3 +153,10 @@ class RemotePuts:
                 "under_replicated=True would put it all the same"
             )
         return sealed.places
+
+
+def _copying(granted: Granted, deadline: Deadline) -> Deadline:
+    """The time for sealing: a second host that is silent must leave enough of the caller's to ask a third."""
+    if granted.replica is None:
+        return deadline
+    return deadline.within(COPY_S + granted.place.nbytes / COPY_BYTES_PER_S)
