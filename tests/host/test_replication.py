@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.errors import TransportError
 from penstock.host import replication
 from penstock.host.blocks import State
 from penstock.host.conversation import Copy
@@ -132,6 +134,42 @@ def test_a_pull_that_nobody_waits_for_ends_and_is_asked_about(tmp_path: Path, mo
             due = b.agent.keeper.next_timer()
             assert due is not None
             assert due > b.agent.plane.clock() + ORDERED_S - 1
+
+    run(play())
+
+
+def test_a_pull_that_fails_when_nobody_waits_for_it_is_nobodys_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked has died, and then it fails: that must not reach the loop's own handler, which ends the agent."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_: Any) -> None:
+        begun.set()
+        await go.wait()
+        raise TransportError("refused", code="refused")
+
+    monkeypatch.setattr(replication.Replication, "_fetch", fail)
+
+    async def play() -> None:
+        unheard: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        async with hosts(tmp_path) as (a, b):
+            content = await a.write(100)
+            await a.seal(100, content, None)
+            asking = asyncio.create_task(b.replication.serve(Copy(1, a.storage.place_of(100), content, a.place, 10.0)))
+            await begun.wait()
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            del asking
+            (pull,) = b.replication._pulls.values()
+            go.set()
+            await asyncio.wait({pull})
+            await asyncio.sleep(0)
+            del pull
+            gc.collect()
+            assert b.agent.keeper.state_of(100) is State.GONE
+        assert unheard == []
 
     run(play())
 

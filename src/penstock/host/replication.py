@@ -128,8 +128,14 @@ class Replication:
         pull = self._pulls.get(block_id)
         if pull is None:
             pull = self._pulls[block_id] = asyncio.get_running_loop().create_task(self._pull(asked, self._plane))
-            pull.add_done_callback(lambda _: self._pulls.pop(block_id, None))
+            pull.add_done_callback(self._pulled)
         return await asyncio.shield(pull)
+
+    def _pulled(self, pull: asyncio.Task[BlockPlace]) -> None:
+        """It has ended. Whoever asked may have gone, and then nobody else hears of a failure."""
+        self._pulls = {block_id: other for block_id, other in self._pulls.items() if other is not pull}
+        if not pull.cancelled() and pull.exception() is not None:
+            log.debug("a pull failed: %s", pull.exception())
 
     async def _pull(self, asked: Copy, plane: Plane) -> BlockPlace:
         deadline, own = Deadline(max(0.0, asked.deadline_s)), OwnCalls(plane)
