@@ -89,20 +89,22 @@ def play(site: Site, folder: Path, deeds: Sequence[Deed], **options: object) -> 
     with Crew([], folder, limit_s=LIMIT_S, preload=[*PRELOAD, "tests.network.site"]) as crew:
         crew.start("alice", produce, str(folder), "alice", GROUPS, site.join("a", **options))
         crew.start("carol", consume, str(folder), "carol", ["alice"], site.join("b", **options))
-        chaos = threading.Thread(target=_do, args=(site, folder, deeds, faults))
+        over = threading.Event()
+        chaos = threading.Thread(target=_do, args=(site, folder, deeds, faults, over))
         chaos.start()
         try:
             crew.play()
         finally:
-            (folder / FIRED).touch()
+            over.set()
             chaos.join()
     logs = [entry for path in folder.glob("log-*") for entry in read_log(path)]
     return check([*logs, *faults])
 
 
-def _do(site: Site, folder: Path, deeds: Sequence[Deed], faults: list[Fault]) -> None:
-    wait_for(lambda: any(path.stat().st_size for path in folder.glob("log-carol-*")))
-    for deed in deeds:
+def _do(site: Site, folder: Path, deeds: Sequence[Deed], faults: list[Fault], over: threading.Event) -> None:
+    """Do one deed after the other, from the first trained row on, unless the play is over."""
+    wait_for(lambda: over.is_set() or any(path.stat().st_size for path in folder.glob("log-carol-*")), LIMIT_S)
+    for deed in deeds if not over.is_set() else []:
         before = site.network.swallowed
         deed(site)
         if site.network.swallowed > before:
