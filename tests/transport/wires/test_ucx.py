@@ -19,7 +19,7 @@ from penstock.errors import MissingExtra, TransportError
 from penstock.retry import Deadline
 from penstock.transport.wires import UcxWire
 from penstock.transport.wires.ucx_connection import UcxConnection
-from penstock.transport.wires.ucx_library import SETTINGS, library
+from penstock.transport.wires.ucx_library import SETTINGS, defaults, library
 from penstock.transport.wires.ucx_params import packed, unpacked
 from penstock.transport.wires.ucx_resources import UcxResources
 from penstock.transport.wires.ucx_worker import UcxWorker
@@ -54,10 +54,23 @@ def test_settings_reach_ucx() -> None:
     """Error handling of shared memory is on, the segments are large, and peers are asked for every second."""
 
     async def main() -> None:
-        worker = UcxWorker(SETTINGS)
+        worker = UcxWorker()
         values = " ".join(f"{name}={value}" for name, value in worker.settings.items())
         assert "1m" in values
         assert worker.settings["KEEPALIVE_INTERVAL"] == "1000000.00us"
+        worker.close()
+
+    run(main())
+
+
+def test_what_the_operator_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of UCX in the environment wins over our default for it, and over that one only."""
+    monkeypatch.setenv("UCX_KEEPALIVE_INTERVAL", "7s")
+    assert set(SETTINGS) - set(defaults()) == {"KEEPALIVE_INTERVAL"}
+
+    async def main() -> None:
+        worker = UcxWorker()
+        assert worker.settings["KEEPALIVE_INTERVAL"] == "7000000.00us"
         worker.close()
 
     run(main())

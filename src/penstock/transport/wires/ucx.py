@@ -23,7 +23,7 @@ from penstock.transport.wires.listener import TcpListener
 from penstock.transport.wires.stream import StreamConnection
 from penstock.transport.wires.tcp import TcpWire
 from penstock.transport.wires.ucx_connection import UcxConnection
-from penstock.transport.wires.ucx_library import SETTINGS, library
+from penstock.transport.wires.ucx_library import library
 from penstock.transport.wires.ucx_params import MAX_PARAMS_BYTES
 from penstock.transport.wires.ucx_worker import UcxWorker
 
@@ -39,7 +39,7 @@ class UcxWire:
     Args:
         token, purpose, tls_server, tls_client: see ``TcpWire``. TLS covers how a connection is made, not what UCX
             carries: use it on a network that is trusted.
-        settings: of UCX, as its ``UCX_...`` variables without that prefix.
+        settings: of UCX, as its ``UCX_...`` variables without that prefix; None = see ``ucx_library``.
 
     Raises:
         MissingExtra: ucxx is not installed.
@@ -54,7 +54,7 @@ class UcxWire:
         *,
         tls_server: ssl.SSLContext | None = None,
         tls_client: ssl.SSLContext | None = None,
-        settings: Mapping[str, str] = SETTINGS,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         library()
         self._tcp = TcpWire(token, f"{purpose} over ucx", tls_server=tls_server, tls_client=tls_client)

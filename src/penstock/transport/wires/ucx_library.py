@@ -15,8 +15,9 @@ from typing import Any
 from penstock.errors import MissingExtra, TransportError
 from penstock.retry import Deadline
 
-__all__ = ["SETTINGS", "library", "ucx_error"]
+__all__ = ["SETTINGS", "defaults", "library", "ucx_error"]
 
+# By the names of UCX's variables, less "UCX_". Who has set one of those variables knows better: see ``defaults``.
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "MM_ERROR_HANDLING": "y",  # without it shared memory is not used where peers' deaths are to be noticed
@@ -27,6 +28,11 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "KEEPALIVE_INTERVAL": "1s",  # 20 s by default: a peer that died is noticed within this
     }
 )
+
+
+def defaults() -> dict[str, str]:
+    """Return ``SETTINGS``, less those that stand in the environment, which UCX itself reads."""
+    return {name: value for name, value in SETTINGS.items() if f"UCX_{name}" not in os.environ}
 
 
 def library() -> Any:

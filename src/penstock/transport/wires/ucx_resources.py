@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from penstock.endpoint.events import Session
 from penstock.retry import Deadline
 from penstock.transport.wires.ucx_connection import UcxConnection
-from penstock.transport.wires.ucx_library import SETTINGS, library
+from penstock.transport.wires.ucx_library import library
 from penstock.transport.wires.ucx_worker import UcxWorker
 
 __all__ = ["UcxResource", "UcxResources"]
@@ -44,13 +44,13 @@ class UcxResources:
     """Makes resources on one worker, which starts with the first; for one loop.
 
     Args:
-        settings: of UCX, as its ``UCX_...`` variables without that prefix.
+        settings: of UCX, as its ``UCX_...`` variables without that prefix; None = see ``ucx_library``.
 
     Raises:
         MissingExtra: ucxx is not installed.
     """
 
-    def __init__(self, settings: Mapping[str, str] = SETTINGS) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         library()
         self._settings = settings
         self._worker: UcxWorker | None = None

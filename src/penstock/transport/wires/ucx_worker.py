@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from penstock.errors import TransportError
-from penstock.transport.wires.ucx_library import SETTINGS, library
+from penstock.transport.wires.ucx_library import defaults, library
 
 __all__ = ["BROKEN", "CLOSED", "CLOSING", "MAX_PIECE_BYTES", "Outcome", "Party", "UcxWorker"]
 
@@ -41,7 +41,7 @@ _LENGTH_MASK = (1 << _LENGTH_BITS) - 1
 _NOTICE = struct.Struct("!II")  # to which number, what
 _TRIES_PER_STEP = 512  # then others on the loop have their turn; a few milliseconds
 _STREAM = 16  # fruitful tries in a row that make a stream
-_YIELDS = 30  # to the peer's process, for it to go on with the stream: ten times as fast as sleep and wake-up
+_YIELDS = 2  # to the peer's process, for it to go on with the stream: ten times as fast as sleep and wake-up
 _HASTE_STEPS = 3  # without anything to do, before it yields: what is small is there by then
 _FRUITLESS_STEPS = 100  # in a row, after which it naps instead of asking again at once
 _NAP_S = 0.001
@@ -58,13 +58,13 @@ class UcxWorker:
     """A worker of UCX on the running loop.
 
     Args:
-        settings: of UCX, as its ``UCX_...`` variables without that prefix.
+        settings: of UCX, as its ``UCX_...`` variables without that prefix; None = see ``ucx_library``.
 
     Raises:
         MissingExtra: ucxx is not installed. TransportError: UCX cannot start; says why.
     """
 
-    def __init__(self, settings: Mapping[str, str] = SETTINGS) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         self._ucx = library()
         from ucxx._lib.arr import Array
 
@@ -78,7 +78,7 @@ class UcxWorker:
         self._fruitless = 0
         self._ended: list[Callable[[], None]] = []  # who has to be told that an endpoint has
         self._closed = False
-        self._context, self._worker = self._started(settings)
+        self._context, self._worker = self._started(defaults() if settings is None else settings)
         self._notice = bytearray(_NOTICE.size)
         self._notices = self._hear()
         self._fd = int(self._worker.epoll_file_descriptor)
