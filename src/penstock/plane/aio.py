@@ -81,8 +81,8 @@ class AsyncDataPlaneClient:
       columns, and everything else have their own, so that no claim holds up the put it waits for, and no put the pop
       that makes room. A call that finds no thread free waits for one; that counts against its ``timeout_s``, and when
       nothing is left it is a ``DataPlaneTimeout`` that says so; nothing was sent then.
-    - **Cancellation.** A call that is cancelled is taken back: at once where the inner client can do that (``"local"``
-      and ``"noop"`` can), else when it ends. A lease that it brings all the same is released. Of a cancelled put or
+    - **Cancellation.** A call that is cancelled is taken back: at once where the inner client can do that (all that
+      ``connect`` makes can), else when it ends. A lease that it brings all the same is released. Of a cancelled put or
       other mutation the outcome is unknown, as after a ``DataPlaneTimeout``: repeating it is safe.
     - **The end.** ``close`` wakes every claim at once with ``DataPlaneUnavailable``: nothing has come of it, since the
       session's leases end with the session. A close that is cancelled goes on in its thread.
