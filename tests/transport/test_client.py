@@ -710,10 +710,10 @@ def test_the_memory_of_failed_reads_comes_back_at_once(fault: str, in_thread: in
             await asyncio.sleep(0)
             if fault != "stall":  # where nothing is offered no memory is taken
                 assert client._layers._slabs._buffers.idle_bytes >= len(data)
-            assert len([lent for lent in gc.get_objects() if isinstance(lent, _Lent)]) == before
+            assert len([lent for lent in gc.get_objects() if type(lent) is _Lent]) == before
 
     gc.collect()
-    before = len([lent for lent in gc.get_objects() if isinstance(lent, _Lent)])
+    before = len([lent for lent in gc.get_objects() if type(lent) is _Lent])
     gc.disable()
     try:
         run(test)
@@ -746,6 +746,40 @@ def test_what_is_under_way_at_once_is_bounded() -> None:
     run(test)
 
 
+def test_blocks_that_wait_for_a_host_go_to_the_second_when_it_turns_out_to_be_silent() -> None:
+    """Many more than are read at once: only those that were at the silent host lose time there."""
+
+    async def test(world: World) -> None:
+        silent, replica = await world.host(range(100)), await world.host(range(100))
+        silent.always("stall")
+        want = [wanted(i, silent, replica) for i in range(100)]
+        async with world.client(attempt_timeout_s=0.5, not_ready_base_s=0.01) as client:
+            began = real_time.monotonic()
+            outcomes = await client.fetch(want, Deadline(30.0))
+            took = real_time.monotonic() - began
+        for i, outcome in enumerate(outcomes):
+            assert fetched(outcome, i).host_id == replica.host_id
+        assert len(silent.asked) <= 2 * 8
+        assert took < 5  # and not the 12 s of thirteen such crowds
+
+    run(test)
+
+
+def test_blocks_that_wait_for_a_port_go_to_another_when_it_turns_out_to_be_silent() -> None:
+    """The same for a host's listeners."""
+
+    async def test(world: World) -> None:
+        host = await world.host(range(100))
+        host.ports[0].always = "stall"
+        async with world.client(attempt_timeout_s=0.5) as client:
+            outcomes = await client.fetch([wanted(i, host) for i in range(100)], Deadline(30.0))
+        for i, outcome in enumerate(outcomes):
+            fetched(outcome, i)
+        assert len(host.ports[0].requests) <= 8
+
+    run(test)
+
+
 def test_a_silent_host_keeps_nobody_from_the_others() -> None:
     """Its blocks are the first of the batch; those of the other host are there long before the first timeout."""
 
@@ -774,7 +808,8 @@ def test_closing_ends_what_is_under_way() -> None:
         host.always("stall")
         client = world.client()
         work = asyncio.ensure_future(client.fetch([wanted(1, host)], Deadline(60.0)))
-        await asyncio.sleep(0.01)
+        while not host.asked:
+            await asyncio.sleep(0.001)
         await client.close()
         with pytest.raises(DataPlaneUnavailable, match="closed during"):
             await work
@@ -795,7 +830,8 @@ def test_a_fetch_that_is_cancelled_leaves_nothing_under_way() -> None:
         host.ports[0].script.append("stall")
         async with world.client() as client:
             work = asyncio.ensure_future(client.fetch([wanted(1, host)], Deadline(60.0)))
-            await asyncio.sleep(0.01)
+            while not host.asked:
+                await asyncio.sleep(0.001)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await work

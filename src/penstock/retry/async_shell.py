@@ -107,7 +107,7 @@ class AsyncRetrier:
         if deadline.expired() or not endpoints:
             return (await self.run(path, [key], attempt, deadline=deadline, endpoints=endpoints)).settled[key]
         self._require_same_clock(deadline)
-        endpoint = self._books.first_endpoint(endpoints, self._clock())
+        endpoint = self._books.eligible(endpoints, self._clock())[0]
         try:
             made = list(await attempt([key], endpoint, deadline))
         except asyncio.CancelledError:
@@ -128,6 +128,10 @@ class AsyncRetrier:
             return end
         self._books.count_lone(path, endpoint, made[0].kind, made[0].code, self._clock())
         return Settled(None, end.reason, made[0].code, 1)  # the deadline came during the first attempt
+
+    def passes_over(self, endpoint: str, endpoints: Sequence[str]) -> bool:
+        """Whether ``endpoint`` is held now, while another one of ``endpoints`` is free."""
+        return endpoint not in self._books.eligible(endpoints, self._clock())
 
     def statistics(self) -> RetryStatistics:
         """Return the counts at this moment. From any thread."""

@@ -63,10 +63,10 @@ class Books:
                 self._count(path, effect)
             return effects
 
-    def first_endpoint(self, endpoints: Sequence[str], now: float) -> str:
-        """Where a first attempt goes."""
+    def eligible(self, endpoints: Sequence[str], now: float) -> list[str]:
+        """Whom to use, best first; see ``Health.eligible``."""
         with self._lock:
-            return self.health.eligible(endpoints, now)[0]
+            return self.health.eligible(endpoints, now)
 
     def count_lone(self, path: str, endpoint: str, kind: Kind, code: str, now: float) -> None:
         """Count an attempt that no machine was asked about: a first one that succeeded, or ended with the deadline."""

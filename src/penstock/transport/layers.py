@@ -72,12 +72,12 @@ class Layers:
             return Answer(Kind.FATAL, code="nowhere")
 
         async def attempt(_keys: Sequence[str], host: str, until: Deadline) -> list[Answer[Fetched]]:
-            return [await self._call(story, places[host], until)]
+            return [await self._call(story, host, places[host], until)]
 
         end = await self.calls.settle("call", story.key, attempt, deadline=deadline, endpoints=list(places))
         return _passed_on(story, end)
 
-    async def _call(self, story: Story, place: int, deadline: Deadline) -> Answer[Fetched]:
+    async def _call(self, story: Story, name: str, place: int, deadline: Deadline) -> Answer[Fetched]:
         """Layer 1: one call at one place."""
         if place in story.ruled_out:
             return Answer(Kind.RETRYABLE, code="ruled_out")  # the other places' budget is spent, for this round
@@ -88,22 +88,28 @@ class Layers:
             story.rule_out(place, TransportError(words, code="refused"))
             return _passed_on(story, Settled(None, Reason.FATAL, "refused", 0))
 
-        async def attempt(_keys: Sequence[str], port: str, until: Deadline) -> list[Answer[Fetched]]:
-            return [await self._read(story, place, ports[port], until)]
-
-        end = await self.rotation.settle("read", story.key, attempt, deadline=deadline, endpoints=list(ports))
+        async with self.gates.of(host.host_id).passing(story.wanted.nbytes):
+            if self.calls.passes_over(name, list(story.places())):  # it has failed others while this one waited
+                return Answer(Kind.BACKPRESSURE, code="passed_over")  # which says nothing new of it
+            end = await self._rotate(story, place, ports, deadline)
         if end.reason in _RULES_OUT:
             story.rule_out(place)
         return _passed_on(story, end)
 
+    async def _rotate(self, story: Story, place: int, ports: dict[str, Port], deadline: Deadline) -> Settled[Fetched]:
+        """The reads of one call. Its ports are chosen when it is its turn: others may have failed there meanwhile."""
+
+        async def attempt(_keys: Sequence[str], port: str, until: Deadline) -> list[Answer[Fetched]]:
+            return [await self._read(story, place, ports[port], until)]
+
+        return await self.rotation.settle("read", story.key, attempt, deadline=deadline, endpoints=list(ports))
+
     async def _read(self, story: Story, place: int, port: Port, deadline: Deadline) -> Answer[Fetched]:
-        """One attempt. Its own time begins when it is its turn."""
-        nbytes, (host, _) = story.wanted.nbytes, story.wanted.places[place]
+        """One attempt."""
+        story.reads += 1
+        until = deadline.within(self._config.attempt_s(story.wanted.nbytes))
         try:
-            async with self.gates.of(host.host_id).passing(nbytes):
-                story.reads += 1
-                until = deadline.within(self._config.attempt_s(nbytes))
-                return Answer(Kind.OK, await self._received(story, place, port, until))
+            return Answer(Kind.OK, await self._received(story, place, port, until))
         except DataPlaneError as failed:
             story.note(failed)
             kind, code = classify(failed)
