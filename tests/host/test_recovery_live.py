@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from penstock.requests import Done, Pop, Tokens
 from penstock.testing.director import Director
@@ -23,6 +24,11 @@ from tests.server.harness import DEADLINE_S, RawClient
 PUTS = 50  # at most, until a fault has struck
 
 TAKE_PART = "from penstock.testing.injection import take_part; take_part({fd})\n"
+
+
+def nightly(*points: str) -> list[ParameterSet]:
+    """Points that are struck in the nightly ring."""
+    return [pytest.param(point, marks=pytest.mark.slow) for point in points]
 
 
 @contextmanager
@@ -201,7 +207,7 @@ def test_a_put_that_a_restart_of_the_plane_met_leaves_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "point", ["host.sealed", "host.ordered", "server.granted", "server.received", "server.replied"]
+    "point", ["host.sealed", "server.granted", *nightly("host.ordered", "server.received", "server.replied")]
 )
 def test_an_agent_killed_in_its_work_comes_back_with_what_was_committed(tmp_path: Path, point: str) -> None:
     """At each moment: committed rows are read again, a put under way can be made anew, nothing is left over."""
@@ -218,7 +224,7 @@ def test_an_agent_killed_in_its_work_comes_back_with_what_was_committed(tmp_path
         back_with(tmp_path, plane, "a")
 
 
-@pytest.mark.parametrize("point", ["host.enlisted", "host.recovered", "host.listening", "server.moved"])
+@pytest.mark.parametrize("point", ["host.recovered", *nightly("host.enlisted", "host.listening", "server.moved")])
 def test_an_agent_killed_in_its_start_starts_again(tmp_path: Path, point: str) -> None:
     """Recovery may be cut at any moment and begun anew."""
     with TcpPlane(tmp_path / "plane") as plane:
