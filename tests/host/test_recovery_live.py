@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from penstock.requests import Done, Pop, Tokens
 from penstock.testing.director import Director
@@ -26,7 +26,7 @@ PUTS = 50  # at most, until a fault has struck
 TAKE_PART = "from penstock.testing.injection import take_part; take_part({fd})\n"
 
 
-def nightly(*points: str) -> list[ParameterSet]:
+def nightly(*points: str) -> list[Any]:
     """Points that are struck in the nightly ring."""
     return [pytest.param(point, marks=pytest.mark.slow) for point in points]
 
