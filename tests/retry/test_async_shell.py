@@ -318,3 +318,16 @@ def test_a_run_that_is_cancelled_at_its_deadline_blames_who_was_silent(failures:
 
     asyncio.run(main())
     assert retry.statistics().quarantined == ("x", "y")[: failures + 1]
+
+
+def test_an_endpoint_is_passed_over_while_it_is_held_and_another_is_free() -> None:
+    """Not for being second, and not when all are held: nobody starves."""
+    retry, t = retrier(Policy())
+    assert not retry.passes_over("b", ["a", "b"])
+    retry.health.quarantine.failed("b", t.now)
+    assert retry.passes_over("b", ["a", "b"])
+    assert not retry.passes_over("b", ["b"])
+    retry.health.quarantine.failed("a", t.now)
+    assert not retry.passes_over("b", ["a", "b"])
+    t.now += 30.0
+    assert not retry.passes_over("b", ["a", "b"])
