@@ -162,6 +162,15 @@ def test_there_is_one_candidate_at_most() -> None:
     assert p.candidate.session == ours(3)
 
 
+def test_a_repeated_request_of_a_candidate_is_answered_by_it() -> None:
+    """A resend or a duplicate makes no other candidate."""
+    p = ready(pair())
+    heard(p, Kind.REQ, OTHERS)
+    assert heard(p, Kind.REQ, OTHERS) == [Send(Message(Kind.REP, ours(2), OTHERS))]
+    assert p.candidate is not None
+    assert p.candidate.session == ours(2)
+
+
 def test_a_candidate_that_is_confirmed_takes_over() -> None:
     """Make before break: the old primary drains only now, and its work fails upward."""
     p = ready(pair())

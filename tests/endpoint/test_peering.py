@@ -385,6 +385,21 @@ def test_keep_alive_keeps_an_idle_endpoint() -> None:
     play(scene, Town(timing=HASTY))
 
 
+def test_a_connection_that_breaks_before_it_is_handed_out_is_made_again() -> None:
+    """The peer has answered, and then the data connection cannot be had: the caller gets the next one."""
+
+    async def scene(town: Town) -> None:
+        data = MemoryWire(town.network, TOKEN, "peer-data", [Fault(0, "fail")])
+        a, b = await town.peer(listens=False, data=data), await town.peer(echo)
+        async with asyncio.timeout(10):
+            endpoint = await a.open(address(b), Deadline(300))
+        assert data.fired == [(Fault(0, "fail"), "connect")]
+        assert await asked(endpoint.connection) == b"hello"
+        assert a.statistics().retired == 1
+
+    play(scene)
+
+
 def test_every_message_and_every_transfer_meets_a_fault_once() -> None:
     """Each call of the carrier, or of the data wire, fails in turn: the opening still ends connected."""
 
