@@ -65,6 +65,13 @@ class TcpPlane(PlaneProcess):
         self.encrypted = flags[1] if "--tls-cert" in flags[:1] else ""
         super().__init__(data_dir, "--listen", f"127.0.0.1:{port}", *flags, **config)
         self.url = f"penstock://{self.word.partition(' ')[2]}"
+        self.agents: set[str] = set()  # that were started for it, by the names of their shared memory
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        for agent in self.agents:
+            for path in paths.SHM_DIR.glob(f"penstock-{agent}-*"):
+                path.unlink(missing_ok=True)
 
     @property
     def port(self) -> int:
@@ -75,11 +82,8 @@ class TcpPlane(PlaneProcess):
         return TcpPlane(self.data_dir, self.port, (), **config)
 
 
-SEGMENTS_OF: set[str] = set()  # agents of this test, by the names of their shared memory; see ``conftest``
-
-
 class AgentProcess:
-    """An agent started as users start it. ``with`` kills it; its shared memory is for its next life."""
+    """An agent started as users start it. ``with`` kills it; what it left goes with the plane."""
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class AgentProcess:
         self.data_dir = data_dir
         data_dir.mkdir(exist_ok=True, mode=0o700)
         self.plane_id = paths.plane_id(data_dir)
-        SEGMENTS_OF.add(self.plane_id)
+        plane.agents.add(self.plane_id)
         command = [sys.executable, "-c", prelude + AGENT, "host", "--plane", plane.url]
         command += ["--token-file", str(plane.token_file), "--dir", str(data_dir), "--max-bytes", str(16 * MIB)]
         self.process = subprocess.Popen(
