@@ -108,6 +108,8 @@ def test_a_session_is_the_agent_of_one_host(office: Office, agents: Agents) -> N
         {"host_id": 0},
         {"life": -1},
         {"name": "n" * 2000},
+        {"name": "n\n"},
+        {"address": "a\x1b[2J"},
         {"address": "a" * 2000},
         {"ports": [70_000]},
         {"ports": list(range(100))},

@@ -143,6 +143,12 @@ def test_what_a_session_says_of_itself_has_a_length(office: Office) -> None:
     assert len(office.ledger.desk.state.sessions[9].who()) < 3 * MAX_NAME
 
 
+def test_what_a_session_says_of_itself_is_fit_for_a_terminal(office: Office) -> None:
+    """Escape sequences and line ends go no further."""
+    office.event(SessionOpens(9, "s", 0, OpenSession(1, 9, "o\n\x1b[31m", "r", "h\x07", 1), 0.0))
+    assert office.ledger.desk.state.sessions[9].who().isprintable()
+
+
 def test_a_refused_late_put_says_what_became_of_the_rows(office: Office) -> None:
     """Trained is another story than evicted."""
     office.put_done(1, ["a", "b"])

@@ -85,7 +85,8 @@ class FakeAgent(FakePlane):
     def right(self, call: Call) -> Move:
         body = call.body
         if isinstance(body, Status):
-            return report_of(status_of(self.host_id))
+            place = host_place(self.host_id, life=self.incarnation)
+            return report_of(msgspec.structs.replace(status_of(self.host_id), place=place))
         if isinstance(body, Reserve):
             place = self.slots.setdefault(body.grant, self.place(body.grant, len(self.slots), body.nbytes))
             return Granted(body.grant, place, self.arena)

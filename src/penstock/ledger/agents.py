@@ -60,6 +60,8 @@ def _check(desk: Desk, session: Session, place: HostPlace) -> None:
     ports = [*place.ports, *place.ucx_ports, place.peer_port]
     if place.host_id < 1 or place.life < 0 or len(place.name) > MAX_NAME or len(place.address) > MAX_NAME:
         raise BadArgument(f"{place} is no host")
+    if not (place.name.isprintable() and place.address.isprintable()):
+        raise BadArgument("a host's name and address are printable: they go into logs and onto terminals")
     if len(ports) > MAX_PORTS or not all(0 <= port < 1 << 16 for port in ports):
         raise BadArgument(f"a host has at most {MAX_PORTS} ports, all below 65536")
     other = _host_of(desk, session)

@@ -36,3 +36,8 @@ def check_fields(known: Iterable[str], more: Iterable[str], partition: str) -> N
         check_names("field names", new, partition)
         if len(new) + len(set(known)) > MAX_FIELDS:
             raise BadArgument(f"a partition has at most {MAX_FIELDS} field names", partition=partition)
+
+
+def shown(text: str) -> str:
+    """Return a name that somebody gave himself, fit for logs and terminals."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_NAME])

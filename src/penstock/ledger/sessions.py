@@ -13,7 +13,7 @@ from penstock.ledger import capacity, losses, puts
 from penstock.ledger.desk import Desk, failed
 from penstock.ledger.events import Answer, EndSession, SessionOpens, SessionResumes
 from penstock.ledger.facts import AnyFact, GroupClosed, Removed, Returned, SessionEnded, SessionOpened
-from penstock.ledger.limits import MAX_NAME, MAX_REPLIES
+from penstock.ledger.limits import MAX_REPLIES, shown
 from penstock.ledger.state import Lease, Partition, Row, Session, Waiter
 from penstock.requests import WIRE_VERSION, Failed, Welcome
 
@@ -21,7 +21,7 @@ from penstock.requests import WIRE_VERSION, Failed, Welcome
 def opens(desk: Desk, event: SessionOpens) -> None:
     """Begin a session."""
     r = event.request
-    owner, role, host = (text[:MAX_NAME] for text in (r.owner, r.role, r.host))
+    owner, role, host = (shown(text) for text in (r.owner, r.role, r.host))
     desk.record(
         [SessionOpened(event.session_id, event.secret, r.client_id, owner, role, host, r.pid)]
     )  # fmt: skip

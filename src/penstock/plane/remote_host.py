@@ -124,8 +124,10 @@ class OwnHost:
         life, host_id = self._known
         if not host_id or life != link.incarnation:
             here = link.ask(Status(), StatusReport, deadline, once=once, method="connect").hosts
-            if not here:
-                raise DataPlaneUnavailable(f"who serves {self._dialer.address} is no host's agent")
+            if not here or here[0].place.life != link.incarnation:
+                raise DataPlaneUnavailable(
+                    f"who serves {self._dialer.address} is a plane and no agent: host_dir is the directory of an agent"
+                )
             self._known = (link.incarnation, here[0].place.host_id)
         return self._known[1]
 
