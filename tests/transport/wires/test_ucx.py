@@ -22,7 +22,7 @@ from penstock.transport.wires.ucx_connection import UcxConnection
 from penstock.transport.wires.ucx_library import SETTINGS, defaults, library
 from penstock.transport.wires.ucx_params import packed, unpacked
 from penstock.transport.wires.ucx_resources import UcxResources
-from penstock.transport.wires.ucx_worker import UcxWorker
+from penstock.transport.wires.ucx_worker import CLOSING, UcxWorker
 from tests.transport.wires.peers import MIB, STREAM, connected, serving
 from tests.transport.wires.rooms import TOKEN, run, soon, ucx_room
 from tests.transport.wires.test_two_processes import ucx
@@ -146,6 +146,44 @@ def test_a_message_of_another_length_is_told_and_not_taken() -> None:
             with pytest.raises(TransportError, match="5 bytes") as cut:
                 await here.recv_into(bytearray(16 * MIB), soon(0.2))
             assert cut.value.code == "truncated"
+
+    run(main())
+
+
+def test_a_close_that_is_cancelled_still_ends_everything() -> None:
+    """Whoever is cancelled while the peer is asked to acknowledge the end has let go of the endpoint all the same."""
+
+    async def main() -> None:
+        resources, (one, other) = await two_bound()
+        closing = asyncio.create_task(one.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert one._endpoint is None
+        other.abort()
+        for each in resources:
+            await each.close()
+
+    run(main())
+
+
+def test_what_was_said_before_the_companion_ended_comes_first() -> None:
+    """A peer that closed, and whose TCP connection ends before we have looked, has closed: it was not reset."""
+
+    async def main() -> None:
+        async with ucx_room().pair() as (here, there):
+            assert isinstance(here, UcxConnection)
+            assert isinstance(there, UcxConnection)
+            await there.send(b"last words", deadline=soon())
+            there._worker.notify(there._endpoint, there._peers_number, CLOSING)
+            here._hung_up()
+            heard = bytearray(10)
+            await here.recv_into(heard, soon())
+            assert heard == b"last words"
+            with pytest.raises(TransportError) as gone:
+                await here.recv_into(heard, soon())
+            assert gone.value.code == "closed"
 
     run(main())
 

@@ -8,7 +8,6 @@ sent before ``close`` can be received after it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -74,7 +73,7 @@ class UcxConnection:
     def hang_on(self, lifeline: StreamConnection) -> None:
         """End when ``lifeline`` does: the kernel tells of a peer's death at once. It is let go of with this."""
         self._lifeline = lifeline
-        lifeline.watch(self.lost)
+        lifeline.watch(self._hung_up)
 
     @property
     def peer(self) -> str:
@@ -101,12 +100,15 @@ class UcxConnection:
         if not self._open:
             return
         self._open = False
-        if self._endpoint is not None and not self._peer_left:
-            self._worker.notify(self._endpoint, self._peers_number, CLOSING)
-            with contextlib.suppress(TimeoutError):
+        try:
+            if self._endpoint is not None and not self._peer_left:
+                self._worker.notify(self._endpoint, self._peers_number, CLOSING)
                 async with asyncio.timeout(_CLOSE_S):
                     await self._answered.wait()
-        self._shut()
+        except TimeoutError:
+            pass  # it does not answer: it ends all the same
+        finally:
+            self._shut()
 
     def noticed(self, notice: int) -> None:
         """The other end has said this."""
@@ -236,6 +238,11 @@ class UcxConnection:
             self._shut()
         else:
             self._end("reset", "its process has ended, or cannot be reached any more", tell=False)
+
+    def _hung_up(self) -> None:
+        """The lifeline has ended. What the peer said over UCX before that comes first."""
+        self._worker.catch_up()
+        self.lost()
 
     def _shut(self) -> None:
         endpoint, self._endpoint = self._endpoint, None

@@ -155,6 +155,11 @@ class UcxWorker:
         endpoint.close_blocking()  # not on a thread of its own, and with error handling: it waits for nobody
         self._wake()
 
+    def catch_up(self) -> None:
+        """Take what has come by now, and tell of it."""
+        if not self._closed:
+            self._step()
+
     def close(self) -> None:
         """End everything. Idempotent."""
         if self._closed:
