@@ -242,7 +242,8 @@ def _run(desk: Desk[M, T], fetch: Callable[[M, float], T], nbytes_of: Callable[[
         try:
             value = fetch(job.asked, timeout_s)
             nbytes = nbytes_of(value)
-        except Exception as error:  # noqa: BLE001 - the thread's top frame: whoever takes the batch gets it
+        except Exception as error:  # noqa: BLE001
+            # top frame of the thread: whoever takes the batch gets it
             desk.deliver(job, None, 0, error)
         else:
             desk.deliver(job, value, nbytes, None)
