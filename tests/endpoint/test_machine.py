@@ -333,11 +333,26 @@ def test_a_ready_endpoint_pings_and_retires_in_silence() -> None:
         now += TIMING.keepalive_s
         assert said(p.handle(Timer(ours(1)), now)) == [Message(Kind.PING, ours(1), THEIRS)]
     heard(p, Kind.ACK, THEIRS, ours(1), now=now)
-    heard(p, Kind.REP, OTHERS, ours(1), now=now + TIMING.silence_s - 1)
-    assert said(p.handle(Timer(ours(1)), now + TIMING.silence_s - 1))
-    (retired,) = p.handle(Timer(ours(1)), now + TIMING.silence_s)
+    last = now + TIMING.silence_s
+    while now + TIMING.keepalive_s < last:
+        now += TIMING.keepalive_s
+        heard(p, Kind.REP, OTHERS, ours(1), now=now)
+        assert said(p.handle(Timer(ours(1)), now))
+    (retired,) = p.handle(Timer(ours(1)), last)
     assert isinstance(retired, Retire)
     assert "silent for 20.0 s" in retired.why
+
+
+def test_who_was_stopped_itself_does_not_bury_the_living() -> None:
+    """A timer that goes off a minute too late: it asks, and counts the silence from now."""
+    p = ready(pair())
+    assert said(p.handle(Timer(ours(1)), 5.0)) == [Message(Kind.PING, ours(1), THEIRS)]
+    assert said(p.handle(Timer(ours(1)), 65.0)) == [Message(Kind.PING, ours(1), THEIRS)]
+    now = 65.0
+    while now + TIMING.keepalive_s < 65.0 + TIMING.silence_s:
+        now += TIMING.keepalive_s
+        assert said(p.handle(Timer(ours(1)), now))
+    assert [type(e) for e in p.handle(Timer(ours(1)), 65.0 + TIMING.silence_s)] == [Retire]
 
 
 def test_who_outlives_a_keep_alive_starts_afresh() -> None:

@@ -27,6 +27,7 @@ from tests.endpoint.peers import CALM, asked, soon, tcp
 
 REPOSITORY = Path(__file__).parents[2]
 KINDS = ["tcp", "ucx"]
+TWINS = ["tcp", pytest.param("ucx", marks=pytest.mark.slow)]
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def test_a_killed_process_is_noticed_long_before_its_silence(kind: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TWINS)
 def test_fresh_resources_pass_where_connected_ones_cannot_be_reset(kind: str) -> None:
     """One for each endpoint."""
     made: list[Hardware] = []
@@ -122,7 +123,7 @@ def test_fresh_resources_pass_where_connected_ones_cannot_be_reset(kind: str) ->
     assert made[0].made >= 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TWINS)
 def test_reset_only_fails_where_connected_resources_cannot_be_reset(kind: str) -> None:
     """By the deadline, and with the reason: the twin is what the strategy of fresh resources is for."""
     reset: list[ResetOnly] = []

@@ -51,7 +51,7 @@ _REMEMBERED_EVENTS = 8
 class End:
     """Our end of a session pair. ``peer`` is written once; ``heard_at``: when the peer last spoke for this session."""
 
-    __slots__ = ("attempts", "heard_at", "made", "peer", "session", "since", "state", "work")
+    __slots__ = ("attempts", "heard_at", "made", "peer", "pinged_at", "session", "since", "state", "work")
 
     def __init__(self, session: Session, state: State, peer: Session | None, now: float) -> None:
         self.session = session
@@ -60,7 +60,7 @@ class End:
         self.work: set[int] = set()
         self.made = False
         self.attempts = 0
-        self.since = self.heard_at = now
+        self.since = self.heard_at = self.pinged_at = now
 
     def bind(self, peer: Session) -> None:
         """Write the binding."""
@@ -217,7 +217,7 @@ class Pair:
         endpoint.since, endpoint.attempts = now, 0
         return [*made, Bind(endpoint.session, peer)]
 
-    def _become_ready(self, endpoint: End | None, _event: Event, rule: Rule, _now: float) -> list[Effect]:
+    def _become_ready(self, endpoint: End | None, _event: Event, rule: Rule, now: float) -> list[Effect]:
         """A candidate that is ready takes the primary's place; every waiter has what it wanted."""
         assert endpoint is not None
         assert rule.after is State.R
@@ -226,7 +226,7 @@ class Pair:
             assert self.primary is not None
             old, self.primary, self.candidate = self.primary, endpoint, None
             effects = self._let_go(old, f"the peer has begun session {endpoint.peer}")
-        endpoint.state = State.R
+        endpoint.state, endpoint.pinged_at = State.R, now
         session = endpoint.session
         effects += [SetTimer(session, *self.timing.ping_s()), Ready(session)]
         effects += [Answer(waiter, session) for waiter in sorted(self.waiters)]
@@ -277,6 +277,9 @@ class Pair:
 
     def _keep_alive(self, endpoint: End | None, _event: Event, _rule: Rule, now: float) -> list[Effect]:
         assert endpoint is not None
+        if now - endpoint.pinged_at > 2 * self.timing.keepalive_s:
+            endpoint.heard_at = now  # this timer is far too late: it was us who stopped, do not bury the living
+        endpoint.pinged_at = now
         silent_s = now - endpoint.heard_at
         if silent_s >= self.timing.silence_s:
             return self._lose(endpoint, f"the peer has been silent for {silent_s:.1f} s", now)
