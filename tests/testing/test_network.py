@@ -113,13 +113,17 @@ def test_a_partition_is_silent_and_healed(network: Network, ends: list[subproces
     """Over a full cut nobody hears anything, refusals included, and the packets are counted; then all is as before."""
     a, b, c = (network.host(name) for name in "abc")
     serve(b, ECHO, ends)
+    at_a = serve(a, DATAGRAMS, ends)
     network.partition("a", "b")
     before = network.swallowed
     assert not greeted(a, b)
+    say(b, a, "is lost")
     assert network.swallowed > before
     assert greeted(c, b)
     network.heal("a", "b")
     assert greeted(a, b)
+    say(b, a, "passes")
+    assert heard(at_a) == "passes"
 
 
 def test_a_cut_of_one_direction_leaves_the_other(network: Network, ends: list[subprocess.Popen[bytes]]) -> None:

@@ -229,7 +229,7 @@ class Network:
 
     def _make_switch(self) -> None:
         self._run(self._switch, ["sh", "-c", _NO_IPV6])
-        self._on(self._switch, f"ip link add {_SWITCH} type bridge")
+        self._on(self._switch, f"ip link add {_SWITCH} type bridge mcast_snooping 0")
         self._on(self._switch, f"ip link set {_SWITCH} up")
         self._on(self._switch, f"ip link add {_SINK} type veth peer name {_SINK}-end")
         self._on(self._switch, f"ip link set {_SINK} master {_SWITCH}")  # and no other traffic may reach it:
