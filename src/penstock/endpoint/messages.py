@@ -1,10 +1,11 @@
-"""What peers say to each other, as bytes: a length of 4 bytes, and as much msgpack: one record of a closed set.
+"""What peers say to each other, as bytes: a length of 4 bytes, one record of a closed set in msgpack, and its xxh3-64.
 
     both -> both   Hello, first and once: version, and who speaks
     then           Req, Rep, Ack, Rst, Ping, in any order, about any of the channels between the two
 
-Invariants: a message is decoded whole or not at all; what is not exactly one well-formed record within the limits is a
-``WireError``, which costs the connection; a ``Hello`` comes first, and never again. Nobody needs to answer anything.
+Invariants: a message is decoded whole or not at all; what is not exactly one well-formed record within the limits, as it
+was sent, is a ``WireError``, which costs the connection: the machines are proof against loss, not against other words. A
+``Hello`` comes first, and never again. Nobody needs to answer anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 from typing import Annotated, TypeAlias
 
 import msgspec
+import xxhash
 
 from penstock.endpoint.connection import Address
 from penstock.endpoint.events import Kind, Message, Session
@@ -36,6 +38,7 @@ __all__ = [
 
 VERSION = 1
 HEADER = struct.Struct("<I")
+_CHECKSUM_BYTES = 8
 MAX_KINDS = 8  # of wires that one peer offers
 MAX_CHANNEL_BYTES = 128
 MAX_MESSAGE_BYTES = MAX_KINDS * (MAX_PARAMS_BYTES + 64) + 1024
@@ -110,9 +113,14 @@ _decoder: msgspec.msgpack.Decoder[Hello | Said] = msgspec.msgpack.Decoder(Hello 
 
 def encode(record: Hello | Said) -> tuple[bytes, bytes]:
     """Return the two parts of a message."""
-    body = _encoder.encode(record)
+    words = _encoder.encode(record)
+    body = words + _checksum(words)
     assert len(body) <= MAX_MESSAGE_BYTES, f"{type(record).__name__} of {len(body)} bytes"
     return HEADER.pack(len(body)), body
+
+
+def _checksum(words: bytes | bytearray) -> bytes:
+    return xxhash.xxh3_64_digest(words)
 
 
 def length_of(header: bytes | bytearray) -> int:
@@ -131,10 +139,13 @@ def decode(body: bytes | bytearray) -> Hello | Said:
     """Return the record in ``body``.
 
     Raises:
-        WireError: it is not exactly one well-formed record.
+        WireError: it is not exactly one well-formed record, or not as it was sent.
     """
+    words, checksum = body[:-_CHECKSUM_BYTES], body[-_CHECKSUM_BYTES:]
+    if _checksum(words) != checksum:
+        raise WireError("a message between peers was damaged on its way")
     try:
-        return _decoder.decode(body)
+        return _decoder.decode(words)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as bad:
         raise WireError(f"not a message between peers: {bad}") from bad
 
