@@ -3,8 +3,8 @@
     both -> both   Hello, first and once: version, and who speaks
     then           Req, Rep, Ack, Rst, Ping, in any order, about any of the channels between the two
 
-Invariants: a message is decoded whole or not at all; what is not exactly one well-formed record within the limits, as it
-was sent, is a ``WireError``, which costs the connection: the machines are proof against loss, not against other words. A
+Invariants: a message is decoded whole or not at all; what is not exactly one well-formed record within the limits, as
+it was sent, is a ``WireError``, which costs the connection: the machines are proof against loss, not against damage. A
 ``Hello`` comes first, and never again. Nobody needs to answer anything.
 """
 
