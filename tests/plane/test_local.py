@@ -173,7 +173,7 @@ def test_a_private_plane_that_nobody_came_to_leaves_nothing(drawer: Path, monkey
         return ready, child
 
     monkeypatch.setattr(dialing.LocalDialer, "_launch", note)
-    monkeypatch.setattr(dialing, "_connected", lambda _: os.open(drawer / "nobody here", os.O_RDONLY))
+    monkeypatch.setattr(dialing, "connected", lambda _: os.open(drawer / "nobody here", os.O_RDONLY))
     with pytest.raises(DataPlaneUnavailable):
         client(None, timeout_s=3.0)
     assert len(launched) > 1  # the later ones found the directory taken
