@@ -86,8 +86,7 @@ class Replication:
         """Have the second host pull the block, by the deadline of whoever put it."""
         if self._place is None or self._plane is None:
             return NotCopied(effect.grant, "this host's agent is starting, or ending")
-        left = max(0.0, effect.deadline - self._plane.clock())
-        deadline = Deadline(left - min(_RETURN_S, left * _RETURN_SHARE))
+        deadline = _with_way_back(effect.deadline - self._plane.clock())
         try:
             place = await self._ask(effect, self._place, deadline)
         except DataPlaneError as failed:
@@ -138,7 +137,7 @@ class Replication:
             log.debug("a pull failed: %s", pull.exception())
 
     async def _pull(self, asked: Copy, plane: Plane) -> BlockPlace:
-        deadline, own = Deadline(max(0.0, asked.deadline_s)), OwnCalls(plane)
+        deadline, own = _with_way_back(asked.deadline_s), OwnCalls(plane)
         block = asked.block
         before = await own.ask(Seal(block.block_id, asked.content), deadline)
         if isinstance(before, Sealed):  # asked before, and the answer was lost
@@ -170,3 +169,9 @@ class Replication:
 
     def __repr__(self) -> str:
         return f"Replication({self.made} copies made, {self.pulled} pulled, {len(self._pulls)} under way)"
+
+
+def _with_way_back(left_s: float) -> Deadline:
+    """A deadline that leaves time for its outcome ("the arena is full") to reach who asked."""
+    left = max(0.0, left_s)
+    return Deadline(left - min(_RETURN_S, left * _RETURN_SHARE))
