@@ -19,7 +19,7 @@ from tests.endpoint.peers import soon, until
 
 ME = Hello(VERSION, "me")
 SOMETHING = said_of(Message(Kind.RST, Session(1, 1), Session(2, 2)), "", {})
-
+QUESTION = said_of(Message(Kind.PING, Session(1, 1), Session(2, 2)), "", {})
 
 PEER = Address("peer", 7)
 
@@ -92,6 +92,57 @@ def test_a_connection_that_breaks_is_dialled_again_for_the_next_word() -> None:
         assert town.link in town.parted
         town.link.say(SOMETHING)
         await until(lambda: len(town.heard) == 2, "it was not heard again")
+
+    play(scene)
+
+
+def test_a_connection_on_which_nobody_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a cut TCP would send again only after a pause as long: the peer is dialled instead."""
+    monkeypatch.setattr(links, "_ANSWER_S", 0.05)
+
+    async def scene(town: Town) -> None:
+        town.link.say(QUESTION)
+        await until(lambda: len(town.heard) == 1, "it was not heard")
+        await asyncio.sleep(0.1)
+        town.link.say(QUESTION)
+        await until(lambda: len(town.heard) == 2, "it was not heard again")
+        assert len(town.served) == 2
+
+    play(scene)
+
+
+def test_a_peer_that_answers_or_owes_no_answer_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it says will do, and to RST there is nothing to say."""
+    monkeypatch.setattr(links, "_ANSWER_S", 0.05)
+
+    async def scene(town: Town) -> None:
+        town.link.say(QUESTION)
+        await until(lambda: len(town.heard) == 1, "it was not heard")
+        for part in encode(SOMETHING):
+            await town.served[0].send(part, deadline=soon())
+        await until(lambda: len(town.heard) == 2, "its answer was not heard")
+        town.link.say(SOMETHING)
+        await asyncio.sleep(0.1)
+        town.link.say(SOMETHING)
+        await until(lambda: len(town.heard) == 4, "it was not heard")
+        assert len(town.served) == 1
+
+    play(scene)
+
+
+def test_a_mute_peer_that_cannot_be_dialled_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no other way to it: it may answer late."""
+    monkeypatch.setattr(links, "_ANSWER_S", 0.05)
+
+    async def scene(town: Town) -> None:
+        town.link.say(SOMETHING)
+        await until(lambda: len(town.served) == 1, "it was not dialled")
+        town.link.address = None
+        for _ in range(2):
+            town.link.say(QUESTION)
+            await asyncio.sleep(0.1)
+        await until(lambda: len(town.heard) == 3, "it was not heard")
+        assert not town.failures
 
     play(scene)
 
