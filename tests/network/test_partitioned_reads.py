@@ -176,11 +176,11 @@ def test_a_server_that_is_killed_and_started_again(network: Network) -> None:
 def test_a_server_that_is_killed_for_good(network: Network) -> None:
     """What had not come is an error that names the host; what had come is whole; and it ends in time."""
     with Depot(STOCK, network.host("b")) as depot, a_client(network, QUICK) as client:
-        fetch = Fetch(client, depot.wanted(), limit_s=6.0)
+        fetch = Fetch(client, depot.wanted(), limit_s=4.0)
         in_the_middle(client, 4_000_000)
         depot.kill()
         outcomes = fetch.result()
-        assert fetch.took_s < 6.0 + MARGIN_S
+        assert fetch.took_s < 4.0 + MARGIN_S
         gone = [one for one in outcomes if isinstance(one, TransportError | DataPlaneTimeout)]
         assert gone
         assert all("depot 1" in str(one) for one in gone)
