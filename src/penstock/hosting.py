@@ -51,8 +51,8 @@ class HostReport(Record, frozen=True):
 class Reserve(Record, frozen=True):
     """Ask the agent for a slot for a block that the plane has granted. Waits for room. Answered ``Granted``.
 
-    ``life``: of this host's agent for which it was granted; another one refuses: what it holds the plane does not count.
-    0 = whichever lives (it asks itself, for another host's copy).
+    ``life``: of this host's agent for which it was granted; another refuses, for the plane does not count what that one
+    holds. 0 = whichever lives (it asks itself, for another host's copy).
     """
 
     grant: int

@@ -85,8 +85,8 @@ class FakeAgent(FakePlane):
     def right(self, call: Call) -> Move:
         body = call.body
         if isinstance(body, Status):
-            place = host_place(self.host_id, life=self.incarnation)
-            return report_of(msgspec.structs.replace(status_of(self.host_id), place=place))
+            here = host_place(self.host_id, life=self.incarnation)
+            return report_of(msgspec.structs.replace(status_of(self.host_id), place=here))
         if isinstance(body, Reserve):
             place = self.slots.setdefault(body.grant, self.place(body.grant, len(self.slots), body.nbytes))
             return Granted(body.grant, place, self.arena)

@@ -91,7 +91,7 @@ def test_a_grant_that_waits_for_a_slot_is_withdrawn_by_its_client(tmp_path: Path
         assert len(world.plane.custody.allotment) == 0
         assert world.plane.custody._writers == {}
         assert not world.client.open_calls
-        assert not world.plane.ledger.desk.state.grants
+        assert not world.plane.ledger.desk.state.grants  # type: ignore[attr-defined]
 
     inside(tmp_path, scenario)
 
