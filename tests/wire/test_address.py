@@ -30,6 +30,9 @@ def test_what_is_read_is_what_is_written(text: str) -> None:
         "a/b:1",
         "host:\u0663",
         "[]:1",
+        "[host]:1",
+        "host:0080",
+        "host:" + "9" * 5000,
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:

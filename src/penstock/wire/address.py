@@ -29,9 +29,9 @@ class Address(NamedTuple):
             BadArgument: it is not written so; says what is wrong.
         """
         host, colon, digits = text.rpartition(":")
-        if not colon or not digits.isascii() or not digits.isdigit() or int(digits) > _MAX_PORT:
+        if not colon or not _is_port(digits):
             raise BadArgument(f"{text!r} is not HOST:PORT with a port of 0 to {_MAX_PORT}")
-        if host.startswith("[") and host.endswith("]"):
+        if host.startswith("[") and host.endswith("]") and ":" in host:
             host = host[1:-1]
         elif ":" in host:
             raise BadArgument(f"{text!r}: write an IPv6 address in brackets, as [::1]:{digits}")
@@ -41,3 +41,10 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _is_port(digits: str) -> bool:
+    """Whether it is a port as ``str`` would write it. Its length first: what is longer is no number worth reading."""
+    if not 0 < len(digits) <= len(str(_MAX_PORT)) or not digits.isascii() or not digits.isdigit():
+        return False
+    return digits == str(int(digits)) and int(digits) <= _MAX_PORT
