@@ -162,6 +162,25 @@ def test_an_old_connection_is_closed_at_checkout_and_replaced() -> None:
     run(test)
 
 
+def test_connections_that_nobody_asks_for_any_more_are_given_up_all_the_same() -> None:
+    """A host that is restarted again and again, at another port each time, leaves nothing of its former ports."""
+
+    async def test(room: Room) -> None:
+        for number in range(1, 6):
+            await room.read(Port("fake", Address("h", number), number))
+            room.time.now += 40.0
+        broken = await room.read(A)
+        broken.broken = True
+        await room.read(B)
+        await asyncio.sleep(0)
+        counts = room.pool.statistics()
+        assert (counts.replaced, counts.dropped, counts.idle) == (3, 1, 3)
+        assert [one.ended for one in room.wire.made[:3]] == ["closed"] * 3
+        assert len(room.pool._idle) == 3
+
+    run(test)
+
+
 def test_idle_connections_are_bounded() -> None:
     """Of more than that, the one that was idle longest is closed."""
 

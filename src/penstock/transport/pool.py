@@ -39,7 +39,7 @@ class PoolStatistics:
     Attributes:
         hits: reads over a connection that was there.
         opened: connections made.
-        replaced: connections given up at checkout, for their age.
+        replaced: connections given up at a checkout, of this port or another, for their age.
         dropped: connections not taken back or given up, since they or their port had failed.
         idle, lent: connections now.
     """
@@ -143,16 +143,22 @@ class Pool:
         idle = self._idle.get(port) or self._make_room(port)
         while idle:
             lease = idle.pop()
-            if lease.connection.broken:
-                self._dropped += 1
-            elif self._clock() - lease.opened_at >= self._max_age_s:
-                self._replaced += 1
-                self._part(lease)
-            else:
+            if not self._gave_up(lease):
                 self._hits += 1
                 lease.complete = False
                 return lease
         return None
+
+    def _gave_up(self, lease: Lease) -> bool:
+        """Whether an idle connection had to be parted with: it is broken, or too old."""
+        if lease.connection.broken:
+            self._dropped += 1
+            return True
+        if self._clock() - lease.opened_at >= self._max_age_s:
+            self._replaced += 1
+            self._part(lease)
+            return True
+        return False
 
     async def _open(self, port: Port, deadline: Deadline) -> Lease:
         opened_at = self._clock()  # its age counts from the first attempt, as the server may count it
@@ -181,10 +187,16 @@ class Pool:
         return lease.opened_at < self._failed_at.get(port, lease.opened_at)
 
     def _make_room(self, port: Port) -> deque[Lease]:
-        """Forget what ports have nothing idle, and those of earlier lives at this address."""
+        """Return a place for the port's connections.
+
+        Before another is opened, those that perhaps no checkout would come across any more are parted with, of all
+        ports: a restarted host has other ports, and nobody asks for the former ones.
+        """
         for other in list(self._idle):
             if other.address == port.address and other.wire == port.wire and other.life < port.life:
                 self._distrust(other)
+            elif kept := [lease for lease in self._idle.pop(other) if not self._gave_up(lease)]:
+                self._idle[other] = deque(kept)
         return self._idle.setdefault(port, deque())
 
     def _part(self, lease: Lease) -> None:
