@@ -1,7 +1,8 @@
 """What carries the handshake's messages: connections to a peer, dialled when there is something to say, or by the peer.
 
 Invariants: to say something never waits, and may be in vain (the machine's timers say it again); what is queued is
-bounded; a peer that sends what is no message loses that connection, and no other; every task is owned here.
+bounded; a peer that sends what is no message loses that connection, and no other; a connection on which questions stay
+without a word is not asked for ever; every task is owned here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from penstock.endpoint.connection import Address, Connection, Wire
-from penstock.endpoint.messages import HEADER, VERSION, Hello, Said, decode, encode, length_of
+from penstock.endpoint.messages import HEADER, VERSION, Hello, Ping, Rep, Req, Said, decode, encode, length_of
 from penstock.errors import TransportError
 from penstock.retry import Deadline
 from penstock.wire import WireError
@@ -24,6 +25,10 @@ _DIAL_S = 5.0
 _SEND_S = 5.0
 _IDLE_S = 120.0  # without a word; ready endpoints say something every few seconds
 _MAX_QUEUED = 256
+_ANSWER_S = (
+    5.0  # what a cut has swallowed, TCP sends again after a pause that has grown as long as the cut: dial instead
+)
+_QUESTIONS = (Req, Rep, Ping)  # who lives and hears them answers at once
 
 log = logging.getLogger("penstock.endpoint")
 
@@ -64,6 +69,7 @@ class Link:
         self._connections: list[Connection] = []  # the newest last
         self._talker: asyncio.Task[None] | None = None
         self._readers: set[asyncio.Task[None]] = set()
+        self._asked_at: float | None = None  # the first question since the peer was heard last
         self._closed = False
         self.dropped = 0
 
@@ -90,6 +96,7 @@ class Link:
         try:
             while not self._closed:
                 said = await _receive(connection, Deadline(_IDLE_S))
+                self._heard_on(connection)
                 if isinstance(said, Hello):
                     raise WireError(f"{self.name} said Hello twice")
                 self._hear(self, said)
@@ -112,6 +119,7 @@ class Link:
     async def _talk(self) -> None:
         try:
             while self._queue:
+                self._leave_the_mute()
                 connection = self._connections[-1] if self._connections else await self._dial()
                 if self._queue:
                     await self._send(connection, self._queue.popleft())
@@ -123,7 +131,25 @@ class Link:
         finally:
             self._talker = None
 
+    def _heard_on(self, connection: Connection) -> None:
+        """The peer is reached by the connection on which it was heard last."""
+        self._asked_at = None
+        if connection in self._connections and connection is not self._connections[-1]:
+            self._connections.remove(connection)
+            self._connections.append(connection)
+
+    def _leave_the_mute(self) -> None:
+        """Give up the connections if nothing has answered for too long, and the peer can be dialled."""
+        if self._asked_at is None or self.address is None:
+            return
+        if asyncio.get_running_loop().time() - self._asked_at > _ANSWER_S:
+            self._asked_at = None
+            for connection in list(self._connections):
+                self._lose(connection)
+
     async def _send(self, connection: Connection, said: Said) -> None:
+        if isinstance(said, _QUESTIONS) and self._asked_at is None:
+            self._asked_at = asyncio.get_running_loop().time()
         try:
             await connection.send(*encode(said), deadline=Deadline(_SEND_S))
         except TransportError as lost:
