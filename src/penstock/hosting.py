@@ -20,9 +20,13 @@ class Enlist(Record, frozen=True):
 
     The first request of an agent in each of its lives and in each of the plane's. Grants on this host of an earlier
     life of the agent are dropped, and another session that is this host's is ended: the newest life counts.
+
+    ``plane``: the one whose blocks lie there, by its ``Enlisted.plane``; another one, which would have all of them
+    freed, refuses. 0 = nobody's that outlives its plane.
     """
 
     place: HostPlace
+    plane: int = 0
 
 
 class HostReport(Record, frozen=True):
@@ -85,10 +89,14 @@ class Sealed(Record, frozen=True):
 
 
 class Enlisted(Record, frozen=True):
-    """The host is known. ``live``: where rows that live need this host's blocks to lie; orders count from ``after``."""
+    """The host is known. ``live``: where rows that live need this host's blocks to lie; orders count from ``after``.
+
+    ``plane``: its name, the same in all its lives; 0 = it forgets its rows with each (durability ``memory``).
+    """
 
     live: list[BlockPlace]
     after: int = 0
+    plane: int = 0
 
 
 class Orders(Record, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import DataPlaneUnavailable
-from penstock.host.identity import begin_life
+from penstock.host.identity import Home, begin_life
 from penstock.wire.paths import host_file
 
 URL = "penstock://plane:1"
@@ -33,3 +33,14 @@ def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     host_file(tmp_path).write_text('{"host_id": "x"')
     with pytest.raises(DataPlaneUnavailable, match=r"remove it to begin as a new one.*lose the rows"):
         begin_life(tmp_path, URL)
+
+
+def test_whose_the_blocks_are_outlives_the_agent(tmp_path: Path) -> None:
+    """The plane that took the host in is remembered by later lives, until another one does."""
+    first = Home(tmp_path, begin_life(tmp_path, URL))
+    assert first.plane == 0
+    first.is_of(7)
+    again = Home(tmp_path, begin_life(tmp_path, URL))
+    assert (again.plane, again.identity.host_id) == (7, first.identity.host_id)
+    again.is_of(0)
+    assert Home(tmp_path, begin_life(tmp_path, URL)).plane == 0

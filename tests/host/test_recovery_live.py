@@ -193,6 +193,23 @@ def test_a_plane_that_lost_its_memory_frees_what_it_does_not_know(tmp_path: Path
             eventually("nothing is left", lambda: used_bytes(c.agent) == 0)
 
 
+def test_a_plane_on_a_wrong_directory_frees_nothing(tmp_path: Path) -> None:
+    """Its agents leave, and say why; with the right one at that address again all rows are there."""
+    with site(tmp_path) as (plane, agent), HostClient.of(plane, agent) as c:
+        c.put(["a"], 3)
+        plane.kill()
+        wrong = tmp_path / "wrong"
+        wrong.mkdir()
+        shutil.copy(plane.token_file, wrong / "token")
+        with TcpPlane(wrong, plane.port):
+            assert agent.process.wait(DEADLINE_S) == 69
+            with AgentProcess(agent.data_dir, plane, wait=False) as second:
+                assert second.process.wait(DEADLINE_S) != 0
+                assert "blocks of another plane lie on host alpha" in second.stderr()
+        with plane.again() as right, AgentProcess(agent.data_dir, right) as third, HostClient.of(right, third, 2) as d:
+            assert d.read(["a"]) == [3]
+
+
 def test_a_put_that_a_restart_of_the_plane_met_leaves_nothing(tmp_path: Path) -> None:
     """Sealed, not committed, the plane's next life knows no such grant: when the client lets go, the slot is free."""
     with site(tmp_path) as (plane, agent), HostClient.of(plane, agent) as c:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable
 from penstock.host import reporting
 from penstock.host.events import Enlisting, Ordered
+from penstock.host.identity import Home, HostIdentity
 from penstock.host.reporting import Reporting, enlist
 from penstock.hosting import Enlist, Enlisted, HostReport, Orders
 from penstock.parts import HostPlace
@@ -52,6 +54,7 @@ class FakeKeeper:
         self.news: list[int] = []
         self.told: list[Any] = []
         self.refused: list[str] = []
+        self.live_bytes = 0
 
     @property
     def has_news(self) -> bool:
@@ -66,10 +69,20 @@ class FakeKeeper:
             self.news = [n for n in self.news if n not in event.said.done_with]
 
 
-def playing(play: Callable[[FakeLine, FakeKeeper, Reporting], Coroutine[Any, Any, None]]) -> None:
+class FakeHome(Home):
+    """Remembers in memory alone."""
+
+    def __init__(self, plane: int = 0) -> None:
+        super().__init__(Path(), HostIdentity(1, 1, plane))
+
+    def is_of(self, plane: int) -> None:
+        self.identity = HostIdentity(1, 1, plane)
+
+
+def playing(play: Callable[[FakeLine, FakeKeeper, Reporting], Coroutine[Any, Any, None]], plane: int = 0) -> None:
     async def work() -> None:
-        line, keeper = FakeLine(), FakeKeeper()
-        reports = Reporting(line, PLACE, keeper, keeper.tell, keeper.refused.append)  # type: ignore[arg-type]
+        line, keeper, home = FakeLine(), FakeKeeper(), FakeHome(plane)
+        reports = Reporting(line, PLACE, home, keeper, keeper.tell, keeper.refused.append)  # type: ignore[arg-type]
         task = asyncio.create_task(reports.run())
         await play(line, keeper, reports)
         task.cancel()
@@ -181,15 +194,33 @@ def test_a_plane_that_will_not_have_the_host_ends_the_agent(
     playing(play)
 
 
+@pytest.mark.parametrize(("nbytes", "said"), [(64, 5), (0, 0)])
+def test_an_agent_that_has_blocks_says_whose_they_are(nbytes: int, said: int) -> None:
+    """Another plane at the same address refuses it; one without blocks is anybody's, and remembers whose it became."""
+
+    async def play(line: FakeLine, keeper: FakeKeeper, reports: Reporting) -> None:
+        keeper.live_bytes = nbytes
+        _, first = await line.next()
+        first.set_exception(DataPlaneUnavailable("enlist first"))
+        body, answer = await line.next()
+        assert body == Enlist(PLACE, said)
+        answer.set_result(Enlisted([], 9, said or 6))
+        await line.next()
+        assert reports._home.plane == (said or 6)
+
+    playing(play, plane=5)
+
+
 def test_the_first_enlisting_waits_for_a_plane_and_not_for_one_that_refuses() -> None:
     """Nobody there: again. Not wanted: the agent is told why, and ends."""
 
     async def play() -> None:
         line = FakeLine()
-        enlisting = asyncio.create_task(enlist(line, PLACE))  # type: ignore[arg-type]
+        enlisting = asyncio.create_task(enlist(line, PLACE, 5))  # type: ignore[arg-type]
         _, answer = await line.next()
         answer.set_exception(DataPlaneTimeout("nobody"))
-        _, answer = await line.next()
+        body, answer = await line.next()
+        assert body == Enlist(PLACE, 5)
         answer.set_exception(BadArgument("no host"))
         with pytest.raises(DataPlaneError, match="no host"):
             await enlisting

@@ -77,6 +77,29 @@ def test_an_earlier_life_of_an_agent_is_refused(office: Office, agents: Agents) 
     assert agents.status(1).state == "up"
 
 
+def test_an_agent_with_another_planes_blocks_is_refused(office: Office, agents: Agents) -> None:
+    """It would be told to free them all; the plane is the same one after a restart, from a checkpoint too."""
+    plane = agents.up(1).plane
+    assert plane
+    office.crash()
+    for session in (1500, 1501):
+        office.open(session)
+        office.fails(session, Enlist(host_place(1), plane + 1), "DataPlaneUnavailable")
+        assert agents.status(1).state == "silent"
+        enlisted = office.ask(session, Enlist(host_place(1), plane))
+        assert isinstance(enlisted, Enlisted)
+        assert enlisted.plane == plane
+        office.crash(list(office.ledger.checkpoint()))
+
+
+def test_a_plane_that_forgets_its_rows_takes_agents_with_blocks_of_its_own_kind_alone() -> None:
+    """Of durability "memory": what lies with an agent of such a plane nobody will ever ask for."""
+    office = Office(durability="memory")
+    session = office.open(1)
+    assert office.ask(session, Enlist(host_place(1))) == Enlisted([], 1)
+    office.fails(session, Enlist(host_place(1), 7), "DataPlaneUnavailable")
+
+
 def test_grants_of_an_earlier_life_of_the_agent_are_dropped(office: Office, agents: Agents) -> None:
     """What its memory held and no row needed went with it: their commit asks for another grant."""
     grant = granted(office, 1, ["a"], host=1)

@@ -27,7 +27,7 @@ from penstock.endpoint.connection import Wire
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
 from penstock.host.agent import Agent, Shelves
 from penstock.host.events import Enlisting
-from penstock.host.identity import begin_life
+from penstock.host.identity import Home, begin_life
 from penstock.host.keeper import Who
 from penstock.host.line import Line
 from penstock.host.options import PAYLOAD, HostOptions, Secrets
@@ -154,6 +154,7 @@ class _Life:
         self._name = options.name or socket.gethostname()
         self._address = options.address or _own_address(dialer)
         self._bind = options.bind or self._address
+        self._home = Home(data_dir, begin_life(data_dir, options.plane))
         self._shelves = Shelves()
         self._servers: list[PayloadServer] = []
         self._agent: Agent | None = None
@@ -188,7 +189,7 @@ class _Life:
             await asyncio.to_thread(server.stop)
 
     async def _with_listeners(self, ports: list[int], ucx_ports: list[int]) -> int:
-        identity = begin_life(self._dir, self._options.plane)
+        identity = self._home.identity
         async with Replication(lambda: self._secrets.wire(PAYLOAD)) as replication:
             peers = PeerAgents(self._secrets.wire, self._address, replication.serve, bind=self._bind)
             try:
@@ -202,8 +203,12 @@ class _Life:
     async def _enlisted(self, place: HostPlace, copies: _Copies) -> int:
         line = Line(Link(_identity(self._name), self._dialer))
         try:
-            enlisted = await self._unless_stopped(enlist(line, place))
-            return 0 if enlisted is None else await self._serve(place, line, enlisted, copies)
+            plane = self._home.plane if paths.arena_files(self._dir) else 0
+            enlisted = await self._unless_stopped(enlist(line, place, plane))
+            if enlisted is None:
+                return 0
+            self._home.is_of(enlisted.plane)
+            return await self._serve(place, line, enlisted, copies)
         finally:
             await line.close(_GOODBYE_S)
 
@@ -284,7 +289,7 @@ class _Life:
         plane = agent.plane
         reception = Reception(plane, agent.mover)
         house = Housekeeping(plane, reception, linger_s=None, resumable_s=0.0, stands=lambda: self._lock.stands)
-        reporting = Reporting(line, place, agent.keeper, plane.tell, lambda why: self._refused(plane, why))
+        reporting = Reporting(line, place, self._home, agent.keeper, plane.tell, lambda why: self._refused(plane, why))
         plane.after_settle = _both(plane.after_settle, reporting.look)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: unexpected(plane, context))

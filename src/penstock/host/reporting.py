@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.errors import DataPlaneError, DataPlaneTimeout
 from penstock.host.events import Enlisting, Ordered
+from penstock.host.identity import Home
 from penstock.host.line import Line
 from penstock.hosting import Enlist, Enlisted, HostReport, Orders
 from penstock.ledger.events import Event
@@ -43,18 +44,21 @@ class Reporter(Protocol):
     @property
     def has_news(self) -> bool: ...
 
+    @property
+    def live_bytes(self) -> int: ...
+
     def report(self) -> HostReport: ...
 
 
-async def enlist(line: Line, place: HostPlace) -> Enlisted:
-    """Have the plane take this host in for the first time, however long it is away.
+async def enlist(line: Line, place: HostPlace, plane: int) -> Enlisted:
+    """Have the plane take this host in for the first time, however long it is away. ``plane``: see ``Enlist``.
 
     Raises:
         DataPlaneError: it will not, and says why.
     """
     while True:
         try:
-            enlisted = await line.ask(Enlist(place), Enlisted, _ENLIST_S)
+            enlisted = await line.ask(Enlist(place, plane), Enlisted, _ENLIST_S)
         except DataPlaneTimeout as nobody:
             log.warning("waiting for the plane: %s", nobody)
         else:
@@ -68,6 +72,7 @@ class Reporting:
     Args:
         line: to the plane.
         place: this host.
+        home: whose the blocks are that lie here.
         reporter: knows what there is to say.
         tell: hand over what the plane says.
         refused: the plane will not have this host any more, and says why: a newer life of it has enlisted, for one.
@@ -77,12 +82,14 @@ class Reporting:
         self,
         line: Line,
         place: HostPlace,
+        home: Home,
         reporter: Reporter,
         tell: Callable[[Event], None],
         refused: Callable[[str], None],
     ) -> None:
         self._line = line
         self._place = place
+        self._home = home
         self._reporter = reporter
         self._tell = tell
         self._refused = refused
@@ -151,7 +158,8 @@ class Reporting:
         refusals = 0
         while True:
             try:
-                enlisted = await self._line.ask(Enlist(self._place), Enlisted, _ENLIST_S)
+                plane = self._home.plane if self._reporter.live_bytes else 0
+                enlisted = await self._line.ask(Enlist(self._place, plane), Enlisted, _ENLIST_S)
             except DataPlaneError as failed:
                 log.warning("not enlisted: %s", failed)
                 refusals = refusals + 1 if failed.incarnation else 0  # the plane itself has said so
@@ -160,6 +168,7 @@ class Reporting:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, longest)
             else:
+                self._home.is_of(enlisted.plane)
                 self.enlisted += 1
                 log.info("enlisted again: rows need %d blocks of this host", len(enlisted.live))
                 self._tell(Enlisting(enlisted.live, enlisted.after))

@@ -1,9 +1,10 @@
 """What the agents of hosts say, and what they are told.
 
 Rules: an agent enlists first, in each of its lives and of the plane's; the newest life of a host counts, and a session
-of it that enlists ends the one before. Orders are told until the agent says that it has carried them out, so that
-losing an answer, or asking twice, does no harm. Clients are ended by their ``client_id`` alone: 63 random bits that
-nobody but the plane and the agents to which the client has said them knows.
+of it that enlists ends the one before. One that has another plane's blocks is refused: it would be told to free them.
+Orders are told until the agent says that it has carried them out, so that losing an answer, or asking twice, does no
+harm. Clients are ended by their ``client_id`` alone: 63 random bits that nobody but the plane and the agents to which
+the client has said them knows.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     assert isinstance(body, Enlist)
     place = body.place
     _check(desk, session, place)
+    if body.plane not in (0, _plane(desk)):
+        raise DataPlaneUnavailable(
+            f"blocks of another plane lie on host {place.name or place.host_id}, and this one would have them freed: "
+            "start that plane again, on its own directory; or start an agent on another directory (--dir) for this one"
+        )
     host = desk.books.host(place.host_id)
     if place.life < host.place.life:
         raise DataPlaneUnavailable(
@@ -51,9 +57,14 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     host.number = max(host.number, desk.state.incarnation)  # never a number of an earlier life of the plane
     host.forget_orders()
     live = [_place_on(desk, host, block_id) for block_id in host.blocks]
-    desk.answer(asked, Enlisted(live, host.number))
+    desk.answer(asked, Enlisted(live, host.number, _plane(desk)))
     desk.counters["hosts.enlisted"] += 1
     desk.books.note("", f"{host.who()} has enlisted in its life {place.life}; it was {was}")
+
+
+def _plane(desk: Desk) -> int:
+    """What this plane is called by agents; 0 = they need not remember it, for it will not remember their blocks."""
+    return 0 if desk.config.durability == "memory" else desk.state.first_life
 
 
 def _check(desk: Desk, session: Session, place: HostPlace) -> None:

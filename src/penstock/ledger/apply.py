@@ -24,6 +24,7 @@ from penstock.ledger.state import Departed, Session, Task
 
 def life_began(books: Books, fact: f.LifeBegan) -> None:
     books.state.incarnation = max(books.state.incarnation, fact.incarnation)
+    books.state.first_life = books.state.first_life or fact.first or fact.incarnation
     books.state.next_id = max(books.state.next_id, fact.next_id)
     books.state.clears = max(books.state.clears, fact.clears)
 

@@ -152,7 +152,7 @@ def _closing(desk: Desk) -> list[f.AnyFact]:
 
 def _life(desk: Desk) -> f.LifeBegan:
     state = desk.state
-    return f.LifeBegan(state.incarnation, desk.books.wall, state.next_id, state.clears)
+    return f.LifeBegan(state.incarnation, desk.books.wall, state.next_id, state.clears, state.first_life)
 
 
 def _replies(session: Session) -> f.RepliesAre:

@@ -23,12 +23,14 @@ class LifeBegan(Fact, frozen=True):
     """A plane started. First fact of every life, and of every checkpoint.
 
     ``next_id``: ids below it have been used. ``clears``: how many clears there have been, for the tombstones' order.
+    ``first``: the number of the plane's first life; 0: this is it.
     """
 
     incarnation: int
     wall: float
     next_id: int
     clears: int = 1
+    first: int = 0
 
 
 class SessionOpened(Fact, frozen=True):

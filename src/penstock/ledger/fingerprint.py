@@ -16,7 +16,7 @@ def fingerprint(ledger: Ledger) -> dict[str, object]:
     state = ledger.desk.state
     if ledger.desk.books.replaying:
         ledger.desk.books.derive()
-    found: dict[str, object] = {"incarnation": state.incarnation}
+    found: dict[str, object] = {"incarnation": state.incarnation, "first life": state.first_life}
     for partition in state.partitions.values():
         found.update(_partition(partition))
     for session in state.sessions.values():

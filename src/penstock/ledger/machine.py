@@ -188,7 +188,7 @@ class Ledger:
             session.due = now + desk.config.resume_grace_s
         base = incarnation if desk.config.durability == "memory" else desk.state.next_id + IDS_PER_LIFE
         desk.state.next_id = max(desk.state.next_id, base)
-        desk.record([LifeBegan(incarnation, wall, desk.state.next_id)])
+        desk.record([LifeBegan(incarnation, wall, desk.state.next_id, first=desk.state.first_life)])
         timers.restart(desk)
         return self._take()
 

@@ -531,6 +531,7 @@ class State:
         "checkpoints",
         "clears",
         "departed",
+        "first_life",
         "grants",
         "history",
         "history_keys",
@@ -548,6 +549,7 @@ class State:
 
     def __init__(self) -> None:
         self.incarnation = 0
+        self.first_life = 0  # its number is the name of this plane: no other plane has had it
         self.next_id = 1
         self.next_group = 1  # groups are numbered anew at each start: the journal names them by group_id
         self.next_token = 1
