@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from penstock.errors import TransportError
+from penstock.errors import DataPlaneTimeout, TransportError
 from penstock.host import replication
 from penstock.host.blocks import State
 from penstock.host.conversation import Copy
 from penstock.host.events import Ordered
 from penstock.host.keeper import ORDERED_S
+from penstock.host.own_calls import OwnCalls
 from penstock.hosting import Orders
 from penstock.parts import HostPlace
 from penstock.requests import Reserve
@@ -177,6 +178,35 @@ def test_a_pull_that_fails_when_nobody_waits_for_it_is_nobodys_bug(
             gc.collect()
             assert b.agent.keeper.state_of(100) is State.GONE
         assert unheard == []
+
+    run(play())
+
+
+def test_a_slot_whose_answer_came_as_its_caller_left_is_never_sealed_unwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granted, and the deadline in the same turn of the loop: the slot is given back, the next pull fetches."""
+    real = OwnCalls.ask
+
+    async def too_late(self: OwnCalls, body: Any, deadline: Deadline) -> Any:
+        answer = await real(self, body, deadline)
+        if isinstance(body, Reserve):
+            raise DataPlaneTimeout("the answer came with the deadline")
+        return answer
+
+    async def play() -> None:
+        async with hosts(tmp_path) as (a, b):
+            content = await a.write(100)
+            await a.seal(100, content, None)
+            asked = Copy(1, a.storage.place_of(100), content, a.place, 10.0)
+            with monkeypatch.context() as late:
+                late.setattr(OwnCalls, "ask", too_late)
+                with pytest.raises(DataPlaneTimeout):
+                    await b.replication.serve(asked)
+            assert b.agent.keeper.state_of(100) is State.GONE
+            assert b.arena.statistics().used == 0
+            await b.replication.serve(asked)
+            assert b.bytes_of(100) == a.bytes_of(100)
 
     run(play())
 

@@ -144,13 +144,12 @@ class Replication:
             return before.places[0]
         async with self._turns:
             deadline.require(f"pulling block {block.block_id}")
-            granted = await own.ask(Reserve(block.block_id, block.nbytes), deadline)
-            assert isinstance(granted, Granted), granted
             try:
+                granted = await own.ask(Reserve(block.block_id, block.nbytes), deadline)
+                assert isinstance(granted, Granted), granted
                 await self._fetch(asked, plane, deadline)
             except BaseException:
-                plane.custody.give_back(block.block_id)
-                plane.settle_soon()
+                _give_back(plane, block.block_id)
                 raise
         reached("host.pulled")
         sealed = await own.ask(Seal(block.block_id, asked.content), deadline)
@@ -175,3 +174,13 @@ def _with_way_back(left_s: float) -> Deadline:
     """A deadline that leaves time for its outcome ("the arena is full") to reach who asked."""
     left = max(0.0, left_s)
     return Deadline(left - min(_RETURN_S, left * _RETURN_SHARE))
+
+
+def _give_back(plane: Plane, grant: int) -> None:
+    """Let go of a slot of our own, if there is one: an answer that came as its caller left has been given all the same.
+
+    Else whoever asks for the block again would be told that it is written, for it would be sealed as it is.
+    """
+    if grant in plane.own.grants:
+        plane.custody.give_back(grant)
+        plane.settle_soon()
