@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import struct
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -198,6 +199,62 @@ def test_a_peer_that_asks_too_much_at_once_is_refused(monkeypatch: pytest.Monkey
             asked = [asyncio.create_task(ask(asking, n)) for n in range(3)]
             await asyncio.gather(*tasks)
             assert all(isinstance(e, TransportError) for e in await asyncio.gather(*asked, return_exceptions=True))
+
+    run(play())
+
+
+def test_many_questions_at_once_wait_their_turn() -> None:
+    """As many writers as a host may have: the peer, which bounds what is open there, refuses none."""
+
+    async def play() -> None:
+        open_there, most = 0, 0
+
+        async def slowly(asked: Copy) -> BlockPlace:
+            nonlocal open_there, most
+            open_there += 1
+            most = max(most, open_there)
+            await asyncio.sleep(0.02)
+            open_there -= 1
+            return await copied(asked)
+
+        async with connected() as (here, there):
+            talk, peer = Conversation(here, copied), Conversation(there, slowly)
+            tasks = [asyncio.create_task(each.run()) for each in (talk, peer)]
+            answers = await asyncio.gather(*(ask(talk, n) for n in range(100, 500)))
+            assert [place.block_id for place in answers] == list(range(100, 500))
+            assert most == conversation._MAX_ASKED
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(play())
+
+
+def test_who_waits_for_his_turn_is_told_of_the_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not at his deadline; and nothing is left that the loop would complain of."""
+    monkeypatch.setattr(conversation, "_MAX_ASKED", 1)
+
+    async def play() -> None:
+        unheard: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+
+        async def never(_asked: Copy) -> BlockPlace:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with connected() as (here, there):
+            talk, peer = Conversation(here, copied), Conversation(there, never)
+            tasks = [asyncio.create_task(each.run()) for each in (talk, peer)]
+            asked = [asyncio.create_task(ask(talk, n)) for n in range(3)]
+            await asyncio.sleep(0.05)
+            there.abort()
+            ends = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(end, TransportError) and end.code != "timeout" for end in ends), ends
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        gc.collect()
+        assert unheard == []
 
     run(play())
 

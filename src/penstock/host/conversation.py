@@ -7,7 +7,8 @@
 Each message is two parts: a header of fixed size, and as many bytes as it says, whose xxh3-64 it holds.
 
 Invariants: a question is answered once, or fails with the connection; whoever leaves a question disturbs nobody, for
-one task alone sends and one alone receives; a peer that asks too much at once is refused, what it says is bounded.
+one task alone sends and one alone receives; a peer that asks too much at once is refused, and we never do; what a peer
+says is bounded.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _HEADER = struct.Struct("<4sIQ")  # magic, bytes, checksum
 _MAGIC = b"PSc\x01"  # the last byte: the version
 _MAX_BYTES = 64 * 1024  # of a message; honest ones have some hundred
 _MAX_SERVED = 256  # questions of the peer that are open
+_MAX_ASKED = 128  # at once; an honest peer stays far below, though it may still serve what its asker has left
 _SEND_S = 10.0
 _IDLE_S = 600.0  # without a word from the peer
 _MAX_WHY = 500  # characters
@@ -81,6 +83,7 @@ class Conversation:
         self._copy = copy
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[BlockPlace]] = {}
+        self._turns = asyncio.Semaphore(_MAX_ASKED)
         self._served: set[asyncio.Task[None]] = set()
         self._outbox: asyncio.Queue[_Message] = asyncio.Queue(2 * _MAX_SERVED)
         self._over: TransportError | None = None
@@ -99,16 +102,23 @@ class Conversation:
         """
         if self._over is not None:
             raise self._over
+        try:
+            async with asyncio.timeout(deadline.remaining()), self._turns:
+                return await self._answer_to(block, content, source, deadline)
+        except TimeoutError:
+            why = f"{self._connection.peer} has not pulled block {block.block_id} within {deadline.timeout_s:g} s"
+            raise TransportError(why, code="timeout") from None
+
+    async def _answer_to(self, block: BlockPlace, content: int, source: HostPlace, deadline: Deadline) -> BlockPlace:
+        """Say it, and wait; the answer to a question that was left is dropped."""
+        if self._over is not None:  # since it waited for its turn
+            raise self._over
         number = next(self._numbers)
         answer: asyncio.Future[BlockPlace] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         try:
-            async with asyncio.timeout(deadline.remaining()):
-                await self._outbox.put(Copy(number, block, content, source, deadline.remaining()))
-                return await answer
-        except TimeoutError:
-            why = f"{self._connection.peer} has not pulled block {block.block_id} within {deadline.timeout_s:g} s"
-            raise TransportError(why, code="timeout") from None
+            await self._outbox.put(Copy(number, block, content, source, deadline.remaining()))
+            return await answer
         finally:
             self._asked.pop(number, None)
 
@@ -189,11 +199,11 @@ class Conversation:
             raise TransportError(
                 f"{self._connection.peer} asks for more than {_MAX_SERVED} copies at once", code="protocol"
             )
-        task = asyncio.get_running_loop().create_task(self._answer(asked))
+        task = asyncio.get_running_loop().create_task(self._do(asked))
         self._served.add(task)
         task.add_done_callback(self._served.discard)
 
-    async def _answer(self, asked: Copy) -> None:
+    async def _do(self, asked: Copy) -> None:
         try:
             place = await self._copy(asked)
         except DataPlaneError as refused:
