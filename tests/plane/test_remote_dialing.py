@@ -217,6 +217,12 @@ def test_an_unknown_name_is_called_so() -> None:
     assert "is not known here" in str(failure(RemoteDialer("penstock://no-such-host.invalid:7777", TOKEN)))
 
 
+@pytest.mark.parametrize("name", ["a" * 70, "a..b"])
+def test_a_name_that_none_can_have_is_called_so(name: str) -> None:
+    """It ends the attempt, and not the link's thread."""
+    assert "is not known here" in str(failure(RemoteDialer(f"penstock://{name}:7777", TOKEN)))
+
+
 def test_no_way_there_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unreachable network is told from a plane that is down."""
     monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: 113)

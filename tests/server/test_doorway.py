@@ -241,6 +241,8 @@ def test_bind_names_what_it_cannot_have() -> None:
     """A name that nobody knows is an error of ours, not the resolver's."""
     with pytest.raises(DataPlaneUnavailable, match=r"cannot listen at nowhere\.invalid:1"):
         bind(Address("nowhere.invalid", 1))
+    with pytest.raises(DataPlaneUnavailable, match=r"cannot listen at a{70}:1"):
+        bind(Address("a" * 70, 1))
 
 
 def test_token_is_made_once(tmp_path: Path) -> None:

@@ -364,8 +364,8 @@ class _Lookup:
     def _run(self) -> None:
         try:
             self.found = _addresses(self._where)
-        except (OSError, UnicodeError) as unknown:  # UnicodeError: a label that no name can have
-            self.found = unknown if isinstance(unknown, OSError) else OSError(str(unknown))
+        except OSError as unknown:
+            self.found = unknown
         self.done = True
         self.waker.wake()
 
@@ -374,7 +374,10 @@ class _Lookup:
 
 
 def _addresses(where: Address, flags: int = 0) -> list[_Info]:
-    found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM, flags=flags)
+    try:
+        found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError as impossible:  # a label that no name can have; said before a number is looked for, too
+        raise OSError(str(impossible)) from impossible
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 

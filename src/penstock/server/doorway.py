@@ -45,8 +45,9 @@ def bind(address: Address) -> socket.socket:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-    except OSError as failed:
-        raise DataPlaneUnavailable(f"cannot listen at {address}: {failed.strerror or failed}") from failed
+    except (OSError, UnicodeError) as failed:  # UnicodeError: a label that no name can have
+        why = getattr(failed, "strerror", None) or failed
+        raise DataPlaneUnavailable(f"cannot listen at {address}: {why}") from failed
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart does not wait for old connections
         listener.bind(where)

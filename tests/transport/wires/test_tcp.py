@@ -216,6 +216,9 @@ def test_a_name_is_resolved_and_an_unknown_one_refused() -> None:
         with pytest.raises(TransportError, match=r"no-such-host\.invalid") as unknown:
             await wire.connect(Address("no-such-host.invalid", 1), soon())
         assert unknown.value.code == "refused"
+        with pytest.raises(TransportError, match="label") as impossible:
+            await wire.connect(Address("a" * 70, 1), soon())
+        assert impossible.value.code == "refused"
 
     run(main())
 

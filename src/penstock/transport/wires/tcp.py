@@ -167,6 +167,8 @@ async def _resolved(host: str, port: int, deadline: Deadline, flags: int = 0) ->
     """Return what ``host`` is; numbers at once, names in the loop's own thread, for those may take a server's time."""
     try:
         return socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST)
+    except UnicodeError as impossible:  # a label that no name can have, whoever said it
+        raise socket.gaierror(socket.EAI_NONAME, str(impossible)) from impossible
     except socket.gaierror:
         async with asyncio.timeout(deadline.remaining()):
             return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
