@@ -530,6 +530,24 @@ def test_a_wire_that_cannot_be_made_is_an_error(station: Station) -> None:
     assert payload_threads() == []
 
 
+def test_without_threads_there_is_no_server(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener whose thread cannot be had takes those that were started before it with it."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def scarce(thread: threading.Thread) -> None:
+        if thread.name.startswith("penstock-payload") and started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with pytest.raises(TransportError, match="can't start new thread"):
+        PayloadServer(station.owner, a_wire, listeners=2).start()
+    assert len(started) == 1
+    assert payload_threads() == []
+
+
 def test_a_wire_that_is_never_bound_is_given_up(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting ends after a limit, and so does the thread in which the wire hangs."""
 

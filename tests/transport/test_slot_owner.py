@@ -207,6 +207,26 @@ def test_an_owner_that_has_ended_is_unavailable(made: Owner) -> None:
         asyncio.run(read())
 
 
+def test_a_bug_of_the_owner_is_not_called_its_silence(made: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked is told at once, and the owner's loop has the traceback."""
+    seen: list[object] = []
+    made.loop.set_exception_handler(lambda _, context: seen.append(context.get("exception")))
+
+    def broken(*_: object) -> Reading:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(made.books, "begin_read", broken)
+
+    async def read() -> None:
+        async with asyncio.timeout(SOON_S / 2):
+            await made.owner.begin_read(1, 1, Mode.RETAIN)
+
+    with pytest.raises(RuntimeError, match="bug of the arena's owner"):
+        asyncio.run(read())
+    made.settle()
+    assert [type(error) for error in seen] == [ZeroDivisionError]
+
+
 def test_the_owners_own_loop_may_ask(made: Owner) -> None:
     """One loop for everything works as well."""
 

@@ -95,9 +95,9 @@ class PayloadServer:
         if self._started:
             raise BadArgument("a payload server is started once")
         self._started = True
-        for listener in self._listeners:
-            listener.start()
         try:
+            for listener in self._listeners:
+                listener.start()
             return [listener.bound() for listener in self._listeners]
         except BaseException:
             self.stop()
@@ -144,7 +144,10 @@ class _ListenerThread:
         return self._bound.result() if bound else 0
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as none_left:
+            raise TransportError(f"no listener at {self._address}: {none_left}", code="refused") from none_left
 
     def bound(self) -> int:
         """Wait until it serves; return the port."""

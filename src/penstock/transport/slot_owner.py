@@ -119,16 +119,16 @@ class _Attempt:
         self._decided = asyncio.Event()
 
     def decide(self) -> None:
-        """On the owner's loop."""
-        with self._lock:
-            if self._abandoned:
-                return
-            try:
-                self._reading = self._begin()
-            except DataPlaneError as error:
-                self._error = error
-        with contextlib.suppress(RuntimeError):  # the handler's loop has ended; its task had been cancelled before
-            self._loop.call_soon_threadsafe(self._decided.set)
+        """On the owner's loop. A bug there is for that loop's log; who waits is not left to wait."""
+        try:
+            with self._lock:
+                if not self._abandoned:
+                    self._reading = self._begin()
+        except DataPlaneError as error:
+            self._error = error
+        finally:
+            with contextlib.suppress(RuntimeError):  # the handler's loop has ended; its task had been cancelled before
+                self._loop.call_soon_threadsafe(self._decided.set)
 
     async def outcome(self) -> Reading:
         """On the handler's loop; raises what ``begin`` did."""
@@ -136,7 +136,7 @@ class _Attempt:
         if self._error is not None:
             raise self._error
         if self._reading is None:
-            raise RuntimeError("decided, and neither begun nor refused")
+            raise RuntimeError("beginning a read failed by a bug of the arena's owner: see the traceback in its log")
         return self._reading
 
     def abandon(self) -> Reading | None:
