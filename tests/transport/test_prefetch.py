@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
@@ -34,7 +35,7 @@ class Source:
         self._let: set[str] = set()
         self.begun: list[str] = []
         self.timeouts: list[float] = []
-        self.fails: dict[str, Exception] = {}
+        self.fails: dict[str, BaseException] = {}
 
     def fetch(self, name: str, timeout_s: float) -> str:
         with self._changed:
@@ -136,6 +137,18 @@ def test_a_batch_that_fails_is_that_batchs_failure() -> None:
             prefetcher.result(b)
         assert prefetcher.result(c) == "payload of c"
         assert (prefetcher.statistics().failed, prefetcher.statistics().fetched) == (2, 1)
+
+
+@pytest.mark.parametrize("end", [asyncio.CancelledError(), SystemExit(3)])
+def test_a_fetch_that_would_end_its_thread_is_that_batchs_failure(end: BaseException) -> None:
+    """A cancellation inside a fetch, or an exit, reaches who takes the batch; the batches after it still come."""
+    source = Source()
+    source.fails = {"a": end}
+    with Prefetcher(source.fetch, depth=2, timeout_s=SOON_S / 3) as prefetcher:
+        a, b = prefetcher.submit("a"), prefetcher.submit("b")
+        with pytest.raises(type(end)):
+            prefetcher.result(a)
+        assert prefetcher.result(b) == "payload of b"
 
 
 def test_no_more_than_depth_batches_are_ahead() -> None:

@@ -50,7 +50,7 @@ class Prefetched(Generic[M, T]):
 
     asked: M
     value: T | None
-    error: Exception | None
+    error: BaseException | None
 
     def require(self) -> T:
         """Return the value, or raise the error."""
@@ -242,8 +242,8 @@ def _run(desk: Desk[M, T], fetch: Callable[[M, float], T], nbytes_of: Callable[[
         try:
             value = fetch(job.asked, timeout_s)
             nbytes = nbytes_of(value)
-        except Exception as error:  # noqa: BLE001
-            # top frame of the thread: whoever takes the batch gets it
+        except BaseException as error:  # noqa: BLE001
+            # top frame of the thread: whoever takes the batch gets it, a cancellation or an exit too; the others go on
             desk.deliver(job, None, 0, error)
         else:
             desk.deliver(job, value, nbytes, None)

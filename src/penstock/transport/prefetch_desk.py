@@ -62,7 +62,7 @@ class Job(Generic[M, T]):
     asked: M
     state: State = State.QUEUED
     value: T | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     nbytes: int = 0
 
 
@@ -148,7 +148,7 @@ class Desk(Generic[M, T]):
                 job.state = State.FETCHING
             return job
 
-    def deliver(self, job: Job[M, T], value: T | None, nbytes: int, error: Exception | None) -> None:
+    def deliver(self, job: Job[M, T], value: T | None, nbytes: int, error: BaseException | None) -> None:
         """What has become of ``job``. Nobody will see it if that was cancelled meanwhile."""
         with self._changed:
             job.value, job.nbytes, job.error = value, nbytes, error
