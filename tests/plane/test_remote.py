@@ -24,6 +24,8 @@ from penstock.plane.aio import AsyncDataPlaneClient
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
+from penstock.retry import Deadline
+from penstock.transport.config import TransportConfig
 
 from .certificates import certificate
 from .sites import Site
@@ -72,6 +74,29 @@ def test_what_one_host_puts_the_other_reads(site: Site) -> None:
     assert torch.equal(read(there, "l", "k"), x.flip(0))
     assert here.transport_statistics().blocks == 0
     assert there.transport_statistics().blocks == 1
+
+
+def test_closing_keeps_to_its_time_though_fetching_hangs(site: Site) -> None:
+    """What does not end by then is left to end by itself."""
+    client = RemoteDataPlaneClient(
+        site.plane.url, site.token, host_dir=site.folder / "a", transport=TransportConfig(close_timeout_s=60.0)
+    )
+    blocked, release = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        blocked.set()
+        release.wait(60.0)
+
+    fetching = client._payloads._thread
+    hanging = threading.Thread(target=fetching.run, args=(block, Deadline(60.0)))
+    hanging.start()
+    assert blocked.wait(20.0)
+    began = time.monotonic()
+    client.close(timeout_s=0.2)
+    assert time.monotonic() - began < 30.0
+    release.set()
+    hanging.join(20.0)
+    wait_for(lambda: not fetching.running)
 
 
 def test_metadata_needs_no_agent(site: Site, tmp_path: Path) -> None:

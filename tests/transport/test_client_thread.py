@@ -10,7 +10,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,48 @@ def test_a_loop_that_does_not_run_is_no_hang() -> None:
     release.set()
     thread.stop()
     assert not thread.running
+
+
+def test_closing_keeps_to_the_callers_time() -> None:
+    """However long a loop that does not run could be waited for."""
+    with a_client(close_timeout_s=SOON_S) as client:
+        blocked, release = threading.Event(), threading.Event()
+
+        async def block() -> None:
+            blocked.set()
+            release.wait(SOON_S)
+
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(client._thread.run, block, Deadline(SOON_S))
+            assert blocked.wait(SOON_S)
+            began = time.monotonic()
+            client.close(0.05)
+            assert time.monotonic() - began < SOON_S / 2
+            release.set()
+            with suppress(DataPlaneUnavailable):
+                call.result(SOON_S)
+    assert ours() == []
+
+
+def test_an_answer_that_comes_at_the_very_end_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the end of the patience and the look at what has come: it has, and no bare ``TimeoutError`` goes out."""
+
+    class Late(Future[int]):
+        def result(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                self.set_result(7)
+                raise TimeoutError
+            return super().result()
+
+    async def nothing() -> None:
+        pass
+
+    async def work() -> int:
+        return 0
+
+    thread = LoopThread("penstock-test", nothing)
+    monkeypatch.setattr(thread, "_submit", lambda _: Late())
+    assert thread.run(work, Deadline(SOON_S)) == 7
 
 
 def test_a_client_that_is_dropped_ends_its_thread(host: HostPlace) -> None:

@@ -120,7 +120,7 @@ class RemoteDataPlaneClient(PlaneClient):
 
     def close(self, *, timeout_s: float | None = None) -> None:
         deadline = Deadline(checks.seconds(timeout_s, "timeout_s", CLOSE_S))
-        self._payloads.close()
+        self._payloads.close(deadline.remaining())
         self._host.close(deadline.remaining())
         self._link.close(deadline.remaining())
 

@@ -7,6 +7,7 @@ checks; a fetch ends by its deadline; ``close`` leaves no thread and no connecti
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -175,9 +176,12 @@ class PayloadClient:
         wanted = list(wanted)
         return self._thread.run(lambda: self._client.fetch(wanted, deadline), deadline, waiting) if wanted else []
 
-    def close(self) -> None:
-        """End every read under way and every connection, and join the thread. Idempotent."""
-        self._thread.stop(self.config.close_timeout_s)
+    def close(self, timeout_s: float = math.inf) -> None:
+        """End every read under way and every connection, and join the thread. Idempotent.
+
+        Waits no longer than ``timeout_s``, nor than ``config.close_timeout_s``: what has not ended by then ends alone.
+        """
+        self._thread.stop(min(timeout_s, self.config.close_timeout_s))
 
     def statistics(self) -> TransportStatistics:
         """Return the counts at this moment."""

@@ -71,7 +71,7 @@ class LoopThread:
             raise DataPlaneUnavailable("the call was taken back, or the payload client closed during it") from None
         except TimeoutError:
             if future.done() and not future.cancelled():
-                raise  # the work's own
+                return future.result()  # just now; or the error is the work's own
             raise DataPlaneTimeout(f"{self._name} does not run: no answer {_GRACE_S:g} s past the deadline") from None
         finally:
             future.cancel()  # of one that was interrupted or is late
