@@ -544,3 +544,18 @@ def test_pairs_are_limited() -> None:
             assert b.statistics().pairs == 3
 
     play(scene)
+
+
+def test_a_peer_that_has_gone_is_forgotten() -> None:
+    """Whoever comes back under another address, as an agent does in each of its lives, leaves nothing behind."""
+
+    async def scene(town: Town) -> None:
+        a, b = await town.peer(), await town.peer(echo)
+        endpoint = await a.open(address(b), soon())
+        await endpoint.connection.close()
+        await until(lambda: a.statistics().pairs == b.statistics().pairs == 0, "both have let go of the endpoint")
+        assert a.statistics().links == 1
+        await b.close()
+        await until(lambda: a.statistics().links == 0, "nobody speaks of it any more")
+
+    play(scene)

@@ -295,6 +295,7 @@ class Peering:
         """Ask at once whether the peer lives: a wire that does not tell of deaths would wait for the silence."""
         for session in self._ready_with(link):
             self._tell(self._of[session], Timer(session))
+        self._forget(link)  # nothing may be left that was to be said to this peer
 
     def _ready_with(self, link: Link) -> list[Session]:
         return [session for session in self._endpoints if self._of[session].link is link]
