@@ -291,6 +291,21 @@ def test_damage_everywhere_is_never_served(hall: Hall) -> None:
     assert hall.read_what_there_is("a", "b") == ([2], ["b"])
 
 
+def test_reports_of_much_damage_do_not_outlast_the_deadline(hall: Hall) -> None:
+    """A plane that is silent upon the first is not given all the others."""
+    keys = [f"k{i}" for i in range(40)]
+    for number, key in enumerate(keys, start=1):
+        hall.lay(key, number, OTHER)
+        hall.fetches.lies[OTHER, number] = CorruptPayload("field 'x' does not match")
+    locating = hall.site.wrong
+    hall.site.wrong = lambda call: Silence() if isinstance(call.body, Damaged) else locating(call)
+    began = time.monotonic()
+    with pytest.raises(CorruptPayload, match="'k0'"):
+        hall.read(*keys, timeout_s=1.0)
+    assert time.monotonic() - began < 10.0
+    assert len(bodies(hall.site, Damaged)) in (1, 2)  # one for each attempt
+
+
 # -- out of reach -----------------------------------------------------------------------------------------------------
 
 

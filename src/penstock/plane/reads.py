@@ -188,12 +188,17 @@ class Reads:
         return table, kept
 
     def _report(self, opening: Opening, deadline: Deadline) -> None:
-        """Tell the plane; the rows are marked lost if whoever owns the arena finds the damage too."""
+        """Tell the plane; the rows are marked lost if whoever owns the arena finds the damage too.
+
+        A plane that does not answer to one report is not asked to take the others, each of which would cost its time
+        beyond the deadline: whoever reads the blocks next finds their damage again.
+        """
         while opening.damage:
             try:
                 self._link.ask(opening.damage.pop(), Done, deadline)
             except (DataPlaneUnavailable, DataPlaneTimeout) as failed:
-                log.warning("damage could not be reported: %s", failed)
+                log.warning("damage could not be reported, of %d blocks: %s", len(opening.damage) + 1, failed)
+                opening.damage.clear()
 
 
 _PASSING = (CorruptPayload, StaleSlotError, DataPlaneUnavailable)  # what another attempt may mend
