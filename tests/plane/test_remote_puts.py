@@ -17,6 +17,7 @@ from penstock.config import ClientConfig
 from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneFull, DataPlaneTimeout, DataPlaneUnavailable
 from penstock.payload import block
 from penstock.plane.remote import RemoteDataPlaneClient
+from penstock.plane.remote_puts import PUT_AGAIN
 from penstock.requests import BlockPlace, Call, Commit, Failed, Grant, GrantAgain, Reserve, Seal, Sealed
 
 from .fake_host import LIFE, TOKEN, FakeAgent, FakeSite, asked, bodies, host_place, listed_grants
@@ -186,6 +187,20 @@ def test_a_copy_that_hangs_leaves_time_for_another_host(
     with new_client(site, agent.folder, replicas=2) as client:
         put(client, timeout_s=20.0)
     assert [commit.grant for commit in site.commits()] == [2]
+    assert [grant.avoid for grant in bodies(site, Grant)] == [[], [9]]
+
+
+def test_a_put_whose_copies_hang_says_so(site: FakeSite, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only that it was tried again."""
+    monkeypatch.setattr("penstock.plane.remote_puts.COPY_S", 0.1)
+    monkeypatch.setattr("penstock.plane.remote.PUT_AGAIN", msgspec.structs.replace(PUT_AGAIN, max_attempts=2))
+    site.replica = host_place(9)
+    agent.wrong = lambda call: Silence() if isinstance(call.body, Seal) else None
+    with (
+        new_client(site, agent.folder, replicas=2) as client,
+        pytest.raises(DataPlaneUnavailable, match=r"not committed in 2 attempts.*no answer within"),
+    ):
+        put(client, timeout_s=20.0)
 
 
 def test_one_host_will_do_if_that_was_said(site: FakeSite, agent: FakeAgent) -> None:

@@ -66,7 +66,9 @@ class RemotePuts:
         def attempt(until: Deadline) -> Answer[None]:
             try:
                 self._once(wanted, batch, until)
-            except _Again:
+            except _Again as again:
+                if isinstance(again.__cause__, DataPlaneError):
+                    last[:] = [again.__cause__]
                 return Answer(Kind.RETRYABLE, code="GrantAgain")
             except DataPlaneUnavailable as failed:
                 self._link.require_open("put_samples")
@@ -133,10 +135,11 @@ class RemotePuts:
         """Have the block sealed, and copied if that is wanted; nothing is visible yet, so that it may be done again."""
         try:
             return agent.ask(Seal(granted.grant, content, granted.replica), Record, _copying(granted, deadline))
-        except DataPlaneTimeout:
-            if deadline.expired():
+        except DataPlaneTimeout as late:
+            if deadline.expired() or granted.replica is None:
                 raise
-            raise _Again from None
+            self._unwilling.failed(str(granted.replica.host_id), time.monotonic())
+            raise _Again from late
 
     def _places(self, sealed: Record, replica: HostPlace | None) -> list[BlockPlace]:
         """Return where the block lies for certain."""
