@@ -153,6 +153,13 @@ def test_garbage_is_a_wire_error(data: bytes) -> None:
             dialler.respond(data)
 
 
+@pytest.mark.parametrize("side", [Greeter(TOKEN, "plane"), Dialler(TOKEN, "plane")])
+def test_there_are_no_seals_before_the_exchange(side: Greeter | Dialler) -> None:
+    """Their keys would be those of every such connection."""
+    with pytest.raises(AssertionError, match="before the exchange"):
+        side.seals()
+
+
 def test_a_new_token_is_its_owner_s_alone(tmp_path: Path) -> None:
     """A token file has mode 0600 whatever the umask, is never overwritten, and reads back as what was made."""
     path = tmp_path / "token"

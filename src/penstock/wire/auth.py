@@ -111,6 +111,7 @@ def _proof(token: bytes, side: str, purpose: str, nonces: bytes) -> bytes:
 
 def _keys(token: bytes, sides: tuple[str, str], purpose: str, nonces: bytes) -> tuple[bytes, bytes]:
     """Keys for what these sides send, of this exchange only; no proof helps to know them."""
+    assert len(nonces) == 2 * _NONCE_BYTES, "seals before the exchange would have the same keys on every connection"
     sending, receiving = (_proof(token, f"seals of the {side}", purpose, nonces) for side in sides)
     return sending, receiving
 
