@@ -129,7 +129,10 @@ class Layers:
         self._slabs.clear()
 
     def _memory(self, wanted: Wanted) -> Bytes:
-        """Return memory for one attempt, and for each its own: a wire may not have let go of a failed one's yet."""
+        """Return memory for one attempt: the caller's, or else of our own, and then for each attempt another.
+
+        What of a failed one is written off (UCX that does not let go of it) may still be written to.
+        """
         if wanted.buffer is not None:
             return wanted.buffer
         try:

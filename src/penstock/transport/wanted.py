@@ -23,7 +23,8 @@ class Wanted:
         block_id: its number, the same at every place.
         nbytes: its length, the same at every place.
         places: preferred first; a place whose host fails is followed by the next.
-        buffer: ``nbytes`` of writable memory that the block is received into; None = memory of the client's own.
+        buffer: ``nbytes`` of writable memory that the block is received into, each attempt anew, and which holds
+            whatever came if the fetch fails; None = memory of the client's own, for each attempt another.
     """
 
     block_id: int
