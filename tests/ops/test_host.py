@@ -46,3 +46,13 @@ def test_a_planes_directory_is_not_an_agents(tmp_path: Path) -> None:
     )
     assert done.exit_code != 0
     assert not (tmp_path / "host.json").exists()
+
+
+def test_a_url_or_token_that_cannot_be_is_wrong_usage(tmp_path: Path) -> None:
+    """As `--help` promises: exit code 2, with the sentence that says what is wrong; not "no plane answered"."""
+    token = tmp_path / "token"
+    new_token(token)
+    assert "penstock://" in refused("--plane", "tcp://127.0.0.1:1", "--token-file", str(token))
+    assert "cannot be read" in refused("--plane", "penstock://127.0.0.1:1", "--token-file", str(tmp_path / "none"))
+    token.chmod(0o644)
+    assert "chmod 600" in refused("--plane", "penstock://127.0.0.1:1", "--token-file", str(token))

@@ -15,6 +15,8 @@ from rich.markup import escape
 from penstock.errors import BadArgument
 from penstock.ops.report import ExitCode, Report
 from penstock.ops.serve import plane_config
+from penstock.plane.remote_dialing import parse_url
+from penstock.wire.auth import read_token
 from penstock.wire.paths import socket_path
 
 __all__ = ["HostOrders", "serve_host"]
@@ -51,6 +53,8 @@ def serve_host(report: Report, orders: HostOrders) -> None:
         raise BadArgument("of which plane? Pass --plane penstock://HOST:PORT, as `penstock serve --listen` says it")
     if orders.token_file is None:
         raise BadArgument("pass --token-file: a copy of the plane's, chmod 600")
+    parse_url(orders.plane)
+    read_token(orders.token_file)  # the agent reads it too; what is the caller's mistake ends as one
     config = plane_config("memory", orders.assignments)
     from penstock.host.lifecycle import HostOptions, serve
 
