@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -221,6 +222,28 @@ def test_an_unknown_name_is_called_so() -> None:
 def test_a_name_that_none_can_have_is_called_so(name: str) -> None:
     """It ends the attempt, and not the link's thread."""
     assert "is not known here" in str(failure(RemoteDialer(f"penstock://{name}:7777", TOKEN)))
+
+
+@pytest.mark.parametrize("lacking", ["descriptors", "threads"])
+def test_a_process_that_has_nothing_left_for_a_look_up_tries_again(
+    monkeypatch: pytest.MonkeyPatch, plane: TcpPlane, lacking: str
+) -> None:
+    """It is a failed attempt like any other: the client is there when the process has something left again."""
+    dialer = RemoteDialer(plane.url.replace("127.0.0.1", "localhost"), TOKEN)
+    with monkeypatch.context() as scarce:
+        if lacking == "descriptors":
+            scarce.setattr("os.eventfd", _raiser(OSError(errno.EMFILE, "too many open files")))
+        else:
+            scarce.setattr(threading.Thread, "start", _raiser(RuntimeError("can't start new thread")))
+        assert "cannot be looked up in this process" in str(failure(dialer))
+    dialled(dialer).close()
+
+
+def _raiser(error: Exception) -> Callable[..., object]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_no_way_there_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,9 +105,17 @@ class RemoteDialer:
             self._lookup.close()
 
     def lookup(self) -> _Lookup:
-        """Return the look-up of the host's name that is under way, or begin one: a slow resolver is asked once."""
+        """Return the look-up of the host's name that is under way, or begin one: a slow resolver is asked once.
+
+        Raises:
+            DataPlaneUnavailable: this process has no descriptor or no thread left for it.
+        """
         if self._lookup is None:
-            self._lookup = _Lookup(self.where)
+            try:
+                self._lookup = _Lookup(self.where)
+            except (OSError, RuntimeError) as none_left:
+                why = f"the name {self.where.host!r} cannot be looked up in this process: {none_left}"
+                raise self.failed(why) from none_left
         return self._lookup
 
     def looked_up(self) -> None:
@@ -359,7 +367,11 @@ class _Lookup:
         self.found: list[_Info] | OSError = []
         self.done = False
         self._where = where
-        threading.Thread(target=self._run, name="penstock-lookup", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="penstock-lookup", daemon=True).start()
+        except RuntimeError:
+            self.waker.close()
+            raise
 
     def _run(self) -> None:
         try:
