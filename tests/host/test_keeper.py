@@ -10,7 +10,7 @@ from penstock.config import PlaneConfig
 from penstock.errors import IllegalTransition
 from penstock.host import events as ev
 from penstock.host.blocks import State
-from penstock.host.keeper import ORDERED_S, REASK_S, Keeper, Who
+from penstock.host.keeper import LONGEST_S, ORDERED_S, REASK_S, Keeper, Who
 from penstock.hosting import Orders
 from penstock.ledger.events import (
     GOODBYE,
@@ -448,6 +448,15 @@ def test_a_block_pulled_for_another_host_is_asked_about_if_nobody_adopts_it() ->
     d.tell(Tick(0.0))
     assert d.keeper.report().done_with == [7]
     assert d.keeper.next_timer() is None
+
+
+def test_a_pulled_block_is_asked_about_however_long_its_orderer_would_wait() -> None:
+    """A deadline of years, from another host, must not keep a slot for years."""
+    d = Desk()
+    d.ask(Reserve(7, NBYTES), session=0)
+    d.tell(Allotted(7, place(7)))
+    d.ask(Seal(7, 9), session=0, patience_s=1e9)
+    assert d.keeper.next_timer() == d.now + LONGEST_S + ORDERED_S
 
 
 def test_an_adopted_replica_is_not_asked_about() -> None:

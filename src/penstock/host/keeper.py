@@ -56,6 +56,7 @@ __all__ = ["OWN_SESSION", "Keeper", "Who"]
 OWN_SESSION = 0  # the agent's own calls come in this session: it reserves and seals what it pulls for other hosts
 REASK_S = 5.0  # between two askings about one block
 ORDERED_S = 5.0  # beyond the deadline of whoever ordered a copy, before the plane is asked about it
+LONGEST_S = 60.0  # that such a deadline counts for: to ask too early does no harm, never to ask is a leak
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ class Keeper:
         self._happens(block, What.SEALED)
         block.content = body.content
         if block.writer == OWN:
-            block.ask_at = asked.deadline + ORDERED_S
+            block.ask_at = min(asked.deadline, self._now + LONGEST_S) + ORDERED_S
             self._own_sealed[block.block_id] = block
             heapq.heappush(self._own_due, (block.ask_at, block.block_id))
             self._out.append(Fill(block.block_id))
