@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from penstock.requests import Claim, Claimed, Damaged, Done, Failed, GrantAgain, Granted, Pop, Seal, Tokens
 from tests.host.harness import AgentProcess, HostClient, TcpPlane, Writer, blocks_of, eventually, site, used_bytes
+from tests.host.inside import hosts
 from tests.server.harness import RawClient, arena_file
 
 PUT_UNTIL = {
@@ -210,3 +212,25 @@ def test_a_grant_of_an_agents_earlier_life_begins_anew(tmp_path: Path) -> None:
             assert isinstance(again.agent.call(Seal(granted.grant, 1)), GrantAgain)
             again.put(["a"])
             assert again.read(["a"]) == [7]
+
+
+def test_an_agent_that_ends_waits_for_the_block_that_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread copies it: the mappings are not let go of under its hands."""
+    copied: list[str] = []
+
+    async def play() -> None:
+        async with hosts(tmp_path, 1) as (a,):
+            begun = asyncio.Event()
+
+            async def move() -> None:
+                begun.set()
+                await asyncio.sleep(0.05)
+                copied.append("whole")
+
+            monkeypatch.setattr(a.agent.mover, "run", move)
+            a.agent.start_moving()
+            await begun.wait()
+            await a.agent.stop()
+            assert copied == ["whole"]
+
+    asyncio.run(asyncio.wait_for(play(), 60.0))

@@ -88,6 +88,7 @@ class Agent:
         self.mover = Mover(self.plane, config.warm_bytes, lambda: self.keeper.moves_known)
         self._replicate = replicate
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moving: asyncio.Task[None] | None = None
 
     def take_over(self, left: Left, enlisted: ev.Enlisting) -> None:
         """What earlier lives left is this one's; the rest of what the plane names is lost."""
@@ -106,9 +107,15 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def start_moving(self) -> None:
+        """Move blocks out of earlier lives' files, until ``stop``."""
+        self._moving = self.start("moving", self.mover.run())
+
     async def stop(self) -> None:
-        """End the tasks, the mover's too. Idempotent."""
+        """End the tasks; the mover, whose thread copies from one mapping to another, with its block. Idempotent."""
         await self.mover.stop()
+        if self._moving is not None:
+            await self._moving
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -296,7 +296,7 @@ class _Life:
         server = await loop.create_unix_server(lambda: Connection(reception), sock=listener, backlog=_BACKLOG)
         house.start()
         agent.start("reporting", reporting.run())
-        agent.start("moving", agent.mover.run())
+        agent.start_moving()
         log.info("serving %s as host %s for %s", self._dir, self._name, self._options.plane)
         reached("host.listening")
         self._starter.say(f"ready {place.host_id} {self._dir}")
