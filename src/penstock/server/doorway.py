@@ -1,7 +1,8 @@
 """Where clients of other machines come in: a connection shows that it knows the token before anything of it is read.
 
-Invariants: a stranger can make the plane keep at most ``RESPONSE_BYTES`` of him, for ``_KNOCK_S``, TLS included, on one
-of ``_MAX_STRANGERS`` connections; one more, and who has waited longest goes: who knows the token is through at once.
+Invariants: a stranger can make the plane keep at most ``RESPONSE_BYTES`` of him, and with TLS asyncio's buffer of 256
+KiB, for ``_KNOCK_S``, the handshake included, on one of ``_MAX_STRANGERS`` connections; one more, and who has waited
+longest goes: who knows the token is through at once.
 Until a stranger has answered the challenge no frame, no session and no ledger is in sight.
 """
 
