@@ -205,7 +205,9 @@ def test_a_plane_on_a_wrong_directory_frees_nothing(tmp_path: Path) -> None:
             assert agent.process.wait(DEADLINE_S) == 69
             with AgentProcess(agent.data_dir, plane, wait=False) as second:
                 assert second.process.wait(DEADLINE_S) != 0
-                assert "blocks of another plane lie on host alpha" in second.stderr()
+                said = second.stderr()
+                assert "blocks of another plane lie on host alpha" in said
+                assert f"may lie in {agent.data_dir}" in said
         with plane.again() as right, AgentProcess(agent.data_dir, right) as third, HostClient.of(right, third, 2) as d:
             assert d.read(["a"]) == [3]
 

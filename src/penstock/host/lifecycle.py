@@ -204,6 +204,8 @@ class _Life:
         line = Line(Link(_identity(self._name), self._dialer))
         try:
             plane = self._home.plane if paths.arena_files(self._dir) else 0
+            if plane:
+                log.info("blocks of the plane that began life %d may lie in %s", plane, self._dir)
             enlisted = await self._unless_stopped(enlist(line, place, plane))
             if enlisted is None:
                 return 0

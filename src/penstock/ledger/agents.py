@@ -33,11 +33,7 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     assert isinstance(body, Enlist)
     place = body.place
     _check(desk, session, place)
-    if body.plane not in (0, _plane(desk)):
-        raise DataPlaneUnavailable(
-            f"blocks of another plane lie on host {place.name or place.host_id}, and this one would have them freed: "
-            "start that plane again, on its own directory; or start an agent on another directory (--dir) for this one"
-        )
+    _refuse_strangers(desk, body)
     host = desk.books.host(place.host_id)
     if place.life < host.place.life:
         raise DataPlaneUnavailable(
@@ -65,6 +61,15 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
 def _plane(desk: Desk) -> int:
     """What this plane is called by agents; 0 = they need not remember it, for it will not remember their blocks."""
     return 0 if desk.config.durability == "memory" else desk.state.first_life
+
+
+def _refuse_strangers(desk: Desk, body: Enlist) -> None:
+    """An agent whose blocks are another plane's would be told to free them all."""
+    if body.plane not in (0, _plane(desk)):
+        raise DataPlaneUnavailable(
+            f"blocks of another plane lie on host {body.place.name or body.place.host_id}, and this one would have them"
+            " freed: start that plane again, on its own directory; or start an agent on another one (--dir) for this"
+        )
 
 
 def _check(desk: Desk, session: Session, place: HostPlace) -> None:
