@@ -35,18 +35,7 @@ from penstock.ledger.events import (
 )
 from penstock.ledger.journal import AnyJournal
 from penstock.points import reached
-from penstock.requests import (
-    Audit,
-    Capabilities,
-    CheckConsumption,
-    Depth,
-    ListMetadata,
-    Locate,
-    ReplyBody,
-    Status,
-    StatusReport,
-    Why,
-)
+from penstock.requests import ReplyBody, StatusReport
 from penstock.server.custody import Custody
 from penstock.server.holdings import Holder
 from penstock.server.machine import Machine
@@ -61,8 +50,6 @@ Clock: TypeAlias = Callable[[], float]
 
 EX_IOERR = 74  # sysexits.h: the journal could not be written
 EX_SOFTWARE = 70  # sysexits.h: a bug of ours
-_LAST_WORDS_S = 0.05  # between a process's end and its burial, for what it had sent already
-_READ_ONLY = (Locate, ListMetadata, Depth, CheckConsumption, Capabilities, Audit, Why, Status)
 
 log = logging.getLogger("penstock.server")
 
