@@ -24,7 +24,7 @@ def _in_shared_memory(world: Inside) -> None:
 
 def test_a_spill_that_fails_half_way_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full at the second block: shared memory stays, and the journal does not say that the first moved."""
-    copy = ending._copy
+    copy = ending.copy_out
 
     def copy_one(plane: Plane, file: Arena, place: BlockPlace) -> BlockPlace:
         if file.blocks():
@@ -35,7 +35,7 @@ def test_a_spill_that_fails_half_way_moves_nothing(tmp_path: Path, monkeypatch: 
         world.put(["a"])
         world.put(["b"])
         _in_shared_memory(world)
-        monkeypatch.setattr(ending, "_copy", copy_one)
+        monkeypatch.setattr(ending, "copy_out", copy_one)
         appended = world.journal.appended
         ending.leave(world.plane, tmp_path, keep=True)
         assert world.journal.appended == appended

@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from penstock.errors import DataPlaneError
 from penstock.parts import ArenaPlace, BlockPlace
-from penstock.payload.arena import Arena, OldArena
+from penstock.payload.arena import OldArena
 from penstock.payload.memory import PAGE
+from penstock.server.ending import copy_out
 from penstock.server.plane import Plane
 from penstock.server.recovery import make_arena, old_arenas
-from penstock.server.storage import PLANE
 from penstock.wire import paths
 
 __all__ = ["Left", "leave", "next_arena_id", "recover"]
@@ -83,7 +82,7 @@ def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
     arena_id = next_arena_id(data_dir, 0)
     file, where = make_arena(data_dir, arena_id, capacity, plane.config, in_shm=False, clock=plane.clock)
     try:
-        copies = [_copy(plane, file, place) for place in places]
+        copies = [copy_out(plane, file, place) for place in places]
         fresh = _list_path(data_dir, where).with_suffix(".new")
         fresh.write_bytes(msgspec.msgpack.encode(copies))
         fresh.replace(_list_path(data_dir, where))
@@ -92,16 +91,6 @@ def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
         raise
     file.close(unlink=False)
     log.info("%d blocks written to arena %d in %s", len(places), arena_id, data_dir)
-
-
-def _copy(plane: Plane, file: Arena, place: BlockPlace) -> BlockPlace:
-    data = plane.storage.view(place.block_id)
-    copy = file.grant(place.block_id, len(data), PLANE)
-    if copy is None:
-        raise DataPlaneError(f"no room for {len(data)} bytes in {file.path}: {file.statistics()}")
-    file.writer(copy)[:] = np.frombuffer(data, np.uint8)
-    file.fill(place.block_id)
-    return copy
 
 
 def _list_path(data_dir: Path, arena: ArenaPlace) -> Path:

@@ -22,7 +22,7 @@ from penstock.server.recovery import make_arena
 from penstock.server.storage import PLANE
 from penstock.wire import paths
 
-__all__ = ["leave"]
+__all__ = ["copy_out", "leave"]
 
 log = logging.getLogger("penstock.server")
 
@@ -52,7 +52,7 @@ def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
     capacity = sum(-(-place.nbytes // PAGE) * PAGE for place in places)
     file, where = make_arena(data_dir, max(taken) + 1, capacity, plane.config, in_shm=False, clock=plane.clock)
     try:
-        moved = [_copy(plane, file, place) for place in places]  # all or none: a record of a move outlives a failure
+        moved = [copy_out(plane, file, place) for place in places]  # all or none: a record outlives a failure
         for place in moved:
             plane.take(plane.ledger.handle(BlockMoved(place), plane.clock()))
         plane.write(plane.journal.flush)
@@ -65,11 +65,16 @@ def _write_down(plane: Plane, data_dir: Path, places: list[BlockPlace]) -> None:
     log.info("%d live blocks written to arena %d in %s", len(places), where.arena_id, data_dir)
 
 
-def _copy(plane: Plane, file: Arena, place: BlockPlace) -> BlockPlace:
+def copy_out(plane: Plane, file: Arena, place: BlockPlace) -> BlockPlace:
+    """Copy a block into a file of the data directory; return where it lies there.
+
+    Raises:
+        DataPlaneError: there is no room.
+    """
     data = plane.storage.view(place.block_id)
     copy = file.grant(place.block_id, len(data), PLANE)
     if copy is None:
-        raise DataPlaneError(f"no room for {len(data)} bytes beside the journal: {file.statistics()}")
+        raise DataPlaneError(f"no room for {len(data)} bytes in {file.path}: {file.statistics()}")
     file.writer(copy)[:] = np.frombuffer(data, np.uint8)
     file.fill(place.block_id)
     return copy
