@@ -73,10 +73,5 @@ class Line:
         """Say goodbye, and wait so long for the link's thread to end."""
         await asyncio.to_thread(self._link.close, timeout_s)
 
-    @property
-    def state(self) -> str:
-        """What there is to say about the connection."""
-        return self._link.state()
-
     def __repr__(self) -> str:
         return f"Line({self._link!r})"
