@@ -206,6 +206,26 @@ def test_a_connection_leaves_no_descriptor_behind() -> None:
     run(main())
 
 
+def test_strangers_who_come_all_at_once_are_no_more_than_the_limit() -> None:
+    """Each newcomer beyond it sends another one away, not the same one again."""
+
+    async def main() -> None:
+        wire = TcpWire(TOKEN, "payload")
+        async with listening(wire, max_connections=4) as found:
+            crowd = [socket.create_connection(found.address) for _ in range(40)]  # before the listener has a turn
+            most = 0
+            while found.statistics().accepted < len(crowd):
+                await asyncio.sleep(0)
+                most = max(most, len(found._strangers))
+            assert most <= 4
+            await until(lambda: found.statistics().strangers >= len(crowd) - 4)
+            await let_in(wire, found.address)
+            for sock in crowd:
+                sock.close()
+
+    run(main())
+
+
 def test_a_name_is_resolved_and_an_unknown_one_refused() -> None:
     """ "localhost" is tried with all its numbers; a name that nobody knows is "refused", in words."""
 

@@ -52,6 +52,7 @@ class TcpListener:
         self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
         self._strangers: dict[asyncio.Task[None], socket.socket] = {}  # in the order of their coming
+        self._leaving: dict[asyncio.Task[None], socket.socket] = {}  # strangers who are sent away, to end in a moment
         self._served: dict[asyncio.Task[None], StreamConnection] = {}
         self._pause: asyncio.TimerHandle | None = None
         self._closed = False
@@ -74,7 +75,7 @@ class TcpListener:
             self._sock.close()
             if self._pause is not None:
                 self._pause.cancel()
-        tasks = [*self._strangers, *self._served]
+        tasks = [*self._strangers, *self._leaving, *self._served]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -111,13 +112,15 @@ class TcpListener:
             sock.close()
             return
         if len(self._strangers) >= self._max_connections:
-            next(iter(self._strangers)).cancel()
+            task = next(iter(self._strangers))
+            self._leaving[task] = self._strangers.pop(task)  # at once: many may come before it has its turn to end
+            task.cancel()
         task = self._loop.create_task(self._attend(sock, peer))
         self._strangers[task] = sock
         task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        if sock := self._strangers.pop(task, None):
+        if sock := self._strangers.pop(task, None) or self._leaving.pop(task, None):
             self._unauthorised += 1
             sock.close()
         self._served.pop(task, None)
