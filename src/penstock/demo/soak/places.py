@@ -1,7 +1,8 @@
 """Where a fault may strike in the main job: which role passes which points, and what must happen first to get there.
 
-Invariants: every point of ``penstock.points`` is a place of at least one role (a test compares them); a lead strikes
-a process that lives, so that somebody gets to the place after it.
+Invariants: every point of ``penstock.points`` but those of hosts' agents, of which a run on one machine has none, is a
+place of at least one role (a test compares them); a lead strikes a process that lives, so that somebody gets to the
+place after it.
 """
 
 from __future__ import annotations
