@@ -51,6 +51,7 @@ def assert_accounted_for(hall: Hall) -> None:
     assert prompts.trained * SMALL.group_size == report.trained
 
 
+@pytest.mark.slow
 def test_the_policy_learns(tmp_path: Path) -> None:
     """From chance to mastery, by nothing but the rewards of its own answers."""
     hall = Hall(tmp_path, RunSpec(task=TaskSpec(length=3, digits=4), learning_rate=3e-3))

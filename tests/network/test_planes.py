@@ -152,6 +152,7 @@ class Kill:
         served.start()
 
 
+@pytest.mark.slow
 def test_servers_are_killed_while_lines_are_cut(site: Site, tmp_path: Path) -> None:
     """An agent and the plane die while nobody can reach them, and come back with all that was acknowledged."""
     deeds: list[Deed] = [
@@ -164,6 +165,7 @@ def test_servers_are_killed_while_lines_are_cut(site: Site, tmp_path: Path) -> N
     assert len(report.faults) == len(deeds), report.verdict()
 
 
+@pytest.mark.slow
 def test_with_two_copies_lines_are_cut_too(site: Site, tmp_path: Path) -> None:
     """Each put is acknowledged when two hosts have it, and agents pull from each other over lines that are cut."""
     cuts: list[Deed] = [Cut("a", "b", 2.0), Cut("b", "a", 2.0, one_way=True), Cut("a", PLANE, 2.0)]

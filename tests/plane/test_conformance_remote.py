@@ -74,6 +74,7 @@ class TestTwoHosts(TestOneHost):
         assert FarReader.fetched > 100
 
 
+@pytest.mark.slow
 class TestAsync(TestTwoHosts):
     """The asyncio facade over it needs to know nothing of hosts."""
 

@@ -50,6 +50,7 @@ def test_blocks_lie_where_rows_need_them_and_nowhere_else(shape: HostShape) -> N
     assert found.states > 200
 
 
+@pytest.mark.slow
 def test_every_bug_planted_in_what_is_done_about_hosts_is_found() -> None:
     """Orders that are lost or forgotten, replicas that are not used, grants that outlive their memory, and others."""
     shapes = (replace(HOST_SHAPES[1], depth=6),)

@@ -160,7 +160,7 @@ def test_single_bytes_arrive_by_themselves(listener: socket.socket) -> None:
     with proxy_of(listener, fault) as proxy, Pair(proxy, listener) as (client, server):
         server.sendall(DATA[:60])
         assert read(client, 60) == DATA[:60]
-        assert data_segments(client) > 50
+        assert data_segments(client) > 25  # some meet in the kernel on their way; all at once would be two
         assert [fired.fault for fired in proxy.fired] == [fault]
 
 

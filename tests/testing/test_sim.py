@@ -14,7 +14,7 @@ from penstock.testing.explore import hosts_planted, planted
 from penstock.testing.sim.faults import HOST_KINDS, KINDS
 from penstock.testing.sim.plane import LedgerFactory
 
-WORLDS = 200
+WORLDS = 120
 
 
 def test_worlds_of_faults_keep_every_promise() -> None:
@@ -132,6 +132,7 @@ def test_worlds_with_hosts_lose_nothing_that_some_host_still_has() -> None:
     assert sum(world.hosts.get("sealed twice", 0) for world in worlds) > 100
 
 
+@pytest.mark.slow
 def test_hosts_that_are_given_up_row_by_row_are_given_up_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Crashes, returns of hosts and commits come between the steps; a real plane takes five hundred rows in one."""
     monkeypatch.setattr(losses, "SLICE", 1)
