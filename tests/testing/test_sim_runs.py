@@ -17,7 +17,7 @@ from penstock.testing.sim.steering.controller import POINTS, MachineFactory
 from penstock.testing.sim.steering.faults import KINDS
 from penstock.testing.sim.steering.planted import PLANTED
 
-WORLDS = 150
+WORLDS = 250
 
 
 def test_runs_keep_every_promise_whatever_dies() -> None:
