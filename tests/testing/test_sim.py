@@ -18,7 +18,7 @@ WORLDS = 120
 
 
 def test_worlds_of_faults_keep_every_promise() -> None:
-    """In 200 seeded worlds nothing is lost, trained twice, corrupted, stuck or leaked; every kind of fault fired."""
+    """In 120 seeded worlds nothing is lost, trained twice, corrupted, stuck or leaked; every kind of fault fired."""
     report = sim.run(WORLDS, seed=0)
     assert [(f.seed, f.violations) for f in report.failures] == []
     assert report.ok
