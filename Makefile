@@ -10,7 +10,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check bench nightly hardware clean
+.PHONY: help setup system demo test check bench nightly hardware clean
 
 help: ## show this list
 	@echo "Penstock: fault-tolerant data plane for asynchronous RL post-training"
@@ -34,10 +34,13 @@ $(STAMP): pyproject.toml
 	@touch $@
 	@echo "setup: done"
 
+system: ## install the system packages of tests and benchmarks (Debian's; says so where it may not)
+	@tools/system_packages
+
 demo: $(STAMP) ## run the main job: workers, trainer and controller on one plane, killed at random while it learns
 	@$(BIN)/python -m penstock demo --chaos $(ARGS)
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) system ## run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: $(STAMP) ## lint, format, types, import arrows, house style
@@ -46,10 +49,10 @@ check: $(STAMP) ## lint, format, types, import arrows, house style
 	@echo "check: mypy";   $(BIN)/mypy
 	@echo "check: arrows and style"; $(BIN)/python -m pytest -q tests/test_arrows.py tests/test_style.py
 
-bench: $(STAMP) ## measure: the plane beside memcpy, files and Redis, on this machine
+bench: $(STAMP) system ## measure: the plane beside memcpy, files and Redis, on this machine
 	@$(BIN)/python -m penstock bench $(ARGS)
 
-nightly: $(STAMP) ## all tests, the long ones included, and the machines explored in larger worlds
+nightly: $(STAMP) system ## all tests, the long ones included, and the machines explored in larger worlds
 	@$(BIN)/python -m pytest $(ARGS)
 	@$(BIN)/python -m penstock explore slot --budget-s 1200
 	@$(BIN)/python -m penstock explore handshake --budget-s 1200
