@@ -13,6 +13,15 @@ MAX_FUNCTION_LINES = 60
 MAX_MODULE_LINES = 600
 MAX_DOCSTRING_LINES = 15
 TOP_FRAME = "# top frame"  # the comment that says: this catches everything, because nobody is above it
+# Who waits in a loop, and why it is no retry loop: those are all in ``retry/``. Test beds, demos and benchmarks may.
+WAITS = {
+    "retry/shell.py": "the one retry loop; its twin for tasks waits for timers",
+    "server/lock.py": "the kernel tells nobody when a file's lock is free",
+    "endpoint/peering.py": "a peer's new session is awaited, by retry's own jitter",
+    "host/reporting.py": "the agent waits for its plane, for as long as that is away",
+    "controller/single.py": "the controller waits for its plane, by retry's own delays",
+}
+WAITS_FREELY = {"testing", "demo", "ops"}
 TREES = {"errors.py"}  # its docstring prints the whole tree of errors
 
 
@@ -36,6 +45,14 @@ def broad_handlers(source: str) -> Iterator[str]:
         around = lines[max(0, node.lineno - 2) : node.lineno + 1]
         if re.search(r"\b(bare|Exception|BaseException)\b", caught) and not any(TOP_FRAME in line for line in around):
             yield f"{node.lineno} catches {caught}"
+
+
+def sleeps_in_loops(source: str) -> Iterator[str]:
+    """Calls that wait for a time, within a loop: what a retry loop is made of. ``sleep(0)`` waits for nothing."""
+    loops = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.While | ast.For | ast.AsyncFor))
+    for node in (node for loop in loops for node in ast.walk(loop)):
+        if isinstance(node, ast.Call) and re.search(r"\bsleep\((?!0\))|_sleep\(", ast.unparse(node)):
+            yield f"{node.lineno} sleeps in a loop"
 
 
 def docstring_lines(source: str) -> int:
@@ -63,6 +80,12 @@ def test_only_a_top_frame_catches_everything() -> None:
     assert findings(broad_handlers) == []
 
 
+def test_there_is_one_retry_loop() -> None:
+    """Nobody but the one policy's two shells waits and tries again; who waits for something else is named, with why."""
+    found = {finding.partition(":")[0] for finding in findings(sleeps_in_loops)}
+    assert {name for name in found if name.partition("/")[0] not in WAITS_FREELY} == set(WAITS)
+
+
 def test_every_module_says_what_it_is_for() -> None:
     """A module opens with a docstring of at most 15 lines."""
     sizes = {str(p.relative_to(SRC)): docstring_lines(p.read_text()) for p in SRC.rglob("*.py") if p.name not in TREES}
@@ -81,4 +104,7 @@ def test_planted_faults_are_found() -> None:
     assert list(broad_handlers(caught.format("Exception", "  # top frame: logged"))) == []
     assert list(broad_handlers(caught.format("OSError", ""))) == []
     assert list(broad_handlers("try:\n    pass\nexcept BaseException:\n    undo()\n    raise\n")) == []
+    assert list(sleeps_in_loops("while True:\n    if again():\n        time.sleep(1.0)\n")) == ["3 sleeps in a loop"]
+    assert list(sleeps_in_loops("for delay in delays:\n    await asyncio.sleep(delay)\n")) == ["2 sleeps in a loop"]
+    assert list(sleeps_in_loops("time.sleep(1.0)\nwhile True:\n    time.sleep(0)\n")) == []
     assert docstring_lines("x = 1") == 0
