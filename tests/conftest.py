@@ -14,6 +14,8 @@ from hypothesis import settings
 
 from tests.leaks import STAMP, Watch
 
+pytest_plugins = ["tests.ray_cluster"]
+
 GRACE_S = float(os.environ.get("PENSTOCK_TEST_GRACE_S", "15"))
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 NO_SKIP = "CI=true: only tests marked `hardware` may skip, and this one skipped: "
