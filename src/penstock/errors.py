@@ -199,11 +199,20 @@ class BatchError(DataPlaneError):
 
     Args:
         failures: key -> the error of that key. Keys that are not named succeeded.
+        successes: key -> what it came to, where the call has something to hand over.
     """
 
-    def __init__(self, message: str, *, failures: Mapping[str, DataPlaneError], partition: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        failures: Mapping[str, DataPlaneError],
+        successes: Mapping[str, object] | None = None,
+        partition: str | None = None,
+    ) -> None:
         super().__init__(message, partition=partition, keys=list(failures))
         self.failures = dict(failures)
+        self.successes = dict(successes or {})
 
 
 class JournalCorrupt(DataPlaneError):
