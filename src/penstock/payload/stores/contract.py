@@ -160,6 +160,17 @@ class BlockStore(Protocol):
         """``Ok`` with the value's length, or ``Missing``."""
         ...
 
+    def life(self, deadline: Deadline) -> str:
+        """Return the name of the store's life. All clients see the same; another one means that everything is lost.
+
+        Asks the store; a client that finds a life to have ended calls its ``on_restarted`` once.
+
+        Raises:
+            DataPlaneUnavailable: the store does not answer, or the life that was known has just been found to have
+                ended (once).
+        """
+        ...
+
     def statistics(self) -> StoreStatistics: ...
 
     def close(self, timeout_s: float = 5.0) -> None:
