@@ -92,6 +92,8 @@ class HostPlace(msgspec.Struct, frozen=True, array_like=True):
         ports: of its payload listeners; each stands for itself, so that one may fail.
         ucx_ports: of the listeners over which UCX endpoints are agreed; empty = no UCX here.
         peer_port: where other agents agree on endpoints with it.
+        store: the URL under which whoever reads or writes there opens it (``payload.stores``), of a host that is no
+            machine but a store of its own; "" = a machine.
     """
 
     host_id: int
@@ -101,6 +103,7 @@ class HostPlace(msgspec.Struct, frozen=True, array_like=True):
     ports: list[int]
     ucx_ports: list[int] = []
     peer_port: int = 0
+    store: str = ""
 
 
 class Source(msgspec.Struct, frozen=True, array_like=True):

@@ -69,7 +69,10 @@ class WhyReport(Record, frozen=True):
 
 
 class StatusReport(Record, frozen=True):
-    """The plane at a glance; every number is a count unless its name says otherwise."""
+    """The plane at a glance; every number is a count unless its name says otherwise.
+
+    ``plane``: its name, the same in all its lives; 0 = it forgets its rows with each (durability ``memory``).
+    """
 
     incarnation: int
     pid: int
@@ -85,6 +88,7 @@ class StatusReport(Record, frozen=True):
     partitions: list[PartitionStatus]
     counters: dict[str, int]
     hosts: list[HostStatus] = []
+    plane: int = 0
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):

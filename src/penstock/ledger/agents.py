@@ -13,9 +13,9 @@ from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.ledger import losses, puts, sessions
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import Answer, Asked
-from penstock.ledger.facts import AnyFact, HostIs, Moved
+from penstock.ledger.facts import AnyFact, HostIs, Moved, StoreFreed
 from penstock.ledger.hosts import Host, Report
-from penstock.ledger.limits import MAX_HOSTS, MAX_NAME, MAX_PORTS
+from penstock.ledger.limits import MAX_HOSTS, MAX_NAME, MAX_PORTS, MAX_URL
 from penstock.ledger.state import Session
 from penstock.requests import BlockPlace, Damaged, Done, Enlist, Enlisted, HostPlace, HostReport, Orders
 
@@ -42,7 +42,8 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     older = desk.state.sessions.get(host.session_id)
     if older is not None and older is not session:
         sessions.end(desk, older, f"life {place.life} of {host.who()} has enlisted")
-    if place.life > host.place.life:
+    is_new = place.life > host.place.life
+    if is_new:
         for pending in [p for p in desk.state.grants.values() if next(iter(p.lives), 0) == host.id]:
             puts.drop(desk, pending.id)
     was = host.state
@@ -53,19 +54,28 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     host.number = max(host.number, desk.state.incarnation)  # never a number of an earlier life of the plane
     host.forget_orders()
     live = [_place_on(desk, host, block_id) for block_id in host.blocks]
-    desk.answer(asked, Enlisted(live, host.number, _plane(desk)))
+    desk.answer(asked, Enlisted(live, host.number, desk.plane))
     desk.counters["hosts.enlisted"] += 1
     desk.books.note("", f"{host.who()} has enlisted in its life {place.life}; it was {was}")
+    if place.store:
+        _take_in_store(desk, host, is_new=is_new)
 
 
-def _plane(desk: Desk) -> int:
-    """What this plane is called by agents; 0 = they need not remember it, for it will not remember their blocks."""
-    return 0 if desk.config.durability == "memory" else desk.state.first_life
+def _take_in_store(desk: Desk, host: Host, *, is_new: bool) -> None:
+    """A life of a store is one of its contents: what lay there in an earlier one is lost, whoever is silent or not.
+
+    What may lie there and nobody needs was not told to an agent, or not done by it: it is told anew.
+    """
+    if is_new and host.blocks:
+        losses.lose_places(desk, host, list(host.blocks), f"store {host.place.name or host.id} was restarted")
+    for block_id in list(host.stored):
+        if block_id not in host.blocks and block_id not in host.grants:
+            desk.order("free", block_id, host.id)
 
 
 def _refuse_strangers(desk: Desk, body: Enlist) -> None:
     """An agent whose blocks are another plane's would be told to free them all."""
-    if body.plane not in (0, _plane(desk)):
+    if body.plane not in (0, desk.plane):
         raise DataPlaneUnavailable(
             f"blocks of another plane lie on host {body.place.name or body.place.host_id}, and this one would have them"
             " freed: start that plane again, on its own directory; or start an agent on another one (--dir) for this"
@@ -76,7 +86,12 @@ def _check(desk: Desk, session: Session, place: HostPlace) -> None:
     ports = [*place.ports, *place.ucx_ports, place.peer_port]
     if place.host_id < 1 or place.life < 0 or len(place.name) > MAX_NAME or len(place.address) > MAX_NAME:
         raise BadArgument(f"{place} is no host")
-    if not (place.name.isprintable() and place.address.isprintable()):
+    if len(place.store) > MAX_URL or (place.store and "://" not in place.store):
+        raise BadArgument(f"{place.store[:MAX_NAME]!r} is no URL of a store")
+    known = desk.state.hosts.get(place.host_id)
+    if known is not None and known.place.address and known.is_store != bool(place.store):
+        raise BadArgument(f"{known.who()} is {'a store' if known.is_store else 'a machine'}, and stays what it is")
+    if not (place.name.isprintable() and place.address.isprintable() and place.store.isprintable()):
         raise BadArgument("a host's name and address are printable: they go into logs and onto terminals")
     if len(ports) > MAX_PORTS or not all(0 <= port < 1 << 16 for port in ports):
         raise BadArgument(f"a host has at most {MAX_PORTS} ports, all below 65536")
@@ -108,7 +123,7 @@ def report(desk: Desk, session: Session, asked: Asked) -> None:
     host = _host_of(desk, session)
     if host is None:
         raise DataPlaneUnavailable("this session is no host's in this life of the plane: enlist first")
-    host.carried_out(body.after)
+    _carried_out(desk, host, body.after)
     _blocks_moved(desk, host, body.moved)
     for block_id in body.lost:
         pending = desk.state.grants.get(block_id)
@@ -124,6 +139,13 @@ def report(desk: Desk, session: Session, asked: Asked) -> None:
     host.report = Report(session.id, asked.call_id, body.after, until)
     desk.wait_until(until)
     desk.state.ordered[host.id] = None
+
+
+def _carried_out(desk: Desk, host: Host, after: int) -> None:
+    """What a store's agent has freed is journaled: no later life has it done again."""
+    freed = [block_id for block_id in host.carried_out(after) if block_id in host.stored]
+    if freed:
+        desk.record([StoreFreed(host.id, freed)])
 
 
 def _blocks_moved(desk: Desk, host: Host, places: list[BlockPlace]) -> None:

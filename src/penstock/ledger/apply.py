@@ -14,7 +14,7 @@ import msgspec
 from penstock.ledger import facts as f
 from penstock.ledger.apply_checkpoint import counters_are, groups_are, replies_are, rows_are, tombstones_are, write_is
 from penstock.ledger.apply_leases import consumed, leased, renewed, returned
-from penstock.ledger.apply_puts import host_is, moved, put
+from penstock.ledger.apply_puts import host_is, moved, put, store_freed, store_may_hold
 from penstock.ledger.apply_removals import group_closed, partial_allowed, partition_cleared, removed
 from penstock.ledger.books import Books
 from penstock.ledger.limits import DEPARTED
@@ -116,6 +116,8 @@ MEANINGS: dict[type[f.Fact], Callable[[Books, Any], None]] = {
     f.PartitionCleared: partition_cleared,
     f.Moved: moved,
     f.HostIs: host_is,
+    f.StoreMayHold: store_may_hold,
+    f.StoreFreed: store_freed,
     f.WriteIs: write_is,
     f.RowsAre: rows_are,
     f.TombstonesAre: tombstones_are,

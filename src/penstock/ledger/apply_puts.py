@@ -133,3 +133,13 @@ def moved(books: Books, fact: f.Moved) -> None:
 
 def host_is(books: Books, fact: f.HostIs) -> None:
     books.host(fact.place.host_id).place = fact.place
+
+
+def store_may_hold(books: Books, fact: f.StoreMayHold) -> None:
+    books.host(fact.host_id).stored.update(dict.fromkeys(fact.blocks))
+
+
+def store_freed(books: Books, fact: f.StoreFreed) -> None:
+    stored = books.host(fact.host_id).stored
+    for block_id in fact.blocks:
+        stored.pop(block_id, None)

@@ -17,6 +17,7 @@ from penstock.ledger.writes import Write
 from penstock.requests import Claimed
 
 TOMBSTONES_PER_SLICE = 5000
+STORED_PER_SLICE = 20_000
 
 
 def checkpoint(desk: Desk, rows_per_slice: int) -> Iterator[f.Entry]:
@@ -36,6 +37,11 @@ def checkpoint(desk: Desk, rows_per_slice: int) -> Iterator[f.Entry]:
         stones = list(state.partitions[name].tombstones)
         for start in range(0, len(stones), TOMBSTONES_PER_SLICE):
             yield f.Entry([_tombstones(desk, name, stones[start : start + TOMBSTONES_PER_SLICE])], checkpoint=number)
+    for host in list(state.hosts.values()):
+        blocks = list(host.stored)
+        for start in range(0, len(blocks), STORED_PER_SLICE):
+            stored = [block_id for block_id in blocks[start : start + STORED_PER_SLICE] if block_id in host.stored]
+            yield f.Entry([f.StoreMayHold(host.id, stored)], checkpoint=number)
     yield f.Entry(_closing(desk), checkpoint=number)
 
 

@@ -101,7 +101,7 @@ def _silence(desk: Desk, someone: Party, unfinished: int) -> SilentSession:
 
 def silent_hosts(desk: Desk, partition: Partition) -> list[SilentHost]:
     """The hosts for which rows wait; those that will lose rows of this partition first."""
-    silent = [h for h in desk.state.hosts.values() if h.state == "silent" and h.blocks]
+    silent = [h for h in desk.state.hosts.values() if h.state == "silent" and h.blocks and not h.is_store]
     if not silent:
         return []
     hosts, only_here = desk.state.hosts, {host.id: list[str]() for host in silent}

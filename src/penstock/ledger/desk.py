@@ -43,6 +43,11 @@ class Desk:
     def state(self) -> State:
         return self.books.state
 
+    @property
+    def plane(self) -> int:
+        """What this plane is called by agents; 0 = they need not remember it: it will not remember their blocks."""
+        return 0 if self.config.durability == "memory" else self.state.first_life
+
     def record(self, facts: list[AnyFact], asked: Asked | Waiter | None = None, reply: ReplyBody | None = None) -> None:
         """Apply ``facts`` and journal them with the reply (a claim's is rebuilt from its lease)."""
         for fact in facts:

@@ -180,6 +180,20 @@ class HostIs(Fact, frozen=True):
     place: HostPlace
 
 
+class StoreMayHold(Fact, frozen=True):
+    """These blocks may come to lie in the store: they were granted there."""
+
+    host_id: int
+    blocks: list[int]
+
+
+class StoreFreed(Fact, frozen=True):
+    """These do not lie there any more, by its agent's word."""
+
+    host_id: int
+    blocks: list[int]
+
+
 # -- a checkpoint restates what is alive; it follows ``LifeBegan`` and is absolute --------------------------------
 
 
@@ -269,6 +283,8 @@ AnyFact: TypeAlias = (
     | PartitionCleared
     | Moved
     | HostIs
+    | StoreMayHold
+    | StoreFreed
     | WriteIs
     | RowsAre
     | TombstonesAre

@@ -31,7 +31,8 @@ def fingerprint(ledger: Ledger) -> dict[str, object]:
         if w.place is not None and w.live
     )
     hosts = {place.host for w in state.writes.values() if w.live and w.hosted for place in w.places()}
-    found["hosts"] = [state.hosts[host_id].place for host_id in sorted(hosts)]
+    hosts |= {host.id for host in state.hosts.values() if host.stored}
+    found["hosts"] = [(state.hosts[host_id].place, sorted(state.hosts[host_id].stored)) for host_id in sorted(hosts)]
     return found
 
 

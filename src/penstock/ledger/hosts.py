@@ -32,7 +32,7 @@ class Report:
 
 
 class Host:
-    """One machine.
+    """One machine; or a store, whose agent is at no time the only one who can get at what lies there.
 
     Attributes:
         place: as its agent last stated it.
@@ -44,6 +44,8 @@ class Host:
         grants: the same of blocks that were granted and may come to lie here.
         losing: blocks that do not lie here any more, and why: what follows for their rows is decided bit by bit.
         given_up: its grace is over, and it is gone when nothing is left here.
+        stored: of a store, the blocks that may lie there, needed or not: each from its grant until the agent has said
+            that it is freed. Journaled: the store would keep for ever what nobody remembers.
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Host:
         "session_id",
         "since",
         "state",
+        "stored",
         "until",
     )
 
@@ -78,6 +81,7 @@ class Host:
         self.granted_bytes = 0
         self.losing: dict[int, str] = {}
         self.given_up = False
+        self.stored: dict[int, None] = {}
         self._orders: dict[int, tuple[int, Order]] = {}  # block -> number and what, in order of their numbers
         self._suspects: dict[int, int] = {}  # block that is to be verified -> number
 
@@ -86,13 +90,17 @@ class Host:
         return self.place.host_id
 
     @property
+    def is_store(self) -> bool:
+        return bool(self.place.store)
+
+    @property
     def load(self) -> int:
         """Bytes that lie here, or were promised to."""
         return self.nbytes + self.granted_bytes
 
     def who(self) -> str:
         """The host in words."""
-        return f"host {self.place.name or '(unnamed)'} ({self.id:x})"
+        return f"{'store' if self.is_store else 'host'} {self.place.name or '(unnamed)'} ({self.id:x})"
 
     # -- what lies here -----------------------------------------------------------------------------------------------
 
@@ -128,14 +136,18 @@ class Host:
             self._orders[block_id] = (self.number, what)
         return True
 
-    def carried_out(self, after: int) -> None:
-        """The agent has carried out all orders up to this number: forget them."""
+    def carried_out(self, after: int) -> list[int]:
+        """The agent has carried out all orders up to this number: forget them; return the blocks that it has freed."""
         self._suspects = {block_id: number for block_id, number in self._suspects.items() if number > after}
+        freed = []
         while self._orders:
-            block_id = next(iter(self._orders))
-            if self._orders[block_id][0] > after:
-                return
+            block_id, (number, what) = next(iter(self._orders.items()))
+            if number > after:
+                break
             del self._orders[block_id]
+            if what == "free":
+                freed.append(block_id)
+        return freed
 
     def forget_orders(self) -> None:
         """What the agent is told when it enlists stands for all of them."""

@@ -52,6 +52,8 @@ def _check_host(desk: Desk, host: Host) -> None:
         assert all(next(iter(g.lives)) != host.id for g in state.grants.values() if g.lives), f"{who}: grants"
     assert host.losing.keys() <= host.blocks.keys(), f"{who} loses what does not lie there"
     assert host.report is None or not host.has_orders, f"{who} waits for orders that are there"
+    lying = host.blocks.keys() | granted.keys() if host.is_store else set[int]()
+    assert host.stored.keys() >= lying, f"{who}: nobody would know what to free"
     orders = host.orders()
     assert host.blocks.keys() >= set(orders.adopt), f"{who} is to adopt what rows do not need there"
     assert host.blocks.keys().isdisjoint(orders.free), f"{who} is to free what rows need there"

@@ -17,6 +17,7 @@ MAX_REASON = 256  # characters of an eviction's reason
 MAX_REASONS = 256  # reasons counted apart in a partition; what is evicted under more of them is counted as "other"
 MAX_HOSTS = 1024  # host agents that a plane knows; those that are gone make room for new ones
 MAX_PORTS = 64  # listeners that an agent names
+MAX_URL = 2048  # characters of the URL under which a store is opened
 DEPARTED = 1024  # sessions that have ended and are still known by name
 HISTORY_EVENTS = 4096  # last events kept for ``why``, over all partitions
 HISTORY_KEYS = 200_000  # keys named by them, in all: the oldest events go first

@@ -2,7 +2,7 @@
 
 Rules: rows of a block that lies a second time go on from there; all others are lost, by name and with the reason. A
 host is silent when its agent's session has ended, and gone ``host_grace_s`` later; one that comes back before has lost
-nothing.
+nothing. What lies in a store is lost by its agent's word alone: an agent that is silent holds none of it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def falls_silent(desk: Desk, host: Host, why: str) -> None:
     desk.state.ordered.pop(host.id, None)
     _wait_for(desk, host, grace_s)
     desk.counters["hosts.silent"] += 1
-    desk.books.note("", f"{host.who()} is silent, its rows wait {grace_s:g} s for it: {why}")
+    patience = "puts wait for it" if host.is_store else f"its rows wait {grace_s:g} s for it"
+    desk.books.note("", f"{host.who()} is silent, {patience}: {why}")
 
 
 def await_hosts(desk: Desk) -> None:
@@ -105,6 +106,10 @@ def grace_ends(desk: Desk, host_id: int) -> None:
     """The host is gone, if it has not come back meanwhile."""
     host = desk.state.hosts.get(host_id)
     if host is None or host.state != "silent" or host.until > desk.books.clock:
+        return
+    if host.is_store and (host.blocks or host.stored):
+        host.until = desk.books.clock + desk.config.host_grace_s
+        desk.books.start_timer(desk.config.host_grace_s, "host", str(host.id))
         return
     host.given_up = True
     for pending in [p for p in desk.state.grants.values() if next(iter(p.lives), 0) == host.id]:

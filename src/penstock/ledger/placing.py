@@ -1,9 +1,11 @@
 """On which hosts a put's block will lie, lies, and is told to lie no more.
 
-Rules: a put is granted on a host that is up; its second host is the least laden of the others,
+Rules: a put is granted on a host that is up; its second host is the least laden of the other machines,
 those that the client has found unwilling last. A commit counts a place
 only if its host is up in the very life in which the grant was given: what an earlier life of an agent had sealed and no
 row needed yet, its successor has let go of. Whatever host may hold a block that nobody needs is told to free it.
+A store is alone: how often it keeps a block is its own affair. Its life is that of its contents, whoever its agent is,
+so that a silent agent makes nothing uncertain that lies there.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.ledger.desk import Desk
 from penstock.ledger.events import Assign, Unassign
+from penstock.ledger.facts import StoreMayHold
 from penstock.ledger.hosts import Host
 from penstock.ledger.state import PendingGrant, Waiter
 from penstock.requests import ArenaPlace, BlockPlace, Commit, Grant, Granted
@@ -46,9 +49,16 @@ def choose(desk: Desk, grant: Grant) -> list[Host]:
     own = desk.state.hosts.get(grant.host)
     if own is None or own.state != "up":
         raise DataPlaneUnavailable(_not_up(desk, own, grant.host), partition=grant.partition)
-    if grant.replicas == 1:
+    if own.is_store and grant.at_least > 1:
+        raise BadArgument(
+            f"{own.who()} is no machine, and no second one takes its copies: have the store keep two "
+            "(replicas=2 in its URL)",
+            partition=grant.partition,
+        )
+    if grant.replicas == 1 or own.is_store:
         return [own]
-    others = [host for host in desk.state.hosts.values() if host.state == "up" and host is not own]
+    machines = [host for host in desk.state.hosts.values() if not host.is_store]
+    others = [host for host in machines if host.state == "up" and host is not own]
     willing = [host for host in others if host.id not in grant.avoid] or others
     if willing:
         return [own, min(willing, key=lambda host: (host.load, host.id))]
@@ -62,7 +72,8 @@ def choose(desk: Desk, grant: Grant) -> list[Host]:
 
 
 def _not_up(desk: Desk, host: Host | None, host_id: int) -> str:
-    remedy = "see that its agent (penstock host) runs and reaches the plane"
+    command = "penstock store" if host is not None and host.is_store else "penstock host"
+    remedy = f"see that its agent ({command}) runs and reaches the plane"
     if host is None:
         return f"host {host_id:x} is not enlisted at this plane: {remedy}"
     silent = desk.books.clock - host.since
@@ -75,6 +86,8 @@ def assign(desk: Desk, waiter: Waiter, pending: PendingGrant, hosts: list[Host])
     for host in hosts:
         pending.lives[host.id] = host.place.life
         host.promise(pending.id, nbytes)
+        if host.is_store:
+            desk.record([StoreMayHold(host.id, [pending.id])])
     place = BlockPlace(pending.id, 0, 0, nbytes, 0, host=hosts[0].id)
     replica = hosts[1].place if len(hosts) > 1 else None
     granted = Granted(pending.id, place, ArenaPlace(0, 0, in_shm=False), replica, hosts[0].place.life)
@@ -111,7 +124,7 @@ def count_places(desk: Desk, pending: PendingGrant, places: list[BlockPlace]) ->
         host = desk.state.hosts.get(place.host)
         if host is not None and host.state != "gone" and host.place.life == pending.lives[place.host]:
             kept.append(place)
-            certain += host.state == "up"
+            certain += host.state == "up" or host.is_store
     return kept if certain >= pending.request.at_least else None
 
 

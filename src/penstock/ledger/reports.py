@@ -364,6 +364,7 @@ def status(desk: Desk, session: Session, asked: Asked) -> None:
             partitions=[_partition_status(desk, p) for p in live],
             counters=dict(desk.counters),
             hosts=[_host_status(desk, host) for host in state.hosts.values()],
+            plane=desk.plane,
         ),
     )
 
