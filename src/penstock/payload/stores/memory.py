@@ -16,7 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType
 from penstock.payload.stores.contract import (
@@ -187,8 +187,8 @@ class MemoryStore:
                 retries=_NEVER_RETRIED,
             )
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Let go of the shelf. Idempotent; nothing is waited for."""
+    def close(self, timeout_s: float = 5.0) -> None:  # noqa: ARG002  the contract's; nothing is waited for
+        """Let go of the shelf. Idempotent."""
         self._shelf = None
 
     def __enter__(self) -> Self:
@@ -230,7 +230,7 @@ class MemoryStore:
 
 
 def _joined(value: Value) -> bytes:
-    pieces = value if isinstance(value, list | tuple) else [value]
+    pieces: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     try:
         return b"".join(memoryview(piece).tobytes() for piece in pieces)
     except TypeError as error:
