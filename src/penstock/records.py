@@ -17,6 +17,7 @@ from penstock.errors import BadArgument
 __all__ = [
     "DataPlaneCapabilities",
     "DataPlaneGroupMeta",
+    "DataPlaneRowMeta",
     "GroupPolicy",
     "KVBatchMeta",
     "Tag",
@@ -175,6 +176,19 @@ class DataPlaneGroupMeta(msgspec.Struct, frozen=True):
     def usable_keys(self) -> list[str]:
         """The keys that may be trained on: all of a committed and complete group, those of a partial one, else none."""
         return self.keys if self.committed and self.is_complete else self.partial_keys
+
+
+class DataPlaneRowMeta(msgspec.Struct, frozen=True):
+    """What the plane knows of one row.
+
+    Attributes:
+        fields: those that are produced, sorted.
+        tags: the newest value of each.
+    """
+
+    key: str
+    fields: list[str]
+    tags: dict[str, Tag]
 
 
 class DataPlaneCapabilities(msgspec.Struct, frozen=True, kw_only=True):

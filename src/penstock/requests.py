@@ -29,7 +29,7 @@ from penstock.parts import (
     TagColumn,
     Tokens,
 )
-from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, Tag
+from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, DataPlaneRowMeta, GroupPolicy, Tag
 from penstock.reports import (
     AuditReport,
     HostStatus,
@@ -78,6 +78,7 @@ __all__ = [
     "HostReport",
     "HostStatus",
     "ListMetadata",
+    "ListRows",
     "Locate",
     "Located",
     "Mutation",
@@ -100,6 +101,7 @@ __all__ = [
     "Reserve",
     "ResumeSession",
     "RowIssue",
+    "Rows",
     "Seal",
     "Sealed",
     "SessionStatus",
@@ -315,6 +317,15 @@ class ListMetadata(Record, frozen=True):
     after: str | None = None
 
 
+class ListRows(Record, frozen=True):
+    """What is known of these rows, or, page by page, of all; ``after`` is the ``last`` of the page before."""
+
+    partition: str
+    keys: list[str] | None = None
+    limit: int = 0
+    after: int = 0
+
+
 class Depth(Record, frozen=True):
     partition: str
 
@@ -366,6 +377,7 @@ Query: TypeAlias = (
     | Seal
     | Hold
     | ListMetadata
+    | ListRows
     | Depth
     | CheckConsumption
     | Ping
@@ -477,6 +489,13 @@ class Groups(Record, frozen=True):
     more: bool
 
 
+class Rows(Record, frozen=True):
+    """``last``: where the next page begins; 0 = there is none."""
+
+    rows: list[DataPlaneRowMeta]
+    last: int
+
+
 class Number(Record, frozen=True):
     value: int
 
@@ -501,6 +520,7 @@ ReplyBody: TypeAlias = (
     | Claimed
     | Located
     | Groups
+    | Rows
     | Number
     | Flag
     | CapabilitiesAre

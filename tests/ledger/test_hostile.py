@@ -29,6 +29,7 @@ from penstock.requests import (
     FieldSpec,
     Grant,
     ListMetadata,
+    ListRows,
     Locate,
     Pop,
     PutTags,
@@ -138,6 +139,7 @@ class Mischief:
             lambda: Locate(self.partition(), keys, self.fields()), lambda: Depth(self.partition()), Audit, Status,
             lambda: CheckConsumption(self.partition(), [self.task()]),
             lambda: Why(self.partition(), *self.rng.choice([(None,), ("train",), (None, "a"), (None, None, "g")])),
+            lambda: ListRows(self.partition(), self.rng.choice([keys, None]), self.number(), self.number()),
             lambda: ListMetadata(
                 self.partition(), self.rng.choice([None, True]), None, self.number(), self.rng.choice(SECONDS),
                 self.rng.choice([None, self.task()]), self.number(), self.rng.choice([None, self.name()]),

@@ -24,6 +24,7 @@ _BODIES: list[type[msgspec.Struct]] = [
     *(requests.Grant, requests.Locate, requests.Commit, requests.Claim, requests.Heartbeat) * 3,
     *MUTATIONS,
     *(requests.Damaged, requests.ListMetadata, requests.Depth, requests.CheckConsumption, requests.Goodbye),
+    requests.ListRows,
     *(requests.Audit, requests.Why, requests.Status, requests.Ping, requests.Capabilities),
 ]
 _INTS = [-1, 0, 1, 2, 64, 2**31, 2**32, 2**63 - 1, -(2**63), 2**64 - 1]

@@ -17,7 +17,7 @@ import msgspec
 
 from penstock.config import PlaneConfig
 from penstock.errors import BadArgument, DataPlaneBadRequest, DataPlaneError, DataPlaneUnavailable
-from penstock.ledger import agents, capacity, claims, events, holds, losses, puts, reports, sessions, timers
+from penstock.ledger import agents, capacity, claims, events, holds, losses, puts, reports, row_list, sessions, timers
 from penstock.ledger.apply import apply
 from penstock.ledger.checkpoint import checkpoint as restate
 from penstock.ledger.desk import Desk, failed
@@ -44,6 +44,7 @@ from penstock.requests import (
     Grant,
     HostReport,
     ListMetadata,
+    ListRows,
     Locate,
     Pop,
     PutTags,
@@ -109,6 +110,7 @@ HANDLERS: dict[type[Any], Handler] = {
     Clear: holds.clear,
     Locate: reports.locate,
     ListMetadata: reports.list_metadata,
+    ListRows: row_list.list_rows,
     Depth: reports.depth,
     CheckConsumption: reports.check_consumption,
     Capabilities: reports.capabilities,

@@ -316,6 +316,7 @@ class Partition:
         "queues",
         "registered",
         "request",
+        "row_listing",
         "rows",
         "rows_by_id",
         "specs",
@@ -354,6 +355,7 @@ class Partition:
         self.closed_groups: dict[str, float] = {}
         self.grouped = 0  # rows that are in a group
         self.listing: tuple[float, list[str]] | None = None  # when a listing began, and the names it goes through
+        self.row_listing: tuple[float, list[int]] | None = None  # likewise, of rows
         self.depth = 0
         self.live_bytes = 0
         self.hosted_bytes = 0  # of these, those that lie on hosts, not in the plane's arena

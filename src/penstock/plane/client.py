@@ -27,7 +27,15 @@ from penstock.plane.courier import Identity
 from penstock.plane.link import Link, LinkStatistics
 from penstock.plane.reads import Reads
 from penstock.points import reached
-from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag, as_int
+from penstock.records import (
+    DataPlaneCapabilities,
+    DataPlaneGroupMeta,
+    DataPlaneRowMeta,
+    GroupPolicy,
+    KVBatchMeta,
+    Tag,
+    as_int,
+)
 from penstock.requests import AuditReport, Done, Grant, StatusReport, Tokens, WhyReport
 from penstock.retry import Deadline
 
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["CLOSE_S", "PlaneClient", "Putting", "identity_of"]
 
 CLOSE_S = 30.0  # views may be large: each of their pages is written before the end
+_NAMED_ROWS = 1000  # rows that one question names: about 5 ms of the plane's time
 
 R = TypeVar("R", bound=requests.Record)
 
@@ -371,6 +380,32 @@ class PlaneClient(DataPlaneClient):
         named = {what: None if value is None else checks.name(value, what) for what, value in given.items()}
         body = requests.Why(checks.name(partition, "partition"), named["task"], named["key"], named["group"])
         return self._ask(body, WhyReport, deadline)
+
+    def list_rows(
+        self, partition_id: str, keys: Sequence[str] | None = None, *, timeout_s: float | None = None
+    ) -> list[DataPlaneRowMeta]:
+        """Return tags and produced fields of single rows; an unknown partition has none.
+
+        Args:
+            partition_id: the partition.
+            keys: these rows, in this order, those that are not there left out; None = all, in the order of their first
+                puts. Many are asked for in several calls, so that they are not all of one moment.
+            timeout_s: see the class.
+        """
+        deadline = self._deadline(timeout_s)
+        partition = checks.name(partition_id, "partition_id")
+        found: list[DataPlaneRowMeta] = []
+        if keys is not None:
+            named = checks.keys(keys)
+            for start in range(0, len(named), _NAMED_ROWS):
+                body = requests.ListRows(partition, named[start : start + _NAMED_ROWS])
+                found += self._ask(body, requests.Rows, deadline).rows
+            return found
+        page = self._ask(requests.ListRows(partition), requests.Rows, deadline)
+        while page.last:
+            found += page.rows
+            page = self._ask(requests.ListRows(partition, after=page.last), requests.Rows, deadline)
+        return found + page.rows
 
     def status(self, *, timeout_s: float | None = None) -> StatusReport:
         """Return the plane at a glance."""

@@ -47,6 +47,7 @@ _ANSWERS: dict[type[Request], tuple[type[ReplyBody], ...]] = {
     requests.Seal: (requests.Sealed, requests.GrantAgain),
     requests.Hold: (requests.Located,),
     requests.ListMetadata: (requests.Groups,),
+    requests.ListRows: (requests.Rows,),
     requests.Depth: (requests.Number,),
     requests.CheckConsumption: (requests.Flag,),
     requests.Capabilities: (requests.CapabilitiesAre,),

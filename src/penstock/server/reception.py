@@ -42,6 +42,7 @@ from penstock.requests import (
     Grant,
     Heartbeat,
     ListMetadata,
+    ListRows,
     Locate,
     OpenSession,
     Ping,
@@ -61,7 +62,7 @@ from penstock.wire import WireError
 __all__ = ["Reception"]
 
 _LAST_WORDS_S = 0.05  # between a process's end and its burial, for what it had sent already
-_READ_ONLY = (Locate, ListMetadata, Depth, CheckConsumption, Capabilities, Audit, Why, Status)
+_READ_ONLY = (Locate, ListMetadata, ListRows, Depth, CheckConsumption, Capabilities, Audit, Why, Status)
 
 _NO_HOST = Failed(
     code="DataPlaneUnavailable",
