@@ -10,13 +10,15 @@ copied out, so nobody's buffer is anybody else's.
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from penstock.errors import BadArgument, DataPlaneUnavailable, RefusedType
 from penstock.payload.stores.contract import (
@@ -31,6 +33,7 @@ from penstock.payload.stores.contract import (
     Value,
     check_keys,
 )
+from penstock.payload.stores.envelope import as_pieces
 from penstock.retry import Clock, Deadline, Reason, RetryStatistics
 
 __all__ = ["DEFAULT_CAPACITY_BYTES", "MemoryStore", "Shelf", "shelf_named"]
@@ -42,27 +45,32 @@ _NEVER_RETRIED = RetryStatistics(
 )
 
 
-class Shelf:
-    """What stores of one name have in common: the values, and the life they belong to.
+_serials = itertools.count(1)
 
-    Attributes:
-        life: grows with ``restart``.
-    """
+
+class Shelf:
+    """What stores of one name have in common: the values, and the life they belong to."""
 
     def __init__(self, capacity_bytes: int = DEFAULT_CAPACITY_BYTES, *, name: str = "") -> None:
         if capacity_bytes < 0:
             raise BadArgument(f"capacity_bytes must be 0 or more, got {capacity_bytes}")
         self.name = name
         self.capacity_bytes = capacity_bytes
-        self.life = 1
+        self._serial = next(_serials)
+        self._lives = 1
         self._values: dict[str, bytes] = {}
         self._used = 0
         self._lock = threading.Lock()
 
+    @property
+    def life(self) -> str:
+        """Its name; no two shelves of a machine have ever the same."""
+        return f"memory-{os.getpid()}-{self._serial}-{self._lives}"
+
     def restart(self) -> None:
         """Lose every value, as a store does whose master was restarted: each open store says so once."""
         with self._lock:
-            self.life += 1
+            self._lives += 1
             self._values.clear()
             self._used = 0
 
@@ -141,7 +149,7 @@ class MemoryStore:
         check_keys(keys, unique=True)
         if len(values) != len(keys):
             raise BadArgument(f"{len(keys)} keys, but {len(values)} values")
-        whole = [_joined(value) for value in values]
+        whole = [_joined(key, value) for key, value in zip(keys, values, strict=True)]
         shelf = self._open(deadline)
         outcomes = [_LATE if deadline.expired() else shelf.put(*pair) for pair in zip(keys, whole, strict=True)]
         return self._counted("put", outcomes)
@@ -171,6 +179,9 @@ class MemoryStore:
         return self._counted("exists", outcomes)
 
     # -- its life -----------------------------------------------------------------------------------------------------
+
+    def life(self, deadline: Deadline) -> str:
+        return self._open(deadline).life
 
     def statistics(self) -> StoreStatistics:
         shelf = self._shelf
@@ -211,7 +222,8 @@ class MemoryStore:
         if deadline.clock is not self._clock:
             raise BadArgument("the deadline is on another clock than the store")
         with self._lock:
-            is_restarted, self._life = shelf.life != self._life, shelf.life
+            life = shelf.life
+            is_restarted, self._life = life != self._life, life
             self._restarts += is_restarted
         if is_restarted:
             reason = "store was restarted, what it held is lost"
@@ -229,12 +241,11 @@ class MemoryStore:
         return outcomes
 
 
-def _joined(value: Value) -> bytes:
-    pieces: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+def _joined(key: str, value: Value) -> bytes:
     try:
-        return b"".join(memoryview(piece).tobytes() for piece in pieces)
-    except TypeError as error:
-        raise RefusedType(f"a value is one buffer or a sequence of buffers, got {type(value).__name__}") from error
+        return b"".join(piece.tobytes() for piece in as_pieces(value))
+    except (TypeError, ValueError, BufferError) as error:
+        raise RefusedType(f"the value of {key!r} is no buffer, and no sequence of buffers: {error}") from error
 
 
 def _read(value: bytes | None, expected: int | None) -> Outcome:
