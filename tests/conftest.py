@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.leaks import STAMP, Watch
 
-pytest_plugins = ["tests.ray_cluster"]
+pytest_plugins = ["tests.mooncake_fixture", "tests.ray_cluster"]
 
 GRACE_S = float(os.environ.get("PENSTOCK_TEST_GRACE_S", "15"))
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
