@@ -255,6 +255,8 @@ class FakeClient:
         self._require_open("register_buffer")
         if fault := self._fake.take_fault("register", [], "fail"):
             return fault.code
+        if buffer_ptr in self.registered:
+            return BAD_PARAMS
         self.registered[buffer_ptr] = size
         return 0
 
