@@ -191,15 +191,18 @@ def check_keys(keys: Sequence[str], *, unique: bool = False) -> None:
     for key in keys:
         if not isinstance(key, str) or not key:
             raise BadArgument(f"a key must be a string that is not empty, got {key!r}")
-        if not _encodable(key) or len(key.encode()) > MAX_KEY_BYTES or "\0" in key:
-            raise BadArgument(f"a key has at most {MAX_KEY_BYTES} bytes of UTF-8 without NUL, got {key[:64]!r}")
+        if not _encodable(key) or len(key.encode()) > MAX_KEY_BYTES:
+            raise BadArgument(f"a key has at most {MAX_KEY_BYTES} bytes of UTF-8, no control characters: {key[:64]!r}")
     if unique and len(set(keys)) != len(keys):
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         raise BadArgument(f"keys of a put must be different; repeated: {abbreviate(repeated)}", keys=repeated)
 
 
 def _encodable(key: str) -> bool:
-    return key.isascii() or not any(0xD800 <= ord(letter) <= 0xDFFF for letter in key)  # a lone surrogate has no UTF-8
+    """Whether a key has UTF-8 (a lone surrogate has none) and no control character: stores use those in names."""
+    return key.isprintable() or not any(
+        ord(letter) < 0x20 or ord(letter) == 0x7F or 0xD800 <= ord(letter) <= 0xDFFF for letter in key
+    )
 
 
 def error_of(key: str, outcome: Outcome, what: str, error: type[DataPlaneError] = DataPlaneReadError) -> DataPlaneError:

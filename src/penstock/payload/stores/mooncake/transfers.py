@@ -1,0 +1,149 @@
+"""Moving whole values between registered memory and the store, some calls at a time.
+
+Values are moved in chunks: one call each, of one segment, of limited bytes and keys. While a chunk is under way the
+next one is prepared, so that copying and hashing cost no time of their own.
+
+Invariants: each part gets one code; memory is given back when its call answered that nothing more will be moved, held
+when it may be, and left to its link when the call did not come back; at most ``_WINDOW`` chunks are out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from penstock.payload.stores.mooncake.calls import Job
+from penstock.payload.stores.mooncake.codes import LATE, NO_MEMORY, NOT_SENT, meaning_of
+from penstock.payload.stores.mooncake.link import Link
+from penstock.payload.stores.mooncake.pool import Lease
+from penstock.retry import Deadline
+
+__all__ = ["Part", "Settle", "transfer"]
+
+_WINDOW = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stored value that is to be moved.
+
+    Attributes:
+        key: whose copy it is; ``name``: what the copy is called in the store.
+        segment: where it lies, or is to lie; "" = not known.
+        nbytes: with its header.
+    """
+
+    key: str
+    name: str
+    segment: str
+    nbytes: int
+
+
+Fill: TypeAlias = Callable[[Part, Lease], None]
+"""Called before a transfer with memory that does not hold the part yet."""
+Submit: TypeAlias = Callable[[str, list[str], list[int], list[int]], Job[list[int]]]
+"""``submit(segment, names, addresses, sizes)``."""
+Settle: TypeAlias = Callable[[Part, int, Lease | None], None]
+"""``settle(part, code, lease)``: its memory is the callee's to read until it returns; None = it has none."""
+
+
+@dataclass(slots=True)
+class _Chunk:
+    parts: list[Part]
+    leases: list[Lease]
+    reused: list[bool]
+    job: Job[list[int]]
+
+
+def transfer(
+    link: Link, parts: Sequence[Part], deadline: Deadline, submit: Submit, settle: Settle, fill: Fill | None = None
+) -> None:
+    """Move ``parts``; ``settle`` is called once for each."""
+    out: deque[_Chunk] = deque()
+    silent: set[str] = set()  # segments that left us waiting: nothing more is sent there
+
+    def finish(chunk: _Chunk) -> None:
+        if _finish(link, chunk, deadline, settle) == LATE:
+            silent.add(chunk.parts[0].segment)
+
+    for group in _grouped(link, parts):
+        while len(out) >= _WINDOW:
+            finish(out.popleft())
+        if group[0].segment in silent or deadline.expired():
+            for part in group:
+                settle(part, NOT_SENT, None)
+            continue
+        chunk = _begin(link, group, None, submit, fill)
+        while chunk is None and out:
+            finish(out.popleft())
+            chunk = _begin(link, group, None, submit, fill)
+        chunk = chunk or _begin(link, group, deadline, submit, fill)
+        if chunk is None:
+            for part in group:
+                settle(part, NO_MEMORY, None)
+        else:
+            out.append(chunk)
+    while out:
+        finish(out.popleft())
+
+
+def _grouped(link: Link, parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Cut ``parts`` into chunks: by segment, then by bytes and number."""
+    by_segment: dict[str, list[Part]] = {}
+    for part in parts:
+        by_segment.setdefault(part.segment, []).append(part)
+    for same in by_segment.values():
+        group: list[Part] = []
+        nbytes = 0
+        for part in same:
+            if group and (nbytes + part.nbytes > link.config.chunk_bytes or len(group) >= link.config.chunk_keys):
+                yield group
+                group, nbytes = [], 0
+            group.append(part)
+            nbytes += part.nbytes
+        yield group
+
+
+def _begin(
+    link: Link, parts: list[Part], deadline: Deadline | None, submit: Submit, fill: Fill | None
+) -> _Chunk | None:
+    """Send a chunk off; None = there is no memory for it, at the deadline or (without one) now."""
+    held = [link.pool.take_held(part.name, part.nbytes) for part in parts]
+    fresh = link.pool.take([part.nbytes for part, lease in zip(parts, held, strict=True) if lease is None], deadline)
+    if fresh is None:
+        for part, lease in zip(parts, held, strict=True):
+            if lease is not None:
+                link.pool.hold(part.name, lease)
+        return None
+    supply = iter(fresh)
+    leases = [lease or next(supply) for lease in held]
+    if fill is not None:
+        for part, lease, old in zip(parts, leases, held, strict=True):
+            if old is None:
+                fill(part, lease)
+    names, sizes = [part.name for part in parts], [part.nbytes for part in parts]
+    job = submit(parts[0].segment, names, [lease.address for lease in leases], sizes)
+    return _Chunk(parts, leases, [old is not None for old in held], job)
+
+
+def _finish(link: Link, chunk: _Chunk, deadline: Deadline, settle: Settle) -> int:
+    """Wait for a chunk's answer, hand it on, and see to its memory; return the first code."""
+    limit = deadline.within(link.config.call_time_s(sum(part.nbytes for part in chunk.parts)))
+    codes = link.calls.codes(chunk.job, len(chunk.parts), limit)
+    if codes[0] == LATE:
+        link.taint("a transfer did not come back in time")
+    free: list[Lease] = []
+    for part, code, lease, reused in zip(chunk.parts, codes, chunk.leases, chunk.reused, strict=True):
+        settle(part, code, lease)
+        if code == LATE:
+            continue  # the call may still be at work in it: it goes with the link
+        if reused or (code < 0 and not meaning_of(code).settled):
+            link.pool.hold(part.name, lease)
+        else:
+            free.append(lease)
+    link.pool.give(free)
+    if link.pool.held_bytes > link.config.local_buffer // 2:
+        link.taint(f"{link.pool.held_bytes} bytes of its memory are in quarantine")
+    return codes[0]
