@@ -1,7 +1,7 @@
 """A twin of Mooncake Store with its quirks, for tests: no process, no network, the clock given to it.
 
     fake = FakeMooncake(clock=clock)
-    store = MooncakeStore(fake.config(), library=fake, clock=clock)
+    store = MooncakeStore(fake.config(), library=fake, clock=clock, ask=fake.ask)
     fake.inject(fail(-800, call="get", key="k", times=2))
 
 Each quirk was seen on the real store first; the tests run on both. Invariants: a call on a client that is closed (the
@@ -100,7 +100,11 @@ class FakeMooncake:
         """The configuration of a store on this fake, with ``changes``."""
         from penstock.payload.stores.mooncake.config import MooncakeConfig
 
-        return MooncakeConfig(**{"master": _ADDRESS, "metadata": "fake", "segments": tuple(self.segments())} | changes)
+        return MooncakeConfig(**{"master": _ADDRESS, "metadata": "fake"} | changes)
+
+    def ask(self, _timeout_s: float) -> list[str] | None:
+        """What the master's metrics address tells of the segments; None: nobody answers."""
+        return self.segments() if self.master.up else None
 
     # -- what happens to it -------------------------------------------------------------------------------------------
 

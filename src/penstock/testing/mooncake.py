@@ -166,13 +166,14 @@ class MooncakeCluster:
     def url(self) -> str:
         """What ``open_store`` and ``connect(store=...)`` take."""
         metadata = urllib.parse.quote(self.metadata_url, safe=":/")
-        return f"mooncake://{self.master_address}?metadata={metadata}&protocol=tcp&segment=0"
+        return f"mooncake://{self.master_address}?metadata={metadata}&metrics={_joined(self.metrics_address)}"
 
     def config(self, **changes: Any) -> MooncakeConfig:
         """The configuration of a client that lends no memory, with ``changes``."""
         from penstock.payload.stores.mooncake.config import MooncakeConfig
 
-        return MooncakeConfig(**{"master": self.master_address, "metadata": self.metadata_url} | changes)
+        addresses = {"master": self.master_address, "metadata": self.metadata_url}
+        return MooncakeConfig(**addresses | {"metrics": _joined(self.metrics_address)} | changes)
 
     def segments(self) -> list[str]:
         """The segments that the master knows now: dead owners' too, for as long as it believes in them.
@@ -468,6 +469,10 @@ def _http(address: tuple[str, int], method: str, path: str, body: bytes | None =
         raise DataPlaneUnavailable(f"nobody answers at {address[0]}:{address[1]}: {error}") from error
     finally:
         connection.close()
+
+
+def _joined(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -110,12 +110,12 @@ _named: weakref.WeakValueDictionary[str, Shelf] = weakref.WeakValueDictionary()
 _naming = threading.Lock()
 
 
-def shelf_named(name: str, capacity_bytes: int = DEFAULT_CAPACITY_BYTES) -> Shelf:
+def shelf_named(name: str) -> Shelf:
     """Return this process's shelf of that name, made if nobody has it; it lives as long as a store has it open."""
     with _naming:
         shelf = _named.get(name)
         if shelf is None:
-            shelf = _named[name] = Shelf(capacity_bytes, name=name)
+            shelf = _named[name] = Shelf(name=name)
         return shelf
 
 
@@ -133,7 +133,7 @@ class MemoryStore:
         shelf: Shelf | None = None,
         *,
         clock: Clock = time.monotonic,
-        on_restarted: Callable[[str], None] | None = None,
+        on_restarted: Callable[[str], object] | None = None,
     ) -> None:
         self._shelf: Shelf | None = shelf if shelf is not None else Shelf()
         self._clock = clock
@@ -142,6 +142,13 @@ class MemoryStore:
         self._life = self._shelf.life
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self._written = self._read = self._restarts = 0
+
+    @classmethod
+    def named(
+        cls, name: str, *, clock: Clock = time.monotonic, on_restarted: Callable[[str], object] | None = None
+    ) -> MemoryStore:
+        """Open the shelf of that name: what every store of this process sees that opens it under this name."""
+        return cls(shelf_named(name), clock=clock, on_restarted=on_restarted)
 
     # -- the four calls -----------------------------------------------------------------------------------------------
 
