@@ -21,14 +21,11 @@ from penstock.payload.block import Bytes
 from penstock.payload.mapping import COPY_BELOW, ArenaMap
 from penstock.payload.memory import PAGE, Mapped
 from penstock.requests import BlockPlace
+from tests.descriptors import open_descriptors
 from tests.payload.room import Room, a_room
 
 ROWS = 64
 BIG = {"x": torch.arange(ROWS * 1024).view(ROWS, 1024), "y": torch.ones(ROWS)}  # larger than COPY_BELOW
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def flip_last_column_byte(room: Room, place: BlockPlace) -> None:
@@ -278,13 +275,13 @@ def test_a_block_recycled_during_a_gather_is_stale(room: Room) -> None:
 
 def test_a_file_that_is_not_the_planes_is_refused(room: Room, tmp_path: Path) -> None:
     """Missing, of another size, a link, a directory: DataPlaneUnavailable, nothing mapped, no descriptor kept."""
-    descriptors = open_files()
+    descriptors = open_descriptors()
     link = tmp_path / "link"
     link.symlink_to(room.arena.path)
     for path, nbytes in ((tmp_path / "no", 1), (room.arena.path, 4096), (link, room.arena.capacity), (tmp_path, 4096)):
         with pytest.raises(DataPlaneUnavailable):
             ArenaMap.open(path, nbytes)
-    assert open_files() == descriptors
+    assert open_descriptors() == descriptors
 
 
 def test_another_users_file_is_refused(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,9 +305,9 @@ def test_a_place_outside_the_arena_is_corrupt(room: Room, offset: int) -> None:
 def test_views_outlive_the_map_and_cost_no_descriptor(room: Room) -> None:
     """A thousand views, no descriptor each; closing the map leaves them valid."""
     place = room.put(BIG, ROWS)
-    descriptors = open_files()
+    descriptors = open_descriptors()
     views = [room.whole(place) for _ in range(1000)]
-    assert open_files() == descriptors
+    assert open_descriptors() == descriptors
     room.map.close()
     room.map.close()
     assert torch.equal(views[500]["x"], BIG["x"])

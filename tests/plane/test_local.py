@@ -40,6 +40,7 @@ from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.noop import NoOpDataPlaneClient
 from penstock.records import KVBatchMeta
 from penstock.wire import paths
+from tests.descriptors import open_descriptors
 
 QUICK = PlaneConfig(linger_s=0.2)
 
@@ -196,12 +197,12 @@ def test_a_process_that_is_out_of_everything_is_told_so(
     def fail(*_: object) -> None:
         raise error
 
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     with monkeypatch.context() as patched:
         patched.setattr(what, fail)
         with pytest.raises(DataPlaneUnavailable, match=str(error.args[-1])):
             client(None)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_descriptors() == before
     assert list(drawer.iterdir()) == []
 
 
@@ -571,8 +572,7 @@ def test_clients_leave_no_threads_and_no_descriptors(plane: LocalDataPlaneClient
     """Opening and closing clients again and again leaves the process as it was."""
 
     def held() -> tuple[int, int]:
-        gc.collect()
-        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+        return threading.active_count(), open_descriptors()
 
     put(plane, ["a"])
     with client(plane.data_dir) as first:

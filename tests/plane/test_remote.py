@@ -26,6 +26,7 @@ from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
 from penstock.retry import Deadline
 from penstock.transport.config import TransportConfig
+from tests.descriptors import open_descriptors
 
 from .certificates import certificate
 from .sites import Site
@@ -57,10 +58,6 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it never happened"
         time.sleep(0.01)
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # -- a client's own life ----------------------------------------------------------------------------------------------
@@ -115,7 +112,7 @@ def test_a_client_leaves_nothing_behind(site: Site) -> None:
     """No thread, no descriptor, whatever it used; closed twice is closed once."""
     put(site.client("a"), "k")
     gc.collect()
-    threads, files = threading.active_count(), descriptors()
+    threads, files = threading.active_count(), open_descriptors()
     for _ in range(3):
         client = site.client("b")
         put(client, "m")
@@ -123,7 +120,7 @@ def test_a_client_leaves_nothing_behind(site: Site) -> None:
         client.close()
         client.close()
     wait_for(lambda: threading.active_count() <= threads)
-    assert descriptors() <= files
+    assert open_descriptors() <= files
 
 
 def test_a_client_that_is_dropped_is_collected(site: Site) -> None:

@@ -15,6 +15,7 @@ from penstock.errors import BadArgument
 from penstock.testing import director as director_module
 from penstock.testing.director import Director
 from penstock.testing.faults import Sentence, delay, kill, stop, terminate
+from tests.descriptors import open_descriptors
 
 SOON_S = 30.0
 # Reaches a point for each line that it is told, and says so before and after.
@@ -66,10 +67,6 @@ class Stage:
     def until_settled(self) -> None:
         """Until every fault that was armed has come to something."""
         self.until(lambda: not self.director.pending and not self.director.busy)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def said(walker: subprocess.Popen[str]) -> str:

@@ -27,6 +27,7 @@ from penstock.transport.config import TransportConfig
 from penstock.transport.loop_thread import LoopThread
 from penstock.transport.server import PayloadServer
 from penstock.transport.wanted import Fetched, Wanted
+from tests.descriptors import open_descriptors
 from tests.transport.hosts import FIRST_GENERATION, a_block
 from tests.transport.payload_process import Shelf
 from tests.transport.station import a_wire
@@ -75,10 +76,6 @@ def ours() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def test_several_threads_share_one_client(host: HostPlace) -> None:
     """Each gets its own blocks, in its own order."""
     with a_client() as client, ThreadPoolExecutor(8) as pool:
@@ -96,23 +93,23 @@ def test_several_threads_share_one_client(host: HostPlace) -> None:
 def test_nothing_is_started_before_it_is_needed_and_nothing_is_left(host: HostPlace) -> None:
     """No thread, no socket and no loop: before the first fetch, and after close; twice is once."""
     gc.collect()
-    before = descriptors()
+    before = open_descriptors()
     client = a_client(check_in_thread_bytes=0)
     assert client.fetch([], Deadline(1.0)) == []
     assert ours() == []
     client.fetch(wanted(host, *range(64)), Deadline(SOON_S))
     assert {thread.name.split("_")[0] for thread in ours()} == {"penstock-transport", "penstock-verify"}
-    assert descriptors() > before
+    assert open_descriptors() > before
     client.close()
     assert ours() == []
     client.close()
     with pytest.raises(DataPlaneUnavailable, match="is closed"):
         client.fetch(wanted(host, 1), Deadline(1.0))
     for _ in range(100):  # the server's ends of our connections are in this process as well
-        if descriptors() <= before:
+        if open_descriptors() <= before:
             break
         time.sleep(0.05)
-    assert descriptors() <= before
+    assert open_descriptors() <= before
 
 
 def test_a_client_that_was_never_used_is_closed_at_no_cost() -> None:

@@ -19,6 +19,7 @@ from penstock.transport.wires import TcpWire, greeting, listener, tcp
 from penstock.transport.wires.listener import TcpListener
 from penstock.wire.auth import PROOF_BYTES, RESPONSE_BYTES, Greeter
 from penstock.wire.tls import client_context, server_context
+from tests.descriptors import open_descriptors
 from tests.plane.certificates import certificate
 from tests.transport.wires.rooms import HOST, TOKEN, kept, run, soon
 
@@ -183,12 +184,9 @@ def few_descriptors() -> Iterator[None]:
 def test_a_connection_leaves_no_descriptor_behind() -> None:
     """After connections that were let in, refused, timed out and never answered, as many files are open as before."""
 
-    def opened() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
     async def main() -> None:
         wire, other = TcpWire(TOKEN, "payload"), TcpWire(b"some other token", "payload")
-        before = opened()
+        before = open_descriptors()
         async with listening(wire, max_connections=2) as found:
             reader, writer = await stranger(found.address)
             await reader.readexactly(40)
@@ -201,7 +199,7 @@ def test_a_connection_leaves_no_descriptor_behind() -> None:
             await wire.connect(found.address, soon())
         writer.close()
         del reader, writer
-        await until(lambda: opened() <= before)
+        await until(lambda: open_descriptors() <= before)
 
     run(main())
 
