@@ -133,7 +133,7 @@ class MemoryStore:
         shelf: Shelf | None = None,
         *,
         clock: Clock = time.monotonic,
-        on_restarted: Callable[[str], object] | None = None,
+        on_restarted: Callable[[str], None] | None = None,
     ) -> None:
         self._shelf: Shelf | None = shelf if shelf is not None else Shelf()
         self._clock = clock
@@ -145,7 +145,7 @@ class MemoryStore:
 
     @classmethod
     def named(
-        cls, name: str, *, clock: Clock = time.monotonic, on_restarted: Callable[[str], object] | None = None
+        cls, name: str, *, clock: Clock = time.monotonic, on_restarted: Callable[[str], None] | None = None
     ) -> MemoryStore:
         """Open the shelf of that name: what every store of this process sees that opens it under this name."""
         return cls(shelf_named(name), clock=clock, on_restarted=on_restarted)
