@@ -43,6 +43,8 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_connections: further clients are refused.
         linger_s: an auto-started plane ends this long after its last client.
         host_grace_s: rows wait so long for a host that is silent; then those that lie nowhere else are lost, by name.
+        store: the URL of a store whose agent the plane's process starts, and starts again (``penstock.payload.stores``);
+            "" = none. Clients put there that are told to (``ClientConfig.store``).
     """
 
     durability: Durability = "process"
@@ -64,6 +66,7 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_connections: int = 1024
     linger_s: float = 1.0
     host_grace_s: float = 60.0
+    store: str = ""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_s", "dead_after_s", "max_bytes", "max_rows", "max_deliveries", "max_frame_bytes"):
@@ -73,6 +76,8 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadArgument(f"dead_after_s ({self.dead_after_s}) must exceed heartbeat_s ({self.heartbeat_s})")
         if not 0.0 <= self.reserve_fraction <= 1.0:
             raise BadArgument(f"reserve_fraction must lie in 0..1, got {self.reserve_fraction!r}")
+        if self.store and "://" not in self.store:
+            raise BadArgument(f"store must be a URL such as mooncake://HOST:PORT?metadata=URL, got {self.store!r}")
 
 
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +92,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         replicas: on how many hosts a put lies when it is acknowledged, 1 or 2 (planes of several hosts).
         under_replicated: True lets a put succeed on one host when no second one takes it; False refuses it.
         prefer: the wire over which other hosts' blocks are fetched, "tcp" or "ucx".
+        store: where puts go: "" = shared memory of this machine; "mooncake" = the store of that kind that is enlisted at
+            the plane; a URL = the one under that very URL. Reads find every row wherever it lies.
     """
 
     timeout_s: float = 30.0
@@ -97,6 +104,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     replicas: int = 1
     under_replicated: bool = False
     prefer: Literal["tcp", "ucx"] = "tcp"
+    store: str = ""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.timeout_s) and self.timeout_s >= 0):
@@ -105,6 +113,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise BadArgument(f"integrity must be full, header, off or paranoid, got {self.integrity!r}")
         if self.replicas not in (1, 2):
             raise BadArgument(f"replicas must be 1 or 2, got {self.replicas!r}")
+        if self.store and self.replicas != 1:
+            raise BadArgument("replicas are hosts; how often a store keeps a block its own URL says (replicas=2 there)")
 
 
 C = TypeVar("C", PlaneConfig, ClientConfig)

@@ -108,6 +108,9 @@ POINTS = (
     Point("host.ordered", "host", "The plane's orders have come; none is carried out."),
     Point("host.leaving", "host", "A clean end: nobody is served any more; blocks lie in shared memory alone."),
     Point("host.ended", "host", "Whatever may be needed lies in files; shared memory is let go of, the lock is held."),
+    # -- a store's agent ----------------------------------------------------------------------------------------------
+    Point("store.enlisted", "host", "The plane has said what rows need of the store; nothing has been looked for."),
+    Point("store.freeing", "host", "Blocks that nothing needs are about to be removed; the plane does not know."),
     # -- a host's payload server ---------------------------------------------------------------------------------------
     Point("host.sending", "transport", "A remote read has its token; neither status nor payload has been sent."),
     Point("host.sent", "transport", "A payload has been sent; whether it has arrived is not known."),

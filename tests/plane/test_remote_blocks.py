@@ -98,7 +98,7 @@ class Hall:
         self.client = RemoteDataPlaneClient(
             self.site.url, TOKEN, host_dir=self.agent.folder, config=ClientConfig(**config)
         )
-        self.client._reads._blocks.fetches = self.fetches  # type: ignore[attr-defined]
+        self.client._reads._blocks.others.fetches = self.fetches  # type: ignore[attr-defined]
 
     def locate(self, asked: Locate) -> Move:
         issues = [RowIssue(k, "DataPlaneReadError", f"{k} was lost") for k in asked.keys if k not in self.located]

@@ -18,14 +18,13 @@ import msgspec
 
 from penstock.errors import DataPlaneError, DataPlaneTimeout
 from penstock.host.events import Enlisting, Ordered
-from penstock.host.identity import Home
 from penstock.host.line import Line
 from penstock.hosting import Enlist, Enlisted, HostReport, Orders
 from penstock.ledger.events import Event
 from penstock.parts import HostPlace
 from penstock.points import reached
 
-__all__ = ["Reporter", "Reporting", "enlist"]
+__all__ = ["Belongs", "Reporter", "Reporting", "enlist"]
 
 _WAIT_S = 10.0  # for orders, before asking again
 _NEWS_S = 2.0  # the same if there was something to say: what was said is known to be heard when it is answered
@@ -48,6 +47,15 @@ class Reporter(Protocol):
     def live_bytes(self) -> int: ...
 
     def report(self) -> HostReport: ...
+
+
+class Belongs(Protocol):
+    """Who knows whose the blocks are that lie with this host."""
+
+    @property
+    def plane(self) -> int: ...
+
+    def is_of(self, plane: int) -> None: ...
 
 
 async def enlist(line: Line, place: HostPlace, plane: int) -> Enlisted:
@@ -82,7 +90,7 @@ class Reporting:
         self,
         line: Line,
         place: HostPlace,
-        home: Home,
+        home: Belongs,
         reporter: Reporter,
         tell: Callable[[Event], None],
         refused: Callable[[str], None],

@@ -42,8 +42,7 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     older = desk.state.sessions.get(host.session_id)
     if older is not None and older is not session:
         sessions.end(desk, older, f"life {place.life} of {host.who()} has enlisted")
-    is_new = place.life > host.place.life
-    if is_new:
+    if place.life > host.place.life:
         for pending in [p for p in desk.state.grants.values() if next(iter(p.lives), 0) == host.id]:
             puts.drop(desk, pending.id)
     was = host.state
@@ -58,17 +57,12 @@ def enlist(desk: Desk, session: Session, asked: Asked) -> None:
     desk.counters["hosts.enlisted"] += 1
     desk.books.note("", f"{host.who()} has enlisted in its life {place.life}; it was {was}")
     if place.store:
-        _take_in_store(desk, host, is_new=is_new)
+        _free_stored(desk, host)
 
 
-def _take_in_store(desk: Desk, host: Host, *, is_new: bool) -> None:
-    """A life of a store is one of its contents: what lay there in an earlier one is lost, whoever is silent or not.
-
-    What may lie there and nobody needs was not told to an agent, or not done by it: it is told anew.
-    """
-    if is_new and host.blocks:
-        losses.lose_places(desk, host, list(host.blocks), f"store {host.place.name or host.id} was restarted")
-    for block_id in list(host.stored):
+def _free_stored(desk: Desk, host: Host) -> None:
+    """What may lie in a store and nobody needs was told to no agent, or not done by it: it is told anew."""
+    for block_id in host.stored:
         if block_id not in host.blocks and block_id not in host.grants:
             desk.order("free", block_id, host.id)
 
@@ -129,7 +123,7 @@ def report(desk: Desk, session: Session, asked: Asked) -> None:
         pending = desk.state.grants.get(block_id)
         if pending is not None and host.id in pending.lives:
             puts.drop(desk, block_id)
-    losses.lose_places(desk, host, body.lost, f"host {host.place.name or host.id}: {body.why or 'missing or damaged'}")
+    losses.lose_places(desk, host, body.lost, f"{host.kind} {host.place.name or host.id}: {body.why or 'missing or damaged'}")
     _clients_ended(desk, session, host, body.ended)
     for block_id in body.done_with:
         _writer_has_gone(desk, host, block_id)

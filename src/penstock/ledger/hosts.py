@@ -94,13 +94,17 @@ class Host:
         return bool(self.place.store)
 
     @property
+    def kind(self) -> str:
+        return "store" if self.is_store else "host"
+
+    @property
     def load(self) -> int:
         """Bytes that lie here, or were promised to."""
         return self.nbytes + self.granted_bytes
 
     def who(self) -> str:
         """The host in words."""
-        return f"{'store' if self.is_store else 'host'} {self.place.name or '(unnamed)'} ({self.id:x})"
+        return f"{self.kind} {self.place.name or '(unnamed)'} ({self.id:x})"
 
     # -- what lies here -----------------------------------------------------------------------------------------------
 

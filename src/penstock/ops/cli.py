@@ -41,6 +41,10 @@ PlaneUrl = Annotated[
     str | None,
     typer.Option("--plane", metavar="URL", help="A plane elsewhere, penstock://HOST:PORT.", show_default=False),
 ]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="A store of payloads, e.g. mooncake://HOST:PORT.", show_default=False),
+]
 TlsCa = Annotated[
     Path | None, typer.Option("--tls-ca", help="Who signs the certificates of a plane that serves TLS (PEM).")
 ]
@@ -90,20 +94,22 @@ def serve(
     token_file: TokenFile = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate to show on --listen, chain included.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of --tls-cert.")] = None,
+    store: StoreUrl = None,
     as_json: Json = False,
 ) -> None:
     """Run a plane in the foreground until Ctrl-C or SIGTERM, which end it cleanly (exit code 0).
 
     Exit code 65: its journal is damaged; 74: its journal cannot be written.
 
-    With --listen it makes DATA_DIR/token, unless --token-file names one: what clients and agents must know.
+    With --listen it makes DATA_DIR/token, unless --token-file names one: what clients and agents must know. With
+    --store it runs the agent of that store too, into which clients put that connect with store=.
 
     Example: penstock serve --data-dir /data/run7 --listen 0.0.0.0:7777
     """
     from penstock.ops.serve import Orders, serve_plane
 
     with reporting(as_json) as report:
-        orders = Orders(data_dir, durability, option or [], repair, listen, token_file, tls_cert, tls_key)
+        orders = Orders(data_dir, durability, option or [], repair, listen, token_file, tls_cert, tls_key, store)
         serve_plane(report, orders)
 
 
@@ -165,6 +171,28 @@ def host(
                 tls_key=tls_key,
             ),
         )
+
+
+@app.command("store")
+def store_agent(
+    store: StoreUrl = None,
+    data_dir: DataDir = None,
+    plane: PlaneUrl = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    name: Annotated[str, typer.Option(help="What people call the store; by default its address.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Run the agent of a store in the foreground: it frees there what no row needs, and says what the store has lost.
+
+    It holds no rows and may end, or be killed, at any time; puts into the store wait while none runs.
+
+    Example: penstock store --data-dir /data/run7 --store mooncake://10.0.0.5:50051
+    """
+    from penstock.ops.store import StoreOrders, serve_store
+
+    with reporting(as_json) as report:
+        serve_store(report, StoreOrders(store, data_dir, plane, token_file, tls_ca, name))
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -355,6 +383,13 @@ def demo(
         int,
         typer.Option(min=1, max=2, help="2: over two hosts (network namespaces where allowed), with an agent each."),
     ] = 1,
+    engine: Annotated[
+        Literal["processes", "ray"],
+        typer.Option(help="ray: on a Ray cluster of this machine, all of it actors; --chaos kills by ray.kill."),
+    ] = "processes",
+    store: Annotated[
+        Literal["memory", "mooncake"], typer.Option(help="mooncake: rows lie in a Mooncake Store, started for the run.")
+    ] = "memory",
     chaos: Annotated[
         bool, typer.Option("--chaos", help="kill -9 a worker, scorer, trainer, controller or plane, again and again.")
     ] = False,
@@ -387,6 +422,8 @@ def demo(
             steps=steps,
             rollout_workers=rollout_workers,
             hosts=hosts,
+            engine=engine,
+            store="" if store == "memory" else store,
             chaos=chaos,
             chaos_period_s=chaos_period,
             min_faults=min_faults,

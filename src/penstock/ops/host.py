@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from penstock.errors import BadArgument
+from penstock.ops.announcing import announcing
 from penstock.ops.report import ExitCode, Report
 from penstock.ops.serve import plane_config
 from penstock.plane.remote_dialing import parse_url
@@ -20,8 +18,6 @@ from penstock.wire.auth import read_token
 from penstock.wire.paths import socket_path
 
 __all__ = ["HostOrders", "serve_host"]
-
-_LONGEST_WORD = 8192
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ def serve_host(report: Report, orders: HostOrders) -> None:
     config = plane_config("memory", orders.assignments)
     from penstock.host.lifecycle import HostOptions, serve
 
-    with _announcing(report, orders.plane) as ready_fd:
+    plane = orders.plane
+    with announcing(lambda word: _announce(report, word, plane)) as ready_fd:
         options = HostOptions(
             plane=orders.plane,
             token_file=orders.token_file.absolute(),
@@ -79,24 +76,7 @@ def serve_host(report: Report, orders: HostOrders) -> None:
         raise typer.Exit(ExitCode.UNAVAILABLE if code == 1 else code)
 
 
-@contextmanager
-def _announcing(report: Report, plane: str) -> Iterator[int]:
-    """Yield a descriptor for the agent's first word, which the agent closes, and pass that word on."""
-    heard, ready = os.pipe()
-    wake = os.dup(ready)
-    waiter = threading.Thread(target=_announce, args=(report, heard, plane), name="announce")
-    waiter.start()
-    try:
-        yield ready
-    finally:
-        os.write(wake, b"\n")  # an agent that ended without a word has not woken the waiter
-        waiter.join()
-        os.close(wake)
-        os.close(heard)
-
-
-def _announce(report: Report, heard: int, plane: str) -> None:
-    word = os.read(heard, _LONGEST_WORD).decode(errors="replace").strip()
+def _announce(report: Report, word: str, plane: str) -> None:
     ready, _, rest = word.partition(" ")
     if ready == "ready":
         host_id, _, data_dir = rest.partition(" ")

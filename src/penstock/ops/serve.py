@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from rich.markup import escape
 
 from penstock.config import PlaneConfig, config_from
 from penstock.errors import BadArgument
+from penstock.ops.announcing import announcing
 from penstock.ops.connecting import is_listening
 from penstock.ops.report import ExitCode, Report
 from penstock.wire.address import Address
@@ -23,16 +21,16 @@ from penstock.wire.paths import socket_path
 
 __all__ = ["Orders", "plane_config", "serve_plane"]
 
-_LONGEST_WORD = 4096
 
-
-def plane_config(durability: str, assignments: list[str]) -> PlaneConfig:
-    """Build a plane's options from ``--durability`` and ``--set NAME=VALUE``.
+def plane_config(durability: str, assignments: list[str], store: str | None = None) -> PlaneConfig:
+    """Build a plane's options from ``--durability``, ``--store`` and ``--set NAME=VALUE``.
 
     Raises:
         BadArgument: an assignment is malformed, its name unknown or its value of the wrong type.
     """
     options: dict[str, Any] = {"durability": durability}
+    if store is not None:
+        options["store"] = store
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -62,6 +60,7 @@ class Orders:
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    store: str | None = None
 
 
 def serve_plane(report: Report, orders: Orders) -> None:
@@ -73,7 +72,7 @@ def serve_plane(report: Report, orders: Orders) -> None:
     """
     if orders.data_dir is None:
         raise BadArgument("where? Pass --data-dir DIR or set PENSTOCK_DATA_DIR; it is made if it does not exist")
-    config = plane_config(orders.durability, orders.assignments)
+    config = plane_config(orders.durability, orders.assignments, orders.store)
     from penstock.server.lifecycle import Options, serve
 
     data_dir = orders.data_dir.absolute()
@@ -83,7 +82,7 @@ def serve_plane(report: Report, orders: Orders) -> None:
         )
     listen = None if orders.listen is None else Address.parse(orders.listen)
     token_file = None if listen is None else (orders.token_file or data_dir / "token").absolute()
-    with _announcing(report, data_dir, config, token_file) as ready_fd:
+    with announcing(lambda word: _announce(report, word, data_dir, config, token_file)) as ready_fd:
         options = Options(
             data_dir=data_dir,
             repair=orders.repair,
@@ -99,24 +98,7 @@ def serve_plane(report: Report, orders: Orders) -> None:
         raise typer.Exit(ExitCode.UNAVAILABLE if code == 1 else code)
 
 
-@contextmanager
-def _announcing(report: Report, data_dir: Path, config: PlaneConfig, token_file: Path | None) -> Iterator[int]:
-    """Yield a descriptor for the plane's first word, which the plane closes, and pass that word on."""
-    heard, ready = os.pipe()
-    wake = os.dup(ready)
-    waiter = threading.Thread(target=_announce, args=(report, heard, data_dir, config, token_file), name="announce")
-    waiter.start()
-    try:
-        yield ready
-    finally:
-        os.write(wake, b"\n")  # a plane that ended without a word has not woken the waiter
-        waiter.join()
-        os.close(wake)
-        os.close(heard)
-
-
-def _announce(report: Report, heard: int, data_dir: Path, config: PlaneConfig, token_file: Path | None) -> None:
-    word = os.read(heard, _LONGEST_WORD).decode(errors="replace").strip()
+def _announce(report: Report, word: str, data_dir: Path, config: PlaneConfig, token_file: Path | None) -> None:
     ready, _, address = word.partition(" ")
     if ready == "ready":
         where = {

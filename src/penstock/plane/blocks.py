@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneReadError
+from penstock.payload.block import BlockHeader, Bytes
 from penstock.payload.decode import OpenBlock
 from penstock.plane.arenas import Arenas
 from penstock.requests import ArenaPlace, Damaged, Located
 from penstock.retry import Deadline
 
-__all__ = ["ArenaBlocks", "Blocks", "Opened", "Opening"]
+__all__ = ["ArenaBlocks", "Blocks", "FetchedBlock", "Opened", "Opening"]
 
 
 @dataclass(slots=True)
@@ -31,6 +32,23 @@ class Opened:
 
     blocks: dict[int, OpenBlock] = field(default_factory=dict)
     bad: dict[int, DataPlaneError] = field(default_factory=dict)
+
+
+class FetchedBlock:
+    """A block that was brought here; its bytes are this process's own."""
+
+    def __init__(self, header: BlockHeader, data: Bytes) -> None:
+        self.header = header
+        self.shared = data
+
+    def private(self) -> Bytes:
+        return self.shared
+
+    def check_still(self) -> None:
+        """Nobody else has it: it stays what it is."""
+
+    def __repr__(self) -> str:
+        return f"FetchedBlock({self.header.block_id}, {self.header.nbytes} bytes)"
 
 
 class Opening(Protocol):

@@ -90,6 +90,8 @@ def _split(options: dict[str, Any], impl: str) -> tuple[ClientConfig, PlaneConfi
         raise BadArgument(f"unknown options {unknown} of {impl!r}; known: {known}")
     client = {name: value for name, value in options.items() if name in ClientConfig.__struct_fields__}
     plane = {name: value for name, value in options.items() if name in PlaneConfig.__struct_fields__}
+    if "://" not in str(plane.get("store", "")):  # the client's word for a store of which the plane knows the URL
+        plane.pop("store", None)
     return config_from(ClientConfig, client), config_from(PlaneConfig, plane)
 
 
@@ -104,7 +106,7 @@ def _local(options: dict[str, Any]) -> DataPlaneClient:
 def _remote(url: str, options: dict[str, Any]) -> DataPlaneClient:
     parse_url(url)
     token_file, host_dir, tls_ca = (options.pop(name, None) for name in _WHERE[_REMOTE])
-    theirs = sorted(set(options) & set(PlaneConfig.__struct_fields__))
+    theirs = sorted(set(options) & set(PlaneConfig.__struct_fields__) - set(ClientConfig.__struct_fields__))
     if theirs:
         raise BadArgument(f"{theirs} are the plane's: give them to `penstock serve`, which runs it")
     if token_file is None:
@@ -123,6 +125,8 @@ def _noop(options: dict[str, Any]) -> DataPlaneClient:
 
     if "data_dir" in options:
         raise BadArgument('"noop" lives in memory and takes no data_dir')
+    if options.get("store"):
+        raise BadArgument('"noop" lives in memory and takes no store')
     client, plane = _split({"durability": "memory", **options}, "noop")
     return NoOpDataPlaneClient(strict_tensors=client.strict_tensors, timeout_s=client.timeout_s, config=plane)
 

@@ -16,13 +16,18 @@ from typing import NoReturn
 from penstock import requests
 from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import RefusedType
+from penstock.plane import checks
+from penstock.plane.again import pause
 from penstock.plane.arenas import Arenas, Unpins
 from penstock.plane.blocks import ArenaBlocks
-from penstock.plane.client import CLOSE_S, PlaneClient, identity_of
+from penstock.plane.client import CLOSE_S, PlaneClient, Putting, identity_of
 from penstock.plane.dialing import LocalDialer
 from penstock.plane.link import Link
 from penstock.plane.puts import GRANT_AGAIN, Puts
 from penstock.plane.reads import RE_READ, Reads
+from penstock.plane.store_blocks import StoreBlocks
+from penstock.plane.store_puts import STORE_AGAIN, StorePuts
+from penstock.plane.stores import Stores
 from penstock.requests import Done, StatusReport
 from penstock.retry import Deadline, Retrier
 
@@ -65,15 +70,20 @@ class LocalDataPlaneClient(PlaneClient):
             raise
         weakref.finalize(self, link.end).atexit = False  # the link has its own farewell
         unpins.link = link
-        puts = Puts(link, self._arenas, Retrier(GRANT_AGAIN), read_back=config.integrity == "paranoid")
-        super().__init__(config, link, puts, Reads(link, ArenaBlocks(self._arenas), Retrier(RE_READ)))
+        self._stores = Stores(link, config.store)
+        weakref.finalize(self, self._stores.close, 0.0)
+        puts: Putting = Puts(link, self._arenas, Retrier(GRANT_AGAIN), read_back=config.integrity == "paranoid")
+        if config.store:
+            puts = StorePuts(link, self._stores, Retrier(STORE_AGAIN, sleep=pause), config)
+        blocks = StoreBlocks(ArenaBlocks(self._arenas), self._stores, config.integrity)
+        super().__init__(config, link, puts, Reads(link, blocks, Retrier(RE_READ)))
         try:
             deadline = self._deadline(None)
             link.ask(requests.Ping(), Done, deadline, method="connect")
             if plane is not None and plane != PlaneConfig():
                 self._say_what_differs(plane, deadline)
         except BaseException:
-            link.close(CLOSE_S)
+            self.close()
             raise
 
     def __repr__(self) -> str:
@@ -87,6 +97,11 @@ class LocalDataPlaneClient(PlaneClient):
         raise RefusedType(
             f"a client is one process's and cannot be pickled; make another with data_dir={str(self.data_dir)!r}"
         )
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        deadline = Deadline(checks.seconds(timeout_s, "timeout_s", CLOSE_S))
+        self._stores.close(deadline.remaining())
+        self._link.close(deadline.remaining())
 
     def _say_what_differs(self, wanted: PlaneConfig, deadline: Deadline) -> None:
         """A plane that runs keeps its configuration: who asked for another is told."""

@@ -18,13 +18,16 @@ from penstock.config import ClientConfig
 from penstock.errors import RefusedType
 from penstock.plane import checks
 from penstock.plane.again import pause
-from penstock.plane.client import CLOSE_S, PlaneClient, identity_of
+from penstock.plane.client import CLOSE_S, PlaneClient, Putting, identity_of
 from penstock.plane.link import Link
 from penstock.plane.reads import Reads
 from penstock.plane.remote_blocks import RemoteBlocks
 from penstock.plane.remote_dialing import RemoteDialer
 from penstock.plane.remote_host import OwnHost
 from penstock.plane.remote_puts import PUT_AGAIN, RemotePuts
+from penstock.plane.store_blocks import StoreBlocks
+from penstock.plane.store_puts import STORE_AGAIN, StorePuts
+from penstock.plane.stores import Stores
 from penstock.requests import Done
 from penstock.retry import Deadline, Policy, Retrier
 from penstock.transport.client import PayloadClient, TransportStatistics
@@ -85,9 +88,13 @@ class RemoteDataPlaneClient(PlaneClient):
         link = Link(identity, dialer)
         weakref.finalize(self, link.end).atexit = False  # links have their own farewell
         weakref.finalize(self, self._host.ask_to_end).atexit = False
-        puts = RemotePuts(link, self._host, Retrier(PUT_AGAIN, sleep=pause), config)
-        reads = Reads(link, RemoteBlocks(link, self._host, self._payloads), Retrier(READ_AGAIN, sleep=pause))
-        super().__init__(config, link, puts, reads)
+        self._stores = Stores(link, config.store)
+        weakref.finalize(self, self._stores.close, 0.0)
+        puts: Putting = RemotePuts(link, self._host, Retrier(PUT_AGAIN, sleep=pause), config)
+        if config.store:
+            puts = StorePuts(link, self._stores, Retrier(STORE_AGAIN, sleep=pause), config)
+        blocks = StoreBlocks(RemoteBlocks(link, self._host, self._payloads), self._stores, config.integrity)
+        super().__init__(config, link, puts, Reads(link, blocks, Retrier(READ_AGAIN, sleep=pause)))
         try:
             link.ask(requests.Ping(), Done, self._deadline(None), once=not wait, method="connect")
         except BaseException:
@@ -120,6 +127,7 @@ class RemoteDataPlaneClient(PlaneClient):
 
     def close(self, *, timeout_s: float | None = None) -> None:
         deadline = Deadline(checks.seconds(timeout_s, "timeout_s", CLOSE_S))
+        self._stores.close(deadline.remaining())
         self._payloads.close(deadline.remaining())
         self._host.close(deadline.remaining())
         self._link.close(deadline.remaining())

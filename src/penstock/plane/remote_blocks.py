@@ -19,8 +19,7 @@ from penstock.errors import (
     DataPlaneUnavailable,
     StaleSlotError,
 )
-from penstock.payload.block import BlockHeader, Bytes
-from penstock.plane.blocks import Opened, Opening
+from penstock.plane.blocks import FetchedBlock, Opened, Opening
 from penstock.plane.exchange import LEAST_S
 from penstock.plane.link import Link
 from penstock.plane.recall import recallable
@@ -53,23 +52,6 @@ class Fetches(Protocol):
     def fetch(
         self, wanted: Sequence[Wanted], deadline: Deadline, waiting: Waiting = ...
     ) -> list[Fetched | DataPlaneError]: ...
-
-
-class FetchedBlock:
-    """A block that came from another host; its bytes are this process's own."""
-
-    def __init__(self, header: BlockHeader, data: Bytes) -> None:
-        self.header = header
-        self.shared = data
-
-    def private(self) -> Bytes:
-        return self.shared
-
-    def check_still(self) -> None:
-        """Nobody else has it: it stays what it is."""
-
-    def __repr__(self) -> str:
-        return f"FetchedBlock({self.header.block_id}, {self.header.nbytes} bytes)"
 
 
 class RemoteBlocks:

@@ -7,6 +7,7 @@
     processes, holdings, custody, allotment     who is there, what they hold, when it is free, who waits for room
     storage, moving                 this life's arena and earlier ones as one; blocks that move, or grow small
     housekeeping                    the tick, checkpoints, the collector
+    attendant                       the agent of the plane's own store, a process beside this one
 
 Invariants: no reply leaves before the records it depends on are in the journal; a block is freed after the record
 that freed it; one bad peer costs one connection; the loop is never held for long; torch is never imported.

@@ -171,8 +171,8 @@ class Housekeeping:
         plane = self._plane
         if self._linger_s is None:
             return
-        seen = (self._reception.greeted, plane.warnings.counters["connections"])
-        if plane.sessions.connections or len(plane.sessions) or seen != self._seen:
+        seen = (self._reception.greeted, 0 if self._reception.own else plane.warnings.counters["connections"])
+        if self._reception.has_clients or seen != self._seen:
             self._seen, self._idle_since = seen, now
         wait = self._linger_s if self._reception.greeted else _FIRST_CLIENT_S
         awaited = plane.ledger.sessions and now - self._started < self._patience_s

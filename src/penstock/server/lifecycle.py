@@ -26,6 +26,7 @@ from penstock.errors import BadArgument, DataPlaneError, DataPlaneWriteError
 from penstock.ledger.events import BlocksLost, SessionGone
 from penstock.points import reached
 from penstock.server import lock as locks
+from penstock.server.attendant import Attendant
 from penstock.server.connections import Connection
 from penstock.server.doorway import Doorway, bind, token_of
 from penstock.server.ending import leave
@@ -176,6 +177,7 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, plane.stop, signal.Signals(number).name)
     house.start()
+    attendant = None if not options.config.store else _attended(options, reception)
     moving = loop.create_task(guarded(plane, mover))
     log.info("serving %s, life %d, process %d", options.data_dir, plane.ledger.incarnation, os.getpid())
     reached("server.listening")
@@ -183,6 +185,8 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     await plane.stopped.wait()
     reached("server.stopping")
     house.stop()
+    if attendant is not None:
+        await attendant.stop()
     server.close()
     if doorway is not None:
         doorway.close()
@@ -194,6 +198,14 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     reception.close()
     _end(options, plane, lock)
     return plane.exit_code
+
+
+def _attended(options: Options, reception: Reception) -> Attendant:
+    """Start the agent of the plane's store; whoever starts the plane need not wait for it."""
+    attendant = Attendant(options.data_dir, options.config.store)
+    reception.own = attendant.pids
+    attendant.start()
+    return attendant
 
 
 def _open(entrance: socket.socket, options: Options, plane: Plane, reception: Reception) -> Doorway:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 import socket
+from collections.abc import Collection
 
 from penstock.errors import DataPlaneError, code_of
 from penstock.ledger.events import (
@@ -92,13 +93,21 @@ class Longest:
 
 
 class Reception:
-    """Attributes: received: calls so far; greeted: sessions opened or resumed so far; longest: see ``Longest``."""
+    """Where clients come in.
+
+    Attributes:
+        received: calls so far.
+        greeted: sessions that clients have opened or resumed so far.
+        own: processes of the plane's own, which are no clients.
+        longest: see ``Longest``.
+    """
 
     def __init__(self, plane: Plane, mover: Mover) -> None:
         self.max_frame_bytes = plane.config.max_frame_bytes
         self.clock = plane.clock
         self.received = 0
         self.greeted = 0
+        self.own: Collection[int] = frozenset()
         self.longest = Longest()
         self._plane = plane
         self._mover = mover
@@ -109,6 +118,15 @@ class Reception:
     def close(self) -> None:
         """Watch nobody any more. Idempotent."""
         self._processes.close()
+
+    @property
+    def has_clients(self) -> bool:
+        """Whether anybody is connected, or in session, but processes of the plane's own."""
+        connections, sessions = self._connections, self._plane.sessions
+        if not self.own:
+            return bool(connections or len(sessions))
+        strangers = any(c.process is None or c.process.pid not in self.own for c in connections)
+        return strangers or any(process.pid not in self.own for process in sessions.processes())
 
     # -- connections ----------------------------------------------------------------------------------------------
 
@@ -272,7 +290,7 @@ class Reception:
         holder = self._plane.custody.holdings.of(connection.process, client_id)
         holder.settle()
         self._plane.sessions.bind(session_id, holder, connection)
-        self.greeted += 1
+        self.greeted += connection.process.pid not in self.own
 
     def _process_ended(self, process: Process) -> None:
         asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._bury, process)

@@ -15,6 +15,7 @@ from itertools import count
 from penstock.requests import Failed, Reply, ReplyBody
 from penstock.server.connections import Connection
 from penstock.server.holdings import Holder
+from penstock.server.processes import Process
 from penstock.wire import WireError, encode_reply
 
 __all__ = ["Session", "Sessions"]
@@ -52,6 +53,10 @@ class Sessions:
 
     def get(self, session_id: int) -> Session | None:
         return self._sessions.get(session_id)
+
+    def processes(self) -> list[Process]:
+        """The processes of the open sessions, one for each."""
+        return [session.holder.process for session in self._sessions.values()]
 
     def number(self, connection: Connection, wire_id: int) -> int:
         """Return the plane's own number for a call."""
