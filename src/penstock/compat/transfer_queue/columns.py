@@ -14,6 +14,7 @@ import torch
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
 
 from penstock.errors import BadArgument, RefusedType
+from penstock.plane import checks
 
 __all__ = ["MARK", "Parser", "as_read", "marks", "of_batch", "of_row", "parsed"]
 
@@ -40,14 +41,14 @@ def of_row(fields: object) -> TensorDict:
     if not isinstance(fields, Mapping):
         raise BadArgument(f"fields must be a dict or a TensorDict, got {type(fields).__name__}")
     batch: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in zip(checks.names(list(fields), "field names"), fields.values(), strict=True):
         if isinstance(value, torch.Tensor):
             if value.is_nested:
                 raise BadArgument(f"field {name!r} is a nested tensor: put several rows with kv_batch_put")
             batch[name] = value.unsqueeze(0)
         else:
             batch[name] = NonTensorStack(value)
-    return TensorDict(batch, batch_size=[1])
+    return of_batch(TensorDict(batch, batch_size=[1]), 1)
 
 
 def of_batch(fields: object, n_rows: int) -> TensorDict:

@@ -111,6 +111,8 @@ def _joined(options: dict[str, Any]) -> LocalDataPlaneClient:
     data_dir = options.pop("data_dir", None)
     if data_dir is None:
         raise BadArgument("penstock.start False needs penstock.data_dir: where the plane is that is to be joined")
+    if not Path(data_dir).is_dir():
+        raise DataPlaneUnavailable(f"no plane is left at {data_dir}: it has ended with its last session")
     mine = {name: value for name, value in options.items() if name not in PlaneConfig.__struct_fields__}
     return LocalDataPlaneClient(data_dir, config=config_from(ClientConfig, _carrying_all(mine)), start=False)
 
