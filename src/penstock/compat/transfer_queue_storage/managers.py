@@ -1,0 +1,214 @@
+"""The storage managers: between TransferQueue's metadata and a storage client.
+
+Invariants: what is read or removed is what the controller names; a value that was replaced is removed once the
+controller has acknowledged the new one, never before; a put whose acknowledgement did not come raises, its outcome
+unknown; a clear removes every field of its rows; nothing blocks the caller's event loop, and nothing outlives
+``timeout_s`` by more than the round that is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+from tensordict import TensorDict
+from transfer_queue.metadata import BatchMeta
+from transfer_queue.storage.managers.base import KVStorageManager
+from transfer_queue.utils.zmq_utils import ZMQRequestType, ZMQServerInfo
+
+from penstock.compat.transfer_queue_storage import controller_calls as calls
+from penstock.compat.transfer_queue_storage.clients import Place
+from penstock.compat.transfer_queue_storage.options import MooncakeOptions, PlaneOptions, options_from
+from penstock.errors import BatchError, DataPlaneError, RefusedType, UnknownName
+
+__all__ = ["PenstockMooncakeManager", "PenstockPlaneManager"]
+
+_log = logging.getLogger(__name__)
+Cell: TypeAlias = tuple[int, str]  # global index, field
+Places: TypeAlias = dict[Cell, Place]
+
+
+class _Manager(KVStorageManager):  # type: ignore[misc]  # the package ships no types
+    """What both managers are."""
+
+    client_name: ClassVar[str]
+    options: ClassVar[type[MooncakeOptions | PlaneOptions]]
+
+    def __init__(self, controller_info: ZMQServerInfo, config: Any, zmq_context: Any = None) -> None:
+        options = options_from(self.options, config)
+        self._timeout_s = options.timeout_s
+        self._complete_clear = options.complete_clear
+        super().__init__(controller_info, {**config, "client_name": self.client_name}, zmq_context=zmq_context)
+
+    # -- what TransferQueue calls -------------------------------------------------------------------------------------
+
+    async def put_data(
+        self, data: TensorDict, metadata: BatchMeta, data_parser: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Store ``data`` under new names, tell the controller, then remove what it replaced.
+
+        Raises:
+            RefusedType, BatchError, DataPlaneFull: nothing was stored, and nothing has changed.
+            DataPlaneTimeout: the controller did not acknowledge; repeating the put is safe.
+        """
+        if data_parser is not None:
+            raise RefusedType("data_parser runs in SimpleStorage's own units alone; parse before the put")
+        fields = list(data.keys())
+        replaced = await self._in_place(metadata, fields) if metadata.size else {}
+        await super().put_data(data, metadata)
+        await self._forget(replaced)
+
+    async def get_data(self, metadata: BatchMeta) -> TensorDict:
+        """Read the values that ``metadata`` names, or, where they were replaced meanwhile, those in their place.
+
+        Raises:
+            BatchError: names the values that are missing or cannot be read, and why.
+        """
+        if not metadata.field_names:
+            return TensorDict({}, batch_size=len(metadata))
+        cells = _cells(metadata, sorted(metadata.field_names))
+        places = _places(metadata)
+        try:
+            values = await self._read(cells, places)
+        except BatchError as failed:
+            fresh = await self._fresh(metadata, places, failed)
+            values = await self._read(cells, fresh)
+        return self._merge_tensors_to_tensordict(metadata, values)
+
+    async def clear_data(self, metadata: BatchMeta) -> None:
+        """Remove every field of these rows, those that ``metadata`` does not name too.
+
+        Raises:
+            BatchError: names what is still there. The controller still knows the rows: clear again.
+        """
+        places = _places(metadata)
+        if self._complete_clear:
+            rows = set(metadata.global_indexes)
+            for partition in set(metadata.partition_ids):
+                known = await self._of_partition(partition)
+                places |= {cell: place for cell, place in known.items() if cell[0] in rows}
+        await self._remove(places)
+
+    def close(self) -> None:
+        """End, idempotently."""
+        super().close()
+        client = getattr(self, "storage_client", None)
+        if client is not None:
+            client.close()
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    async def _read(self, cells: Sequence[Cell], places: Places) -> list[Any]:
+        keys = [_key(cell) for cell in cells]
+        wanted = [places.get(cell) for cell in cells]
+        return await asyncio.to_thread(self.storage_client.get, keys, None, None, wanted)
+
+    async def _remove(self, places: Places) -> None:
+        if places:
+            keys = [_key(cell) for cell in places]
+            await asyncio.to_thread(self.storage_client.clear, keys, list(places.values()))
+
+    async def _forget(self, replaced: Places) -> None:
+        """Remove values that the controller has stopped naming; a failure costs their memory, not the put."""
+        try:
+            await self._remove(replaced)
+        except DataPlaneError as failed:
+            _log.warning("%d replaced values were not removed: %s", len(replaced), failed)
+
+    async def _in_place(self, metadata: BatchMeta, fields: Sequence[str]) -> Places:
+        """Return where the values lie that a put of ``fields`` is going to replace."""
+        known = _places(metadata)
+        cells = _cells(metadata, fields)
+        found = {cell: known[cell] for cell in cells if cell in known}
+        if len(found) == len(cells):
+            return found
+        for partition in set(metadata.partition_ids):  # metadata of an insert names nothing, whatever is there
+            if await self._may_have(partition, metadata.global_indexes, fields):
+                current = await self._of_partition(partition)
+                found |= {cell: current[cell] for cell in cells if cell in current}
+        return found
+
+    async def _fresh(self, metadata: BatchMeta, places: Places, failed: BatchError) -> Places:
+        """Return the places as the controller knows them now; raise ``failed`` again where that changes nothing."""
+        if not all(isinstance(error, UnknownName) for error in failed.failures.values()):
+            raise failed
+        current: Places = {}
+        for partition in set(metadata.partition_ids):
+            current |= await self._of_partition(partition)
+        stale = {cell for cell in places | current if _key(cell) in failed.failures}
+        if not any(cell in current and current[cell] != places.get(cell) for cell in stale):
+            raise failed
+        return places | current
+
+    # -- the controller -----------------------------------------------------------------------------------------------
+
+    async def _notify_and_wait(self, request_msg: list[Any]) -> None:
+        """Tell the controller of a put, on the notifying loop; raises where the package's own logs and returns."""
+        (await self._exchange(request_msg, ZMQRequestType.NOTIFY_DATA_UPDATE_ACK)).require()
+
+    async def _may_have(self, partition: str, rows: Iterable[int], fields: Sequence[str]) -> bool:
+        """Whether one of ``rows`` has one of ``fields``, as far as the controller can tell quickly."""
+        wanted = set(rows)
+        together = await self._produced(partition, fields, wanted)
+        if together is not None:
+            return bool(together)
+        alone = [await self._produced(partition, [field], wanted) for field in fields]  # a new field hides the others
+        return any(alone)
+
+    async def _produced(self, partition: str, fields: Sequence[str], rows: set[int]) -> set[int] | None:
+        """Return which of ``rows`` have one of ``fields``; None when the partition has never seen one of these."""
+        request = calls.produced(self.storage_manager_id, partition, fields)
+        answer = await self._ask(request, ZMQRequestType.PRODUCTION_RESPONSE)
+        if answer.body is None:  # it cannot tell while some rows of the partition were never written
+            return rows
+        known, status = answer.body["global_index"], answer.body["production_status"]
+        if known is None or status is None:
+            return None
+        has_any = status.reshape(len(known), -1).any(dim=1)
+        return {int(row) for row, has in zip(known, has_any, strict=True) if has} & rows
+
+    async def _of_partition(self, partition: str) -> Places:
+        """Return where all values of a partition lie."""
+        request = calls.places_of_partition(self.storage_manager_id, partition)
+        body = (await self._ask(request, ZMQRequestType.GET_PARTITION_META_RESPONSE)).require()
+        return _places(body["metadata"]) if body["metadata"] else {}
+
+    async def _ask(self, request: list[Any], expected: ZMQRequestType) -> calls.Answer:
+        """Ask from the caller's loop; the sockets are the notifying loop's."""
+        asked = asyncio.run_coroutine_threadsafe(self._exchange(request, expected), self._notify_loop)
+        return await asyncio.wrap_future(asked)
+
+    async def _exchange(self, request: list[Any], expected: ZMQRequestType) -> calls.Answer:
+        return await calls.exchange(self.notify_pool, self.controller_info, request, expected, self._timeout_s)
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell[0]}@{cell[1]}"
+
+
+def _cells(metadata: BatchMeta, fields: Iterable[str]) -> list[Cell]:
+    """Return (row, field) in the order in which the manager's base lines values up."""
+    return [(row, field) for field, row in itertools.product(fields, metadata.global_indexes)]
+
+
+def _places(metadata: BatchMeta) -> Places:
+    """Return where ``metadata`` says that values lie."""
+    rows = zip(metadata.global_indexes, metadata._custom_backend_meta, strict=True)  # noqa: SLF001  # has no other name
+    return {(row, field): place for row, of_row in rows for field, place in of_row.items() if place}
+
+
+class PenstockMooncakeManager(_Manager):
+    """``storage_backend: PenstockMooncake``."""
+
+    client_name = "PenstockMooncakeClient"
+    options = MooncakeOptions
+
+
+class PenstockPlaneManager(_Manager):
+    """``storage_backend: PenstockPlane``."""
+
+    client_name = "PenstockPlaneClient"
+    options = PlaneOptions
