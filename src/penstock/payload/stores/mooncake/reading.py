@@ -26,7 +26,7 @@ from penstock.payload.stores.mooncake.codes import (
 from penstock.payload.stores.mooncake.link import Link
 from penstock.payload.stores.mooncake.pool import Lease
 from penstock.payload.stores.mooncake.segments import Segments
-from penstock.payload.stores.mooncake.transfers import Part, transfer
+from penstock.payload.stores.mooncake.transfers import Part, new_run, transfer
 from penstock.retry import Answer, Deadline, Kind
 
 __all__ = ["Found", "Reading", "Suspicion", "copies_of", "fetch", "find", "worst_of"]
@@ -113,7 +113,7 @@ def _place(replicas: Sequence[Any]) -> tuple[str, int] | None:
 
 
 def fetch(
-    link: Link, parts: Sequence[Part], segments: Segments, suspicion: Suspicion, deadline: Deadline
+    link: Link, parts: Sequence[Part], run: int, segments: Segments, suspicion: Suspicion, deadline: Deadline
 ) -> dict[str, Answer[memoryview]]:
     """Read ``parts`` and verify them; return an answer by stored name."""
     answers: dict[str, Answer[memoryview]] = {}
@@ -133,6 +133,7 @@ def fetch(
     transfer(
         link,
         parts,
+        run,
         deadline,
         lambda _, names, addresses, sizes: link.calls.submit(link.client.batch_get_into, names, addresses, sizes),
         settle,
@@ -152,6 +153,7 @@ class Reading:
         self._replicas = replicas
         self._sizes = sizes if replicas == 1 else None
         self._suspicion = Suspicion()
+        self._run = new_run()
         self.failovers = 0
 
     def attempt(self, link: Link, keys: Sequence[str], deadline: Deadline) -> list[Answer[memoryview]]:
@@ -159,7 +161,7 @@ class Reading:
         if self._sizes is not None:
             sizes, self._sizes = self._sizes, None  # what does not come so is asked for next time
             parts = [Part(key, key, "", sizes[key] + HEADER_BYTES) for key in keys]
-            answers = fetch(link, parts, self._segments, self._suspicion, deadline)
+            answers = fetch(link, parts, self._run, self._segments, self._suspicion, deadline)
             return [self._hinted(answers[key]) for key in keys]
         found = find(link, keys, self._replicas, self._segments, deadline)
         heard = {key: [self._suspicion.answer(key, code) for code in found.codes[key]] for key in keys}
@@ -185,7 +187,7 @@ class Reading:
             if not wanted or (turn and deadline.expired()):
                 return
             self.failovers += len(wanted) if turn else 0
-            answers = fetch(link, wanted, self._segments, self._suspicion, deadline)
+            answers = fetch(link, wanted, self._run, self._segments, self._suspicion, deadline)
             for part in wanted:
                 heard[part.key].append(answers[part.name])
                 if answers[part.name].kind is Kind.OK:

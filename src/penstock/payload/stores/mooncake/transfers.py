@@ -4,11 +4,13 @@ Values are moved in chunks: one call each, of one segment, of limited bytes and 
 next one is prepared, so that copying and hashing cost no time of their own.
 
 Invariants: each part gets one code; memory is given back when its call answered that nothing more will be moved, held
-when it may be, and left to its link when the call did not come back; at most ``_WINDOW`` chunks are out.
+when it may be, and left to its link when the call did not come back; held memory serves its own run alone, whose bytes
+are the same; at most ``_WINDOW`` chunks are out.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +22,15 @@ from penstock.payload.stores.mooncake.link import Link
 from penstock.payload.stores.mooncake.pool import Lease
 from penstock.retry import Deadline
 
-__all__ = ["Part", "Settle", "transfer"]
+__all__ = ["Part", "Settle", "new_run", "transfer"]
 
 _WINDOW = 2
+_runs = itertools.count(1)
+
+
+def new_run() -> int:
+    """Return the number of a run: attempts at the same values in the same direction."""
+    return next(_runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,20 @@ class _Chunk:
 
 
 def transfer(
-    link: Link, parts: Sequence[Part], deadline: Deadline, submit: Submit, settle: Settle, fill: Fill | None = None
+    link: Link,
+    parts: Sequence[Part],
+    run: int,
+    deadline: Deadline,
+    submit: Submit,
+    settle: Settle,
+    fill: Fill | None = None,
 ) -> None:
-    """Move ``parts``; ``settle`` is called once for each."""
+    """Move ``parts``, an attempt of ``run``; ``settle`` is called once for each."""
     out: deque[_Chunk] = deque()
     silent: set[str] = set()  # segments that left us waiting: nothing more is sent there
 
     def finish(chunk: _Chunk) -> None:
-        if _finish(link, chunk, deadline, settle) == LATE:
+        if _finish(link, chunk, run, deadline, settle) == LATE:
             silent.add(chunk.parts[0].segment)
 
     for group in _grouped(link, parts):
@@ -75,11 +89,11 @@ def transfer(
             for part in group:
                 settle(part, NOT_SENT, None)
             continue
-        chunk = _begin(link, group, None, submit, fill)
+        chunk = _begin(link, group, run, None, submit, fill)
         while chunk is None and out:
             finish(out.popleft())
-            chunk = _begin(link, group, None, submit, fill)
-        chunk = chunk or _begin(link, group, deadline, submit, fill)
+            chunk = _begin(link, group, run, None, submit, fill)
+        chunk = chunk or _begin(link, group, run, deadline, submit, fill)
         if chunk is None:
             for part in group:
                 settle(part, NO_MEMORY, None)
@@ -107,15 +121,15 @@ def _grouped(link: Link, parts: Iterable[Part]) -> Iterator[list[Part]]:
 
 
 def _begin(
-    link: Link, parts: list[Part], deadline: Deadline | None, submit: Submit, fill: Fill | None
+    link: Link, parts: list[Part], run: int, deadline: Deadline | None, submit: Submit, fill: Fill | None
 ) -> _Chunk | None:
     """Send a chunk off; None = there is no memory for it, at the deadline or (without one) now."""
-    held = [link.pool.take_held(part.name, part.nbytes) for part in parts]
+    held = [link.pool.take_held(_held_as(part, run), part.nbytes) for part in parts]
     fresh = link.pool.take([part.nbytes for part, lease in zip(parts, held, strict=True) if lease is None], deadline)
     if fresh is None:
         for part, lease in zip(parts, held, strict=True):
             if lease is not None:
-                link.pool.hold(part.name, lease)
+                link.pool.hold(_held_as(part, run), lease)
         return None
     supply = iter(fresh)
     leases = [lease or next(supply) for lease in held]
@@ -128,7 +142,7 @@ def _begin(
     return _Chunk(parts, leases, [old is not None for old in held], job)
 
 
-def _finish(link: Link, chunk: _Chunk, deadline: Deadline, settle: Settle) -> int:
+def _finish(link: Link, chunk: _Chunk, run: int, deadline: Deadline, settle: Settle) -> int:
     """Wait for a chunk's answer, hand it on, and see to its memory; return the first code."""
     limit = deadline.within(link.config.call_time_s(sum(part.nbytes for part in chunk.parts)))
     codes = link.calls.codes(chunk.job, len(chunk.parts), limit)
@@ -140,10 +154,15 @@ def _finish(link: Link, chunk: _Chunk, deadline: Deadline, settle: Settle) -> in
         if code == LATE:
             continue  # the call may still be at work in it: it goes with the link
         if reused or (code < 0 and not meaning_of(code).settled):
-            link.pool.hold(part.name, lease)
+            link.pool.hold(_held_as(part, run), lease)
         else:
             free.append(lease)
     link.pool.give(free)
     if link.pool.held_bytes > link.config.local_buffer // 2:
         link.taint(f"{link.pool.held_bytes} bytes of its memory are in quarantine")
     return codes[0]
+
+
+def _held_as(part: Part, run: int) -> str:
+    """A key may be removed and put again with other bytes: only attempts of one run mean the same ones."""
+    return f"{run}\0{part.name}"

@@ -21,7 +21,7 @@ from penstock.payload.stores.mooncake.link import Link
 from penstock.payload.stores.mooncake.pool import Lease
 from penstock.payload.stores.mooncake.reading import Suspicion, copies_of, fetch, find, worst_of
 from penstock.payload.stores.mooncake.segments import Segments
-from penstock.payload.stores.mooncake.transfers import Part, transfer
+from penstock.payload.stores.mooncake.transfers import Part, new_run, transfer
 from penstock.retry import Answer, Deadline, Kind
 
 __all__ = ["Writing"]
@@ -46,6 +46,7 @@ class Writing:
         self._nbytes = {key: sum(len(piece) for piece in value) for key, value in pieces.items()}
         self._paranoid = paranoid
         self._suspicion = Suspicion()
+        self._run, self._reading_run = new_run(), new_run()
         self._attempts = 0
         self._asked: set[str] = set()  # keys whose names were seen to be free, or to be ours
         self._done: dict[str, set[str]] = {key: set() for key in pieces}
@@ -128,7 +129,7 @@ class Writing:
                 if clock() - begun[part.name] >= link.config.slow_put_s:
                     link.taint(f"a put failed after {clock() - begun[part.name]:.1f} s and may still be at work")
 
-        transfer(link, parts, deadline, submit, settle, fill)
+        transfer(link, parts, self._run, deadline, submit, settle, fill)
 
     def _parts_of(self, key: str) -> list[Part]:
         """The copies of ``key`` that are to be written, each to its segment."""
@@ -166,7 +167,7 @@ class Writing:
         parts = [
             Part(of[name], name, part.segment, part.nbytes) for name in names for part in found.parts.get(name, ())
         ]
-        read = fetch(link, parts, self._segments, self._suspicion, deadline)
+        read = fetch(link, parts, self._reading_run, self._segments, self._suspicion, deadline)
         answers: dict[str, tuple[str, Answer[Any]]] = {}
         for name in names:
             key = of[name]
