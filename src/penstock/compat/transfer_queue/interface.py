@@ -222,14 +222,14 @@ async def async_kv_batch_get_by_meta(
 
 def kv_list(partition_id: str | None = None, *, timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
     """Return the tags of every row: partition -> key -> tags. An unknown partition is not in it; None = all."""
-    return sessions.current().calls.list(partition_id, timeout_s)
+    return sessions.current().calls.listing(partition_id, timeout_s)
 
 
 async def async_kv_list(
     partition_id: str | None = None, *, timeout_s: float | None = None
 ) -> dict[str, dict[str, Any]]:
     """As ``kv_list``."""
-    return await _awaited("async_kv_list", _calls, lambda kv, left: kv.list(partition_id, left), timeout_s)
+    return await _awaited("async_kv_list", _calls, lambda kv, left: kv.listing(partition_id, left), timeout_s)
 
 
 def kv_clear(keys: list[str] | str, partition_id: str, *, timeout_s: float | None = None) -> None:

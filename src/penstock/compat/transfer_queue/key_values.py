@@ -151,7 +151,7 @@ class KeyValues:
         rows = self._client.list_rows(partition_id, distinct, timeout_s=deadline.remaining())
         return {row.key: row for row in rows}
 
-    def list(self, partition_id: str | None = None, timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
+    def listing(self, partition_id: str | None = None, timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
         """See ``kv_list``."""
         deadline = self._deadline(timeout_s)
         known = [p.partition for p in self._client.status(timeout_s=deadline.remaining()).partitions]
