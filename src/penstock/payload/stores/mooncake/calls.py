@@ -69,12 +69,23 @@ class Job(Generic[T]):
 
 
 class Calls:
-    """The threads of one client. They are started as needed, and end after ``retire`` when the last call has."""
+    """The threads of one client. They are started as needed, and end after ``retire`` when the last call has.
 
-    def __init__(self, client: Client, *, lanes: int = LANES, name: str = "mooncake") -> None:
+    ``may_close`` is asked before the client is closed; one that may not be is left behind, as if its process had died.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        lanes: int = LANES,
+        name: str = "mooncake",
+        may_close: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._client = client
         self._lanes = lanes
         self._name = name
+        self._may_close = may_close
         self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -166,7 +177,11 @@ class Calls:
 
     def _close(self) -> None:
         try:
-            self._client.close()
+            if self._may_close():
+                self._client.close()
+            else:
+                _LEFT_BEHIND.append(self._client)
+                log.warning("a connection to the store is left behind: closing it would wait for a silent master")
         except Exception:  # the thread's top frame: there is nobody left to tell but the log
             log.exception("closing a connection to the store failed")
         self.ended.set()
@@ -180,6 +195,9 @@ class Calls:
     def __repr__(self) -> str:
         state = "retired" if self._retired else "open"
         return f"Calls({state}, {len(self._threads)} threads, {len(self._open)} calls, {self.stuck} stuck)"
+
+
+_LEFT_BEHIND: list[Client] = []  # their destructor would close them
 
 
 def _short(value: object) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,41 +19,35 @@ import numpy as np
 
 from penstock.errors import DataPlaneUnavailable
 from penstock.payload.stores.mooncake.calls import Calls
-from penstock.payload.stores.mooncake.codes import told
-from penstock.payload.stores.mooncake.config import MooncakeConfig, address_of
+from penstock.payload.stores.mooncake.codes import RAISED, told
+from penstock.payload.stores.mooncake.config import MooncakeConfig
 from penstock.payload.stores.mooncake.library import Library
 from penstock.payload.stores.mooncake.pool import Pool
+from penstock.payload.stores.mooncake.reach import Reaching
 from penstock.retry import Clock, Deadline
 
-__all__ = ["MAX_STUCK", "Link", "Links", "reach_master"]
+__all__ = ["MAX_STUCK", "Link", "Links"]
 
 log = logging.getLogger(__name__)
 
 MAX_STUCK = 4  # each keeps threads, and up to twice ``local_buffer`` of memory
 _REGISTERING_S = 10.0
-_REACHING_S = 3.0
+_CLOSING_S = 4.0
 _PROBE_BYTES = 64
 _STUCK_QUESTIONS = 2  # of ``calls.LANES`` threads
-
-
-def reach_master(config: MooncakeConfig, deadline: Deadline) -> None:
-    """Raise ``DataPlaneUnavailable`` unless somebody listens at the master's address: ``setup`` would hang."""
-    try:
-        socket.create_connection(address_of(config.master, "master"), min(_REACHING_S, deadline.remaining())).close()
-    except OSError as error:
-        raise DataPlaneUnavailable(f"no store at {config.master}: {error}") from error
 
 
 class Link:
     """A client that is set up."""
 
-    def __init__(self, library: Library, config: MooncakeConfig, clock: Clock) -> None:
+    def __init__(self, library: Library, config: MooncakeConfig, clock: Clock, reach: Reaching) -> None:
         self.config = config
         self.client = library.client()
-        self.calls = Calls(self.client)
+        self.calls = Calls(self.client, may_close=lambda: reach.before_close(Deadline(_CLOSING_S)))
         self.tainted = ""  # why no new user may have it
         self.users = 0
         self._clock = clock
+        self._reach = reach
         self._configs: dict[str, Any] = {}
         self._library = library
         self._probe = np.zeros(_PROBE_BYTES, np.uint8)
@@ -67,11 +60,14 @@ class Link:
         Raises:
             DataPlaneUnavailable: the store does not answer, or refuses.
         """
+        self._reach.before_setup(deadline)
         config = self.config
         address = (config.host, config.metadata, config.segment_bytes, 0, config.protocol, config.devices)
         code = self.calls.one(self.client.setup, *address, config.master, deadline=deadline)
         if code == 0:
             code = self._register(self.probe_address, _PROBE_BYTES)
+        if code == 0 and not self.pool.prepare():
+            code = RAISED
         if code != 0:
             self.calls.retire()
             raise DataPlaneUnavailable(f"the store at {config.master} could not be opened: {told(code)}")
@@ -107,12 +103,10 @@ class Links:
 
     Args:
         make: a new link, not opened.
-        reach: raises if there is no use in opening one.
     """
 
-    def __init__(self, make: Callable[[], Link], reach: Callable[[Deadline], None], opening_s: float) -> None:
+    def __init__(self, make: Callable[[], Link], opening_s: float) -> None:
         self._make = make
-        self._reach = reach
         self._opening_s = opening_s
         self._changed = threading.Condition()
         self._link: Link | None = None
@@ -195,15 +189,13 @@ class Links:
         return link
 
     def _connected(self, deadline: Deadline) -> Link | None:
-        link: Link | None = None
+        link = self._make()
         try:
-            self._reach(deadline)
-            link = self._make()
             link.open(deadline)
         except DataPlaneUnavailable as error:
             self.trouble = error.message
             with self._changed:
-                self._leaving += [link] if link else []  # its setup may hang on: it counts among the stuck
+                self._leaving.append(link)  # its setup may hang on: it counts among the stuck
             return None
         return link
 

@@ -63,6 +63,7 @@ class Pool:
         self._held: dict[str, Lease] = {}
         self._held_bytes = 0
         self._lent_bytes = 0
+        self._refused = False  # the client would not register more
         self._changed = threading.Condition()
 
     @property
@@ -75,11 +76,19 @@ class Pool:
         """Bytes in quarantine."""
         return self._held_bytes
 
+    def prepare(self) -> bool:
+        """Register the first slab, so that transfers find memory; False = the client refuses."""
+        with self._changed:
+            return bool(self._slabs) or self._grow(1) is not None
+
     def take(self, sizes: Sequence[int], deadline: Deadline | None) -> list[Lease] | None:
-        """Lend memory of these sizes, all of it or none: None at the deadline, or at once without one."""
+        """Lend memory of these sizes, all of it or none: None at the deadline, or at once without one.
+
+        Also at once when the client would not register more, which waiting does not change.
+        """
         with self._changed:
             while (leases := self._find_all(sizes)) is None:
-                if deadline is None or deadline.expired():
+                if self._refused or deadline is None or deadline.expired():
                     return None
                 self._changed.wait(deadline.remaining())
             return leases
@@ -147,7 +156,8 @@ class Pool:
             if not self._room_for(size) and self._lent_bytes:
                 return None
         memory = np.empty(size, np.uint8)
-        if self._register(memory.ctypes.data, size) != 0:
+        self._refused = self._register(memory.ctypes.data, size) != 0
+        if self._refused:
             return None
         slab = _Slab(memory, Extents(size))
         self._slabs.append(slab)

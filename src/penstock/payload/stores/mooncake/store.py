@@ -33,7 +33,8 @@ from penstock.payload.stores.mooncake.canary import Canary, Verdict
 from penstock.payload.stores.mooncake.codes import LATE, MISSING, NO_LINK, NOT_READY, meaning_of, told
 from penstock.payload.stores.mooncake.config import STORE, MooncakeConfig
 from penstock.payload.stores.mooncake.library import Library, installed
-from penstock.payload.stores.mooncake.link import Link, Links, reach_master
+from penstock.payload.stores.mooncake.link import Link, Links
+from penstock.payload.stores.mooncake.reach import Always, Reach, Reaching
 from penstock.payload.stores.mooncake.reading import Reading, Suspicion, copies_of, find, worst_of
 from penstock.payload.stores.mooncake.segments import Ask, Segments, asking
 from penstock.payload.stores.mooncake.writing import Writing
@@ -85,9 +86,9 @@ class MooncakeStore:
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self._bytes_written = self._bytes_read = self._failovers = 0
         real = library or installed()
+        reach: Reaching = Reach(config) if library is None else Always()
         self._links = Links(
-            lambda: Link(real, config, clock),
-            (lambda deadline: reach_master(config, deadline)) if library is None else (lambda _: None),
+            lambda: Link(real, config, clock, reach),
             config.open_timeout_s,
         )
         self._open()
