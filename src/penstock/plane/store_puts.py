@@ -77,7 +77,8 @@ class StorePuts:
             except (DataPlaneUnavailable, _NoRoom) as failed:
                 self._link.require_open("put_samples")
                 self._stores.forget()
-                last[:] = [failed]
+                if not (last and isinstance(last[0], _NoRoom)):  # whatever came of the last try for room
+                    last[:] = [failed]
                 return Answer(Kind.RETRYABLE, code=type(failed).__name__)
             except CorruptPayload as torn:
                 last[:] = [torn]

@@ -12,33 +12,45 @@ import logging
 import sys
 from pathlib import Path
 
-__all__ = ["Attendant"]
+__all__ = ["FORGET", "Attendant"]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0  # between its end and its next start
 _SETTLED_S = 60.0  # one that has lived so long is started again without a pause
-_END_S = 3.0  # for its goodbye
+_END_S = 10.0  # for freeing what is to be forgotten, and its goodbye; it takes a fraction of this
+FORGET = b"forget\n"  # the last word to an agent, of a plane whose rows end with it
 
 log = logging.getLogger("penstock.server")
 
 
 class Attendant:
-    """Args: data_dir: the plane's; store: the URL. Attributes: pids: of the agents that may live."""
+    """See the module.
 
-    def __init__(self, data_dir: Path, store: str) -> None:
+    Args:
+        data_dir: the plane's.
+        store: the URL.
+        forgetful: the plane's rows end with its process, however it ends.
+
+    Attributes:
+        pids: of the agents that may live.
+    """
+
+    def __init__(self, data_dir: Path, store: str, *, forgetful: bool) -> None:
         # -P: the working directory's modules are the user's, not the plane's.
         self._command = [sys.executable, "-P", "-m", "penstock.host.store", "--data-dir", str(data_dir)]
-        self._command += ["--store", store, "--until-eof"]
+        self._command += ["--store", store, "--until-eof", *(["--forgetful"] if forgetful else [])]
         self.pids: set[int] = set()
         self.starts = 0
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._last_word = b""
 
     def start(self) -> None:
         """Begin; needs the plane's socket to be there."""
         self._task = asyncio.get_running_loop().create_task(self._attend(), name="store agent")
 
-    async def stop(self) -> None:
-        """End the agent, and wait until it has. Idempotent."""
+    async def stop(self, *, forget: bool = False) -> None:
+        """End the agent, and wait until it has. ``forget``: the plane's rows end here; it frees them. Idempotent."""
+        self._last_word = FORGET if forget else b""
         self._stopping.set()
         if self._task is not None:
             await self._task
@@ -77,8 +89,10 @@ class Attendant:
             self.pids.discard(agent.pid)
 
     async def _end(self, agent: asyncio.subprocess.Process) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            agent.terminate()
+        """Say the last word, and hang up: that ends it."""
+        assert agent.stdin is not None
+        agent.stdin.write(self._last_word)
+        agent.stdin.close()
         try:
             async with asyncio.timeout(_END_S):
                 await agent.wait()

@@ -186,7 +186,8 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
     reached("server.stopping")
     house.stop()
     if attendant is not None:
-        await attendant.stop()
+        forgets = options.config.durability == "memory" or (options.ephemeral and not plane.failed)
+        await attendant.stop(forget=forgets)
     server.close()
     if doorway is not None:
         doorway.close()
@@ -202,7 +203,8 @@ async def _live(options: Options, starter: Starter, lock: locks.Lock) -> int:
 
 def _attended(options: Options, reception: Reception) -> Attendant:
     """Start the agent of the plane's store; whoever starts the plane need not wait for it."""
-    attendant = Attendant(options.data_dir, options.config.store)
+    forgetful = options.config.durability == "memory"
+    attendant = Attendant(options.data_dir, options.config.store, forgetful=forgetful)
     reception.own = attendant.pids
     attendant.start()
     return attendant

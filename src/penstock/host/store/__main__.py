@@ -15,8 +15,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, required=True, help="of the plane")
     parser.add_argument("--store", required=True, metavar="URL", help="of the store")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
+    parser.add_argument("--forgetful", action="store_true", help="the plane's rows end with it: free them then")
     given = parser.parse_args(arguments)
-    return serve(StoreOptions(store=given.store, data_dir=given.data_dir.absolute(), until_eof=given.until_eof))
+    options = StoreOptions(
+        store=given.store,
+        data_dir=given.data_dir.absolute(),
+        until_eof=given.until_eof,
+        forgetful=given.forgetful,
+    )
+    return serve(options)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,10 @@ class Duties:
         """Return blocks of which is to be seen whether they are there at all."""
         return list(islice(self._survey, limit))
 
+    def known(self) -> list[int]:
+        """Return every block that may lie in the store, as far as the plane has said."""
+        return [*self._live, *self._free]
+
     def patrol(self) -> None:
         """It is time to look for everything again."""
         self._survey = dict(self._live)

@@ -24,7 +24,7 @@ from penstock.errors import BadArgument, DataPlaneError, DataPlaneTimeout, DataP
 from penstock.host.events import Enlisting, Ordered
 from penstock.host.line import Line
 from penstock.host.reporting import Reporting, enlist
-from penstock.host.store.agent import CALL_S, StoreAgent
+from penstock.host.store.agent import BATCH, CALL_S, StoreAgent
 from penstock.host.store.duties import Duties
 from penstock.host.store.identity import life_number, store_id
 from penstock.host.store.options import StoreOptions
@@ -34,10 +34,11 @@ from penstock.payload.stores.contract import BlockStore
 from penstock.plane.courier import Identity
 from penstock.plane.dialing import Dialer
 from penstock.plane.link import Link
-from penstock.plane.stores import OpenStore, address_of, open_by_url
+from penstock.plane.stores import OpenStore, address_of, block_key, open_by_url
 from penstock.points import reached
 from penstock.requests import Status, StatusReport
 from penstock.retry import Deadline, reconnect_delays
+from penstock.server.attendant import FORGET
 from penstock.server.startup import Starter, refuse
 
 __all__ = ["StoreOptions", "serve", "serving"]
@@ -45,6 +46,7 @@ __all__ = ["StoreOptions", "serve", "serving"]
 EX_UNAVAILABLE = 69  # sysexits.h: the plane will not have this store
 _ASK_S = 5.0
 _GOODBYE_S = 2.0
+_FORGET_S = 5.0  # for freeing what a plane leaves that takes its rows with it
 _OPEN_AGAIN_S = 3600.0  # of tries at a store that is not there, before its agent says so and ends
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
@@ -95,9 +97,11 @@ class _Life:
         self._opened = opened
         self._name = options.name or address_of(options.store).partition("://")[2]
         self._duties = Duties()
+        self._host_id = 0
         self._stop = asyncio.Event()
         self._why = ""
         self._code = 0
+        self._forget = False  # the plane's rows have ended with it
 
     @contextlib.contextmanager
     def ended_from_outside(self) -> Any:
@@ -117,8 +121,11 @@ class _Life:
                 loop.remove_reader(0)
 
     def _read_stdin(self) -> None:
-        if not os.read(0, 4096):
+        said = os.read(0, 4096)
+        self._forget |= FORGET in said
+        if not said:
             asyncio.get_running_loop().remove_reader(0)
+            self._forget |= self._options.forgetful
             self.stop("its plane's process has ended")
 
     def stop(self, why: str) -> None:
@@ -135,9 +142,22 @@ class _Life:
             await self._unless_stopped(self._serve(store, line))
         finally:
             await line.close(_GOODBYE_S)
+            if self._forget:
+                await asyncio.to_thread(self._free_all, store)
             await asyncio.to_thread(store.close)
         log.info("ended: %s", self._why)
         return self._code
+
+    def _free_all(self, store: BlockStore) -> None:
+        """No row will ever need what is left."""
+        deadline = Deadline(_FORGET_S)
+        blocks = self._duties.known()
+        try:
+            for start in range(0, len(blocks), BATCH):
+                keys = [block_key(self._host_id, block) for block in blocks[start : start + BATCH]]
+                store.remove_many(keys, deadline)
+        except DataPlaneError as failed:
+            log.error("%d blocks of a plane that has ended may stay in the store: %s", len(blocks), failed)  # noqa: TRY400
 
     async def _open(self) -> BlockStore:
         """Open the store; one that is not there yet is waited for."""
@@ -155,6 +175,7 @@ class _Life:
         """Enlist and work; anew, in a new life, when the store was restarted."""
         status = await self._status(line)
         host_id = store_id(status.plane or status.incarnation, self._options.store)
+        self._host_id = host_id
         known = next((host.place.life for host in status.hosts if host.place.host_id == host_id), 0)
         name = await self._life_of(store)
         belonging = _Belonging(0)

@@ -25,7 +25,9 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
         data_dir: of a plane on this machine.
         name: of the store, for people; "" = what its URL says.
         ready_fd: where to say "ready" or "error: ...".
-        until_eof: end when standard input does: it is held open by the plane that started this agent.
+        until_eof: end when standard input does: it is held open by the plane's process, which started this agent. The
+            word "forget" there says that the plane's rows end with it: what lies in the store is freed first.
+        forgetful: the plane's rows end with its process, whatever that says last (durability ``memory``).
     """
 
     store: str
@@ -36,6 +38,7 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     ready_fd: int | None = None
     until_eof: bool = False
+    forgetful: bool = False
 
     def dialer(self) -> Dialer:
         """Return how the plane is reached.
