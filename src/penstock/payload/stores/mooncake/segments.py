@@ -12,7 +12,7 @@ from __future__ import annotations
 import http.client
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
 
 import xxhash
@@ -108,16 +108,18 @@ class Segments:
             first = self._quarantine.eligible(names, self._clock())
         return [*first, *(name for name in names if name not in first)]
 
-    def spread(self, key: str, copies: int, shift: int) -> list[str]:
-        """Return a segment for each copy of ``key``, all different where there are so many; "" = any.
+    def spread(self, key: str, copies: int, shift: int, avoid: Collection[str] = ()) -> list[str]:
+        """Return a segment for each of ``copies`` of ``key``, all different where there are so many; "" = any.
 
-        ``shift``: attempts made so far, each of which looks elsewhere.
+        ``shift``: attempts made so far, each of which looks elsewhere. ``avoid``: segments that have a copy already;
+        one that failed lately is better than these, for two copies in one segment die together.
         """
-        if not self._names:
+        names = [name for name in self._names if name not in avoid] or self._names
+        if not names:
             return [""] * copies
         with self._lock:
-            free = sorted(self._quarantine.eligible(self._names, self._clock()))
-        others = [name for name in self._names if name not in free]
+            free = sorted(self._quarantine.eligible(names, self._clock()))
+        others = [name for name in names if name not in free]
         ring = [*free, *others] if len(free) < copies else free
         start = xxhash.xxh3_64_intdigest(key.encode()) + shift if len(free) >= copies else 0
         return [ring[(start + copy) % len(ring)] for copy in range(copies)]

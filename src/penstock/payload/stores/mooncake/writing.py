@@ -50,6 +50,7 @@ class Writing:
         self._attempts = 0
         self._asked: set[str] = set()  # keys whose names were seen to be free, or to be ours
         self._done: dict[str, set[str]] = {key: set() for key in pieces}
+        self._segment_of: dict[str, str] = {}  # of stored names: where they were sent, or seen
         self._doubtful: set[str] = set()  # stored names that are read back
         self._headers: dict[str, Header] = {}
 
@@ -120,6 +121,7 @@ class Writing:
             if code == 0:
                 self._segments.lived(part.segment)
                 self._done[part.key].add(part.name)
+                self._segment_of[part.name] = part.segment
                 if self._attempts > 1 or self._paranoid:
                     self._doubtful.add(part.name)
                 return
@@ -132,15 +134,12 @@ class Writing:
         transfer(link, parts, self._run, deadline, submit, settle, fill)
 
     def _parts_of(self, key: str) -> list[Part]:
-        """The copies of ``key`` that are to be written, each to its segment."""
-        names = copies_of(key, self._replicas)
-        places = self._segments.spread(key, self._replicas, self._attempts - 1)
+        """The copies of ``key`` that are to be written, each to its segment; no two to one where that can be."""
+        names = [name for name in copies_of(key, self._replicas) if name not in self._done[key]]
+        taken = {self._segment_of[name] for name in self._done[key] if name in self._segment_of}
+        places = self._segments.spread(key, len(names), self._attempts - 1, taken)
         nbytes = self._nbytes[key] + HEADER_BYTES
-        return [
-            Part(key, name, place, nbytes)
-            for name, place in zip(names, places, strict=True)
-            if name not in self._done[key]
-        ]
+        return [Part(key, name, place, nbytes) for name, place in zip(names, places, strict=True)]
 
     # -- reading back -------------------------------------------------------------------------------------------------
 
@@ -167,6 +166,7 @@ class Writing:
         parts = [
             Part(of[name], name, part.segment, part.nbytes) for name in names for part in found.parts.get(name, ())
         ]
+        self._segment_of.update((part.name, part.segment) for part in parts)
         read = fetch(link, parts, self._reading_run, self._segments, self._suspicion, deadline)
         answers: dict[str, tuple[str, Answer[Any]]] = {}
         for name in names:
