@@ -1,0 +1,195 @@
+"""A store on a Mooncake where everything goes wrong at random: whatever it answers must be true."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from random import Random
+
+import pytest
+
+from penstock.errors import DataPlaneUnavailable
+from penstock.payload.stores.contract import EXISTS, Failed, Missing, Ok, Outcome
+from penstock.testing.fake_mooncake_faults import Call, Fault, add_replies, damage, drop_replies, fail, late, throw
+from tests.payload.stores.sites import FakeSite
+
+KEYS = 6
+RETRYABLE = [-800, -707, -703, -900, -901, -101, -103, -702, -708, -714, -1010, -200, -9999]
+CALLS: tuple[Call, ...] = ("put", "get", "exists", "remove", "describe")
+STEPS = ["put"] * 6 + ["get"] * 10 + ["exists"] * 4 + ["remove"] * 4 + ["fault"] * 12 + ["land"] * 3
+STEPS += ["kill", "restart"]
+
+
+def value_of(key: str, version: int) -> bytes:
+    return f"{key}@{version}".encode() if version % 4 else b""
+
+
+class World:
+    """A store, what it was told, and what may therefore be true of each key.
+
+    ``possible[key]``: values the key may have; None = it may be missing.
+    """
+
+    def __init__(self, stack: ExitStack, replicas: int) -> None:
+        self.told: list[str] = []
+        self.site = FakeSite(stack)
+        self.store = self.site.open(replicas=replicas, on_restarted=self.told.append)
+        self.replicas = replicas
+        self.possible: dict[str, set[bytes | None]] = {f"k{n}": {None} for n in range(KEYS)}
+        self.acknowledged: set[str] = set()
+        self.removed: set[str] = set()
+        self.faults: list[Fault] = []
+        self.version = self.restarts = self.raised = self.kills = 0
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def fault(self, keys: list[str], seed: int) -> None:
+        call = CALLS[seed % len(CALLS)]
+        self.faults.append(self.site.fake.inject(fault_of(seed, call, keys[0], 1 + seed % 3)))
+
+    def land(self) -> None:
+        """Late transfers arrive, but over no key that was removed since: a key names the same bytes for ever."""
+        for fault in self.faults:
+            if fault.key not in self.removed:
+                fault.land()
+
+    def kill(self) -> None:
+        """One owner dies, once; what lay nowhere else may be gone."""
+        if self.kills:
+            return
+        self.kills += 1
+        self.site.fake.kill_owner("owner:1")
+        if self.replicas == 1:
+            for possible in self.possible.values():
+                possible.add(None)
+
+    def restart(self) -> None:
+        self.restarts += 1
+        self.site.fake.restart_master()
+        self.possible = {key: {None} for key in self.possible}
+        self.acknowledged.clear()
+
+    # -- what it is asked ---------------------------------------------------------------------------------------------
+
+    def put(self, keys: list[str]) -> None:
+        self.version += 1
+        values = [value_of(key, self.version) for key in keys]
+        for key, value, outcome in zip(keys, values, self._call("put", keys, values), strict=True):
+            possible = self.possible[key]
+            if isinstance(outcome, Ok):
+                assert None in possible or value in possible, f"{key}: written over {possible}"
+                self.possible[key] = {value}
+                self.acknowledged.add(key)
+            elif isinstance(outcome, Failed) and outcome.code == EXISTS:
+                assert possible != {None}, f"{key}: there was nothing"
+            else:
+                self.possible[key] = possible | {value}
+
+    def get(self, keys: list[str]) -> None:
+        for key, outcome in zip(keys, self._call("get", keys, None), strict=True):
+            match outcome:
+                case Ok(view, nbytes):
+                    value = view.tobytes()
+                    assert value in self.possible[key], f"{key}: {value!r} was never put, or not last"
+                    assert nbytes == len(value)
+                    self.possible[key] = {value} if key in self.acknowledged else {value, None}
+                case Missing():
+                    assert None in self.possible[key], f"{key}: an acknowledged value is missing"
+                    self.possible[key] = {None}
+
+    def exists(self, keys: list[str]) -> None:
+        for key, outcome in zip(keys, self._call("exists", keys, None), strict=True):
+            if isinstance(outcome, Ok):
+                assert outcome.nbytes in {len(value) for value in self.possible[key] if value is not None}
+            elif isinstance(outcome, Missing):
+                assert None in self.possible[key]
+
+    def remove(self, keys: list[str]) -> None:
+        for key, outcome in zip(keys, self._call("remove", keys, None), strict=True):
+            self.possible[key] = {None} if isinstance(outcome, Ok) else self.possible[key] | {None}
+            self.acknowledged.discard(key)
+            self.removed.add(key)
+
+    def _call(self, call: str, keys: list[str], values: list[bytes] | None) -> list[Outcome]:
+        """Call the store; a restart that it tells of is no outcome: each key may have met it or not."""
+        deadline = self.site.deadline(20.0)
+        try:
+            if values is not None:
+                outcomes = self.store.put_many(keys, values, deadline)
+            elif call == "get":
+                outcomes = self.store.get_many(keys, None, deadline)
+            else:
+                outcomes = (self.store.exists_many if call == "exists" else self.store.remove_many)(keys, deadline)
+        except DataPlaneUnavailable:
+            self.raised += 1
+            assert self.raised <= self.restarts, "a restart was told twice"
+            outcomes = [Failed("restarted")] * len(keys)
+        assert self.site.fake.misuses == []
+        assert len(self.told) <= self.restarts
+        assert len(outcomes) == len(keys)
+        return outcomes
+
+
+def fault_of(seed: int, call: Call, key: str, times: int) -> Fault:
+    """One of all kinds."""
+    transfer: Call = "put" if call == "put" else "get"
+    makers: list[Callable[[], Fault]] = [
+        lambda: fail(RETRYABLE[seed % len(RETRYABLE)], call=call, key=key, times=times),
+        lambda: drop_replies(call=call, times=times),
+        lambda: add_replies(call=call, times=times),
+        lambda: throw(RuntimeError("cannot convert"), call=call, times=times),
+        lambda: damage(call=transfer, key=key),
+        lambda: late(call=transfer, key=key, times=times),
+        lambda: fail(-800, call=call, times=times),
+    ]
+    return makers[seed % len(makers)]()
+
+
+def script_of(seed: int) -> list[tuple[str, list[int]]]:
+    """What happens in the world of that number."""
+    random = Random(seed)
+    return [
+        (random.choice(STEPS), [random.randrange(64) for _ in range(random.randint(1, 5))])
+        for _ in range(random.randrange(40))
+    ]
+
+
+def play(here: World, script: list[tuple[str, list[int]]]) -> None:
+    for what, numbers in script:
+        keys = list(dict.fromkeys(f"k{number % KEYS}" for number in numbers))
+        if what == "fault":
+            here.fault(keys, sum(numbers))
+        elif what in {"land", "kill", "restart"}:
+            getattr(here, what)()
+        else:
+            getattr(here, what)(keys)
+    here.get(list(here.possible))
+
+
+def run(seeds: range) -> Counter[str]:
+    """Play these worlds; return which faults took effect how often."""
+    fired: Counter[str] = Counter()
+    for seed in seeds:
+        with ExitStack() as stack:
+            here = World(stack, replicas=1 + seed % 2)
+            try:
+                play(here, script_of(seed))
+            except AssertionError as error:
+                error.add_note(f"world {seed}, {1 + seed % 2} replicas")
+                raise
+            fired.update(fault.what for fault in here.faults if fault.fired)
+            fired.update({"kill": here.kills, "restart": here.raised})
+    return fired
+
+
+def test_what_it_answers_is_true() -> None:
+    """In 300 worlds: no value that was never put, none that was acknowledged is missing, no misuse of the library."""
+    fired = run(range(300))
+    assert set(fired) == {"fail", "drop_replies", "add_replies", "throw", "damage", "late", "kill", "restart"}
+
+
+@pytest.mark.slow
+def test_what_it_answers_is_true_in_many_worlds() -> None:
+    """The same in 6,000."""
+    run(range(300, 6300))
