@@ -20,7 +20,7 @@ from penstock.errors import BadArgument, LeaseLost, RowRemoved, UnknownName, abb
 from penstock.plane.columns import Column
 from penstock.plane.rows import Held, Hold, Partition, Row, Tombstone
 from penstock.records import DataPlaneGroupMeta, Tag, expected_of, is_true
-from penstock.requests import AuditReport, RegisterPartition
+from penstock.requests import AuditReport, FieldSpec, RegisterPartition
 
 Operation: TypeAlias = Literal["ack", "release", "renew", "pop"]
 Remembered: TypeAlias = Callable[[str, str], list[str]]  # (task, key) -> the tokens the caller holds the key under
@@ -189,7 +189,7 @@ class MemoryPlane:
     ) -> list[Row]:
         """Make a put visible, whole, and return its rows that are alive."""
         part = self.partition(name)
-        self._same_types(part, columns)
+        self._same_types(part, [column.spec for column in columns])
         content = xxhash.xxh3_64_intdigest(repr([(c.spec.name, c.checksum()) for c in columns]).encode())
         repeated = self._repeated(part, keys, tags, content if columns else None)
         if not columns:
@@ -200,8 +200,12 @@ class MemoryPlane:
                 self._write(part, session, key, index, columns, tags[index], content, now, wall)
         return [part.rows[key] for key in keys if key in part.rows]
 
-    def _same_types(self, part: Partition, columns: Sequence[Column]) -> None:
-        for spec in (column.spec for column in columns):
+    def check_types(self, name: str, specs: Sequence[FieldSpec]) -> None:
+        """Refuse a put of such fields, if its partition would."""
+        self._same_types(self.partition(name), specs)
+
+    def _same_types(self, part: Partition, specs: Sequence[FieldSpec]) -> None:
+        for spec in specs:
             known = part.specs.get(spec.name, spec)
             if (known.dtype, known.rank) != (spec.dtype, spec.rank):
                 raise BadArgument(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.config import PlaneConfig
 from penstock.errors import (
@@ -29,22 +29,30 @@ from penstock.plane.model import Grant, MemoryPlane, Operation, Want
 from penstock.plane.recall import recallable
 from penstock.plane.rows import Row, common_length
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta, Tag
-from penstock.requests import AuditReport
+from penstock.requests import AuditReport, FieldSpec
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["NoOpDataPlaneClient"]
+__all__ = ["NoOpDataPlaneClient", "Selected", "Shared"]
 
 
 @dataclass(frozen=True)
-class _Shared:
+class Shared:
     """What the clients of one plane have in common."""
 
     plane: MemoryPlane
     changed: threading.Condition
     clock: Callable[[], float]
     wall: Callable[[], float]
+
+
+class Selected(NamedTuple):
+    """Rows of a read: positions of those that are ``kept``; their values, and the types, by field."""
+
+    kept: list[int]
+    values: dict[str, list[Any]]
+    specs: dict[str, FieldSpec | None]
 
 
 class NoOpDataPlaneClient(DataPlaneClient):
@@ -68,9 +76,9 @@ class NoOpDataPlaneClient(DataPlaneClient):
         wall: Callable[[], float] = time.time,
     ) -> None:
         plane = MemoryPlane(incarnation=int(wall() * 1e9), config=config or PlaneConfig(durability="memory"))
-        self._start(_Shared(plane, threading.Condition(), clock, wall), strict_tensors, timeout_s)
+        self._start(Shared(plane, threading.Condition(), clock, wall), strict_tensors, timeout_s)
 
-    def _start(self, shared: _Shared, strict_tensors: bool, timeout_s: float) -> None:
+    def _start(self, shared: Shared, strict_tensors: bool, timeout_s: float) -> None:
         self._shared = shared
         self._strict = strict_tensors
         self._timeout_s = checks.seconds(timeout_s, "timeout_s", 30.0)
@@ -291,6 +299,19 @@ class NoOpDataPlaneClient(DataPlaneClient):
         timeout_s: float | None,
     ) -> tuple[TensorDict, list[int]]:
         """Return the columns of the rows that can be read, and their positions in ``sample_ids``."""
+        found = self._select(partition_id, sample_ids, select_fields, on_failed, timeout_s)
+        joined = {field: tables.join(found.specs[field], values) for field, values in found.values.items()}
+        return tables.table(joined, len(found.kept)), found.kept
+
+    def _select(
+        self,
+        partition_id: str,
+        sample_ids: Sequence[str],
+        select_fields: Sequence[str],
+        on_failed: OnFailed,
+        timeout_s: float | None,
+    ) -> Selected:
+        """Return what a read is made of: the values of one moment."""
         partition_id = checks.name(partition_id, "partition_id")
         keys, drop = checks.keys(sample_ids), checks.on_failed(on_failed)
         fields = checks.names(select_fields, "select_fields", may_be_empty=False)
@@ -304,8 +325,7 @@ class NoOpDataPlaneClient(DataPlaneClient):
         unproduced = [field for field in fields if len(values[field]) < len(rows)]
         if unproduced:
             raise self._not_produced(partition_id, unproduced, [r.key for r in rows if r.lacks(fields)])
-        joined = {field: tables.join(specs[field], values[field]) for field in fields}
-        return tables.table(joined, len(rows)), readable
+        return Selected(readable, values, specs)
 
     def _not_produced(self, partition_id: str, fields: list[str], keys: list[str]) -> FieldNotProduced:
         return FieldNotProduced(

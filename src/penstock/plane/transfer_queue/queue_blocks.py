@@ -1,0 +1,250 @@
+"""Blocks in TransferQueue's storage: each is one row, one column of bytes, under its number as key.
+
+Invariants: every request is made under a deadline and given up with its socket when that comes; what TransferQueue
+reports is looked at: a put is done when the controller lists the block as produced, a removal when the storage no
+longer has it; what is read is served when it is the block that was asked for, whole and undamaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable, StaleSlotError
+from penstock.payload import block as layout
+from penstock.payload.block import Bytes
+from penstock.plane.blocks import FetchedBlock
+from penstock.plane.recall import recallable
+from penstock.plane.transfer_queue.library import QueueClient, TransferQueue, bounded
+from penstock.retry import Deadline
+from penstock.transport.loop_thread import LoopThread
+
+__all__ = ["QueueBlocks", "QueueFailed"]
+
+COLUMN = "block"
+TRY_S = 5.0  # one request of little data; a unit that is dead never answers
+BYTES_PER_S = 32 << 20  # and this much of it: TransferQueue moves 70-130 MB/s when nobody disturbs it
+PROBE_S = 0.3  # how long a host is given to take a connection, when what is wrong is to be said
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class QueueFailed(DataPlaneUnavailable):
+    """TransferQueue refused a request, or gave a wrong answer: another try may succeed."""
+
+
+class QueueBlocks:
+    """The blocks of one plane, as one client reaches them. Fit for use from several threads.
+
+    Args:
+        queue: where they lie.
+        partition: TransferQueue's partition that they are rows of.
+    """
+
+    def __init__(self, queue: TransferQueue, partition: str, deadline: Deadline) -> None:
+        self._partition = partition
+        self._client: QueueClient = bounded(
+            queue.open_client, deadline, f"TransferQueue's controller {queue.name} does not shake hands"
+        )
+        self._thread = LoopThread("penstock-transfer-queue", self._end)
+
+    # -- what is asked for --------------------------------------------------------------------------------------------
+
+    def put(self, blocks: Mapping[int, Bytes], deadline: Deadline) -> None:
+        """Write blocks, and see that they are there.
+
+        Raises:
+            DataPlaneTimeout: no answer by the deadline.
+            QueueFailed: refused, or reported as done and not there.
+        """
+        self._run(lambda: self._put(blocks), deadline, "put")
+
+    def get(self, sizes: Mapping[int, int], deadline: Deadline) -> dict[int, FetchedBlock | DataPlaneError]:
+        """Read blocks, given their lengths: each, or why it cannot be read.
+
+        One unit that is dead costs the blocks that lie on it: after a request for all has failed each block is asked
+        for by itself.
+        """
+        try:
+            return self._run(lambda: self._get(sizes), self._share(deadline, sum(sizes.values())), "get")
+        except DataPlaneError as failed:
+            if len(sizes) == 1 or deadline.expired():
+                return dict.fromkeys(sizes, failed)
+        until = self._share(deadline, sum(sizes.values()))
+        return self._run(lambda: self._each(sizes, until), deadline, "get")
+
+    def remove(self, numbers: Sequence[int], deadline: Deadline) -> list[int]:
+        """Remove blocks; return those whose bytes are still there. What is not there is removed."""
+        return self._run(lambda: self._remove(numbers), deadline, "clear") if numbers else []
+
+    def ping(self, deadline: Deadline) -> None:
+        """Return when the controller and every storage unit have answered."""
+        self._run(self._ping, deadline, "ping")
+
+    def partitions(self, deadline: Deadline) -> list[str]:
+        """Return the partitions of this TransferQueue."""
+        return self._run(self._client.async_get_partition_list, deadline, "list")
+
+    def remove_partition(self, name: str, deadline: Deadline) -> None:
+        self._run(lambda: self._client.async_clear_partition(name), deadline, "clear")
+
+    def close(self, timeout_s: float) -> None:
+        """End; calls under way end with ``DataPlaneUnavailable``. Idempotent."""
+        self._thread.stop(timeout_s)
+        if not self._thread.running:
+            self._client.close()
+
+    # -- how it is asked for ------------------------------------------------------------------------------------------
+
+    def _run(self, work: Callable[[], Awaitable[T]], deadline: Deadline, what: str) -> T:
+        async def limited() -> T:
+            try:
+                return await asyncio.wait_for(work(), deadline.remaining())
+            except TimeoutError:
+                why = await self._silent()
+                raise DataPlaneTimeout(
+                    f"{what}: TransferQueue has not answered within {deadline.elapsed():.3g} s: {why}",
+                    missing=[why],
+                    attempts=1,
+                    elapsed_s=deadline.elapsed(),
+                ) from None
+            except DataPlaneError:
+                raise
+            except Exception as foreign:  # top frame of what is foreign: TransferQueue raises RuntimeError and others
+                raise QueueFailed(f"{what}: TransferQueue: {type(foreign).__name__}: {foreign}") from foreign
+
+        return self._thread.run(limited, deadline, recallable)
+
+    def _share(self, deadline: Deadline, nbytes: int) -> Deadline:
+        """The time of one try, where another one can still be made."""
+        return deadline.within(min(deadline.remaining() / 3, TRY_S + nbytes / BYTES_PER_S))
+
+    async def _put(self, blocks: Mapping[int, Bytes]) -> None:
+        import torch
+        from tensordict import TensorDict
+
+        keys = [_key(number) for number in blocks]
+        meta = await self._client.async_kv_retrieve_meta(keys, self._partition, create=True)
+        _require(meta.size == len(keys), f"{meta.size} rows were made for {len(keys)} keys")
+        rows = [torch.from_numpy(data) for data in blocks.values()]
+        column = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        await self._client.async_put(TensorDict({COLUMN: column}, batch_size=[len(keys)]), meta)
+        there = await self._client.async_kv_retrieve_meta(keys, self._partition)
+        _require(
+            there.size == len(keys) and COLUMN in there.field_names, "a put that was reported as done is not there"
+        )
+
+    async def _get(self, sizes: Mapping[int, int]) -> dict[int, FetchedBlock | DataPlaneError]:
+        keys = [_key(number) for number in sizes]
+        meta = await self._client.async_kv_retrieve_meta(keys, self._partition)
+        if meta.size != len(keys):
+            return await self._known(sizes)
+        _require(COLUMN in meta.field_names, "blocks that were put have no bytes")
+        data = await self._client.async_get_data(meta)
+        rows = list(data[COLUMN].unbind()) if COLUMN in data.keys() else []  # noqa: SIM118 - a TensorDict
+        _require(len(rows) == len(keys), f"{len(rows)} blocks came for {len(keys)} keys")
+        return {number: _opened(number, size, row) for (number, size), row in zip(sizes.items(), rows, strict=True)}
+
+    async def _known(self, sizes: Mapping[int, int]) -> dict[int, FetchedBlock | DataPlaneError]:
+        """Read those that the controller knows: it leaves out the others without a word."""
+        listed = (await self._client.async_kv_list(self._partition)).get(self._partition, {})
+        gone: dict[int, FetchedBlock | DataPlaneError] = {
+            number: StaleSlotError(f"block {number} is not in TransferQueue")
+            for number in sizes
+            if _key(number) not in listed
+        }
+        _require(bool(gone), "the controller did not find blocks that it lists")
+        known = {number: size for number, size in sizes.items() if number not in gone}
+        return {**gone, **(await self._get(known) if known else {})}
+
+    async def _each(self, sizes: Mapping[int, int], until: Deadline) -> dict[int, FetchedBlock | DataPlaneError]:
+        async def one(number: int, size: int) -> FetchedBlock | DataPlaneError:
+            try:
+                return (await asyncio.wait_for(self._get({number: size}), until.remaining()))[number]
+            except TimeoutError:
+                return DataPlaneUnavailable(f"block {number}: no answer; {await self._silent()}")
+            except DataPlaneError as failed:
+                return failed
+            except Exception as foreign:  # noqa: BLE001  # top frame of what is foreign
+                return QueueFailed(f"block {number}: TransferQueue: {type(foreign).__name__}: {foreign}")
+
+        found = await asyncio.gather(*(one(number, size) for number, size in sizes.items()))
+        return dict(zip(sizes, found, strict=True))
+
+    async def _remove(self, numbers: Sequence[int]) -> list[int]:
+        keys = [_key(number) for number in numbers]
+        meta = await self._client.async_kv_retrieve_meta(keys, self._partition)
+        if not meta.size:
+            return []
+        await self._client.async_clear_samples(meta)
+        return await self._still_there(numbers, meta)
+
+    async def _still_there(self, numbers: Sequence[int], meta: Any) -> list[int]:
+        """A clear that failed in the storage is reported as done: ask the storage itself for the bytes."""
+        try:
+            data = await self._client.async_get_data(meta)
+        except Exception as gone:  # top frame of what is foreign: "not found" has as many types as there are backends
+            if "not found" in str(gone).lower() or "notfound" in type(gone).__name__.lower():
+                return []
+            raise
+        return list(numbers) if COLUMN in data.keys() and data.numel() else []  # noqa: SIM118 - a TensorDict
+
+    async def _ping(self) -> None:
+        await self._client.async_get_partition_list()
+        manager = self._client.storage_manager
+        units = getattr(manager, "storage_unit_infos", None)
+        if units is not None:
+            await asyncio.gather(*(manager._probe_storage_unit(target_storage_unit=unit) for unit in units))  # noqa: SLF001 - the one request that a unit answers without rows
+
+    async def _silent(self) -> str:
+        """Say which part does not take a connection."""
+        parts = {f"storage unit {info.id} at {info.ip}:{port}": (info.ip, port) for info, port in self._units()}
+        info = self._client.storage_manager.controller_info
+        port = info.ports["request_handle_socket"]
+        parts[f"controller {info.id} at {info.ip}:{port}"] = (info.ip, port)
+        up = await asyncio.gather(*(_takes_connections(*at) for at in parts.values()))
+        down = [name for name, is_up in zip(parts, up, strict=True) if not is_up]
+        return f"no connection to {', '.join(down)}" if down else "its controller and storage units take connections"
+
+    def _units(self) -> list[tuple[Any, int]]:
+        units = getattr(self._client.storage_manager, "storage_unit_infos", {})
+        return [(info, info.ports["put_get_socket"]) for info in units.values()]
+
+    async def _end(self) -> None:
+        """Nothing of the loop is left: its sockets go with the client."""
+
+
+async def _takes_connections(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PROBE_S)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def _key(number: int) -> str:
+    return f"{number:x}"
+
+
+def _require(held: bool, why: str) -> None:
+    if not held:
+        raise QueueFailed(f"TransferQueue: {why}")
+
+
+def _opened(number: int, size: int, row: Any) -> FetchedBlock | DataPlaneError:
+    data: Bytes = np.ascontiguousarray(row.numpy().reshape(-1))
+    try:
+        if len(data) != size:
+            raise CorruptPayload(f"block {number} has {len(data)} bytes, not {size}")
+        header = layout.parse(data, number)
+        layout.verify(data, header)
+    except CorruptPayload as damaged:
+        return damaged
+    return FetchedBlock(header, data)
