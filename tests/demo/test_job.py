@@ -235,6 +235,9 @@ class Cable:
     def swallowed(self) -> int:
         return self.cuts
 
+    def folders(self, files: RunFiles) -> list[Path]:
+        return [files.plane]
+
     def close(self) -> None:
         """Nothing to take down."""
 

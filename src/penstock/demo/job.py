@@ -22,6 +22,7 @@ from penstock.demo.messages import Note, StepRecord, Worked
 from penstock.demo.patience import patiently
 from penstock.demo.processes import FROM_SPARE, MUTE, SPARES, Ended, Processes, kind_of, slot_of
 from penstock.demo.progress import EventTail, Progress
+from penstock.demo.ray_site import RaySite
 from penstock.demo.reaching import beside
 from penstock.demo.settling import settle
 from penstock.demo.site import ON_SECOND, Cutter, Site
@@ -108,10 +109,15 @@ class Job:
     ) -> None:
         self.options, self.files, self.interrupt, self.opponent = options, files, interrupt, opponent
         steps = None if options.chaos else options.steps
-        self.site = Site(options.hosts, files.root)
+        self.site = RaySite(options.hosts, files) if options.engine == "ray" else Site(options.hosts, files.root)
         self.kinds = KINDS_OF_HOSTS if self.site.hosts else KINDS
         self.spec = RunSpec(
-            task=TaskSpec(seed=options.seed), max_steps=steps, plane=plane, port=self.site.port, hosts=self.site.hosts
+            task=TaskSpec(seed=options.seed),
+            max_steps=steps,
+            plane=plane,
+            port=self.site.port,
+            hosts=self.site.hosts,
+            engine=options.engine,
         )
         self.files.create(self.spec)
         self.started_at = time.monotonic()
@@ -123,7 +129,8 @@ class Job:
             self.switchboard.left,
             self.site.command,
             director,
-            from_spare=ON_SECOND if self.site.hosts else FROM_SPARE,
+            from_spare=ON_SECOND if len(self.site.hosts) > 1 else FROM_SPARE,
+            spawn=self.site.spawn,
         )
         self.tail, self.progress = EventTail(files.events), Progress()
         self.faults = FaultLedger(self.kinds)
@@ -387,7 +394,7 @@ class Job:
         self.processes.close()
         self.log.close()
         self.site.close()
-        for folder in (self.files.plane, *(self.files.host(number) for number in range(len(self.site.hosts)))):
+        for folder in self.site.folders(self.files):
             for path, _ in arena_files(folder) if folder.exists() else ():  # only if it could not end by itself
                 path.unlink(missing_ok=True)
 

@@ -19,13 +19,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 from penstock.demo.messages import LAUNCHER, Become, letter
 from penstock.demo.spec import RunFiles
 from penstock.testing.director import Director
 from penstock.testing.injection import Seat
 
-__all__ = ["SPARES", "Ended", "Life", "Processes", "kind_of", "role_command", "slot_of"]
+__all__ = [
+    "SPARES",
+    "Child",
+    "Ended",
+    "Life",
+    "Processes",
+    "Spawn",
+    "kind_of",
+    "role_command",
+    "role_environment",
+    "slot_of",
+]
 
 SPARES = ("spare-0", "spare-1")  # two, for two may be killed at once
 FROM_SPARE = frozenset({"worker", "trainer", "scorer"})
@@ -50,6 +62,30 @@ def role_command(root: Path, peer: str) -> list[str]:
     return [sys.executable, "-m", "penstock.demo.role", kind_of(peer), str(root), peer, str(os.getpid())]
 
 
+def role_environment(root: Path) -> dict[str, str]:
+    """Return the environment of a role."""
+    cache = str(root / "torch")  # else importing torch leaves a folder in /tmp
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
+
+
+class Child(Protocol):
+    """A process that was started: ``subprocess.Popen``, or something elsewhere that is dealt with like one."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdin(self) -> IO[bytes] | Any | None: ...
+    @property
+    def stdout(self) -> IO[bytes] | Any | None: ...
+    @property
+    def returncode(self) -> int | Any: ...
+    def poll(self) -> int | None: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
+Spawn = Callable[[str, Path], Child]  # peer and log -> its process
+
+
 @dataclass
 class Life:
     """One process of a slot.
@@ -59,7 +95,7 @@ class Life:
     """
 
     peer: str
-    process: subprocess.Popen[bytes]
+    process: Child
     started_at: float
     ready_at: float | None = None
     seat: Seat | None = None
@@ -86,6 +122,7 @@ class Processes:
         command: makes the command line of a peer, given the run's directory and the peer's name.
         director: hears of the points that the processes reach, each known by its slot and by its kind.
         from_spare: what a spare process can become.
+        spawn: starts a peer's process; None = on this machine, with ``command`` and ``director``.
     """
 
     def __init__(
@@ -96,6 +133,7 @@ class Processes:
         command: Callable[[Path, str], list[str]] | None = None,
         director: Director | None = None,
         from_spare: frozenset[str] = FROM_SPARE,
+        spawn: Spawn | None = None,
     ) -> None:
         self._files = files
         self._from_spare = from_spare
@@ -103,6 +141,7 @@ class Processes:
         self._left = left
         self._command = command or role_command
         self._director = director
+        self._spawn_elsewhere = spawn
         self._lives: dict[str, Life] = {}  # slot -> its present life
         self._ears: list[threading.Thread] = []
         self._born = 0
@@ -130,6 +169,8 @@ class Processes:
         return life
 
     def _spawn(self, slot: str, peer: str) -> Life:
+        if self._spawn_elsewhere is not None:
+            return Life(peer, self._spawn_elsewhere(peer, self.log_path(slot)), time.monotonic())
         talks = kind_of(slot) not in MUTE
         pipe = subprocess.PIPE if talks else subprocess.DEVNULL
         seat = None if self._director is None else self._director.enrol(slot, kind_of(slot))
@@ -141,16 +182,12 @@ class Processes:
                 stdout=pipe if talks else log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is the launcher's; it ends its children in order
-                env=self._environment(),
+                env=role_environment(self._files.root),
                 pass_fds=stage,
             )
         if seat is not None:
             seat.given_to(process.pid)
         return Life(peer, process, time.monotonic(), seat=seat)
-
-    def _environment(self) -> dict[str, str]:
-        cache = str(self._files.root / "torch")  # else importing torch leaves a folder in /tmp
-        return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
 
     def dismiss(self) -> None:
         """Whoever is started from now on takes no part in faults."""

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from penstock.config import ClientConfig
 from penstock.demo.patience import patiently
 from penstock.demo.processes import kind_of
 from penstock.demo.site import host_of
 from penstock.demo.spec import RunFiles
+from penstock.launch.orders import Access
 from penstock.plane.client import PlaneClient
 from penstock.plane.local import LocalDataPlaneClient
 from penstock.plane.remote import RemoteDataPlaneClient
@@ -56,12 +59,22 @@ def connect(
     ``near`` makes it for a plane on this machine, ``far`` for one of several hosts.
     """
     spec = files.spec()
-    replicas = REPLICAS if spec.hosts else 1
-    config = ClientConfig(timeout_s=CALL_S, role=kind_of(peer), owner=peer, replicas=replicas, under_replicated=True)
+    replicas = REPLICAS if len(spec.hosts) > 1 and not spec.store else 1
+    config = ClientConfig(
+        timeout_s=CALL_S,
+        role=kind_of(peer),
+        owner=peer,
+        replicas=replicas,
+        under_replicated=True,
+        store=spec.store,
+    )
 
     def make() -> PlaneClient:
         if not spec.hosts:
             return near(files.plane, config)
+        if spec.engine == "ray":
+            there = msgspec.json.decode(files.access(host_of(peer)).read_bytes(), type=Access)
+            return far(there.url, read_token(there.token_file), Path(there.host_dir), config)
         return far(spec.url, read_token(files.token), files.host(host_of(peer)), config)
 
     return patiently(make, spec.plane_patience_s, sleep)

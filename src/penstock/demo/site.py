@@ -14,7 +14,8 @@ import socket
 import time
 from pathlib import Path
 
-from penstock.demo.processes import SPARES, kind_of, role_command, slot_of
+from penstock.demo.processes import SPARES, Spawn, kind_of, role_command, slot_of
+from penstock.demo.spec import RunFiles
 from penstock.errors import DataPlaneUnavailable
 from penstock.testing.network import Host, Network
 
@@ -72,6 +73,15 @@ class Site:
         """Return the command line of a role, on its host."""
         command = role_command(root, peer)
         return self._seats[host_of(peer)].command(command) if self._seats else command
+
+    @property
+    def spawn(self) -> Spawn | None:
+        """How a peer's process is started; None = as ``command`` says, on this machine."""
+        return None
+
+    def folders(self, files: RunFiles) -> list[Path]:
+        """Return the directories of plane and agents: what they hold in shared memory is named after these."""
+        return [files.plane, *(files.host(number) for number in range(len(self.hosts)))]
 
     def cut(self) -> None:
         """Cut the cable, in silence."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import msgspec
 
@@ -23,12 +24,14 @@ __all__ = [
     "TRAIN_TASK",
     "DemoOptions",
     "DemoResult",
+    "Engine",
     "ModelSpec",
     "RunFiles",
     "RunSpec",
     "TaskSpec",
 ]
 
+Engine = Literal["processes", "ray"]
 PARTITION = "rollouts"
 SCORE_TASK = "prev_lp"
 TRAIN_TASK = "train"
@@ -73,6 +76,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         plane: options of its plane, "name=value".
         port: where the plane listens on the first host.
         hosts: the hosts' addresses; none = all on one machine, by the plane's Unix socket.
+        engine: who starts plane, agents and roles; "ray" tells the roles where the plane is, ``RunFiles.access``.
+        store: where rows lie, as ``ClientConfig.store``; "" = in shared memory.
     """
 
     task: TaskSpec
@@ -86,6 +91,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     plane: tuple[str, ...] = ()
     port: int = 0
     hosts: tuple[str, ...] = ()
+    engine: Engine = "processes"
+    store: str = ""
 
     @property
     def url(self) -> str:
@@ -120,6 +127,10 @@ class RunFiles(msgspec.Struct, frozen=True):
     def host(self, number: int) -> Path:
         """The directory of a host's agent."""
         return self.root / f"host-{number}"
+
+    def access(self, host: int) -> Path:
+        """How a host's roles reach a plane on Ray, as its launcher says."""
+        return self.root / f"access-{host}.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -160,6 +171,9 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         rollout_workers: processes that generate.
         hosts: 1: all on one machine. 2: workers on one host, trainer and scorer on another, each with its agent and in
             a network namespace of its own where that is allowed; rows lie on both.
+        engine: "ray" starts a Ray cluster on this machine, of as many nodes as hosts, with the plane, the agents and
+            the roles as its actors; with ``chaos`` they are killed by ``ray.kill``.
+        store: "mooncake" keeps rows in a Mooncake Store of this machine, which is started for it.
         chaos: kill -9 a worker, the trainer, the scorer, the controller or the plane, or two of them at once, every
             ``chaos_period_s`` or so.
         min_faults: with ``chaos``, how many faults must have fired before the run may end.
@@ -174,6 +188,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     steps: int | None = None
     rollout_workers: int = 2
     hosts: int = 1
+    engine: Engine = "processes"
+    store: Literal["", "mooncake"] = ""
     chaos: bool = False
     chaos_period_s: float = 5.0
     min_faults: int = 10
@@ -192,6 +208,9 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadArgument(f"steps must be at least 1, got {self.steps!r}")
         if self.hosts not in (1, 2):
             raise BadArgument(f"hosts must be 1 or 2, got {self.hosts!r}")
+        for name, known in (("engine", ("processes", "ray")), ("store", ("", "mooncake"))):
+            if getattr(self, name) not in known:
+                raise BadArgument(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not 0 < self.goal < 1:
             raise BadArgument(f"goal must lie between 0 and 1, got {self.goal!r}")
 
