@@ -237,6 +237,7 @@ def test_a_dead_owners_values_fail_until_the_master_stops_believing_in_it(start_
     assert list(segments_of(client, "c")) == [alive]
 
 
+@pytest.mark.parametrize("kind", ["fake", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_restarted_master_has_forgotten_everything(start_rig: StartRig) -> None:
     """Master down: -900, and a description without a word; restarted: every key is missing, and puts work."""
     rig = start_rig()
