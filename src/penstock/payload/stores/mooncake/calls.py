@@ -50,7 +50,7 @@ class Job(Generic[T]):
             return
         try:
             self.value = self._function(*self._arguments)
-        except Exception as error:  # noqa: BLE001 - the thread's top frame: whoever waits hears of it
+        except Exception as error:  # noqa: BLE001  # top frame: whoever waits hears of it
             self.error = error
         self._done.set()
 
@@ -182,7 +182,7 @@ class Calls:
             else:
                 _LEFT_BEHIND.append(self._client)
                 log.warning("a connection to the store is left behind: closing it would wait for a silent master")
-        except Exception:  # the thread's top frame: there is nobody left to tell but the log
+        except Exception:  # top frame: there is nobody left to tell but the log
             log.exception("closing a connection to the store failed")
         self.ended.set()
 

@@ -26,7 +26,12 @@ from penstock.retry import Answer, Deadline, Kind
 
 __all__ = ["Writing"]
 
+TOGETHER = "together"  # the code of a put whose copies would die together
 VANISHED = "vanished"  # the code of a put that was said to be done and cannot be read
+
+
+def _remove_one(link: Link, name: str) -> int:
+    return link.client.batch_remove([name], True)[0]
 
 
 class Writing:
@@ -53,6 +58,7 @@ class Writing:
         self._segment_of: dict[str, str] = {}  # of stored names: where they were sent, or seen
         self._doubtful: set[str] = set()  # stored names that are read back
         self._headers: dict[str, Header] = {}
+        self._moved: set[str] = set()  # keys of which a copy was taken away from the other, once
 
     def attempt(self, link: Link, keys: Sequence[str], deadline: Deadline) -> list[Answer[int]]:
         """Try ``keys`` once; the answers' values are the payloads' lengths."""
@@ -60,6 +66,8 @@ class Writing:
         heard: dict[str, list[Answer[Any]]] = {key: [] for key in keys}
         self._ask_first([key for key in keys if key not in self._asked], link, heard, deadline)
         self._write([key for key in keys if not heard[key]], link, heard, deadline)
+        if self._replicas > 1:
+            self._keep_apart([key for key in keys if not heard[key]], link, heard, deadline)
         self._read_back([key for key in keys if key in self._asked], link, heard, deadline)
         return [self._answer_of(key, heard[key]) for key in keys]
 
@@ -140,6 +148,28 @@ class Writing:
         places = self._segments.spread(key, len(names), self._attempts - 1, taken)
         nbytes = self._nbytes[key] + HEADER_BYTES
         return [Part(key, name, place, nbytes) for name, place in zip(names, places, strict=True)]
+
+    def _keep_apart(
+        self, keys: Sequence[str], link: Link, heard: dict[str, list[Answer[Any]]], deadline: Deadline
+    ) -> None:
+        """See where copies lie: the library places them elsewhere in silence, as where the segment named is full.
+
+        Of two copies in one segment the last is removed and written again, once, if there is another segment.
+        """
+        if not keys:
+            return
+        found = find(link, [name for key in keys for name in self._done[key]], 1, self._segments, deadline)
+        at = {part.name: part.segment for parts in found.parts.values() for part in parts}
+        self._segment_of.update(at)
+        for key in keys:
+            names = [name for name in copies_of(key, self._replicas) if name in at]
+            together = len(names) > 1 and len({at[name] for name in names}) == 1
+            if not together or key in self._moved or not set(self._segments.names) - {at[names[0]]}:
+                continue
+            self._moved.add(key)
+            link.calls.one(_remove_one, link, names[-1], deadline=deadline.within(link.config.call_timeout_s))
+            self._done[key].discard(names[-1])
+            heard[key].append(Answer(Kind.RETRYABLE, code=TOGETHER))
 
     # -- reading back -------------------------------------------------------------------------------------------------
 
