@@ -25,7 +25,8 @@ from penstock.retry import Deadline
 __all__ = ["StoreAgent"]
 
 WATCH_S = 1.0  # between two looks at the store's life
-PATROL_S = 30.0  # between two looks for everything that rows need
+PATROL_S = 5.0  # between two looks for everything that rows need, and at least:
+PATROL_SHARE = 20  # as many times as the last one took
 CALL_S = 15.0  # for one call: longer than a store needs to notice that one of its owners has died
 BATCH = 512  # keys of one call
 BLOCKS_READ = 4  # at once, of those that are checked: they may be large
@@ -65,7 +66,8 @@ class StoreAgent:
         self._clock = clock
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="penstock-store")
-        self._patrolled = clock()
+        self._patrolled = clock()  # when the last look for everything began
+        self._patrol_at: float | None = None  # when the next one is due; None = one is under way
         self._silent_since: float | None = None
 
     def look(self) -> None:
@@ -106,11 +108,14 @@ class StoreAgent:
 
     async def _do(self) -> None:
         """Do everything once; what fails stays to be done."""
-        if self._clock() - self._patrolled >= PATROL_S:
-            self._patrolled = self._clock()
+        if self._patrol_at is not None and self._clock() >= self._patrol_at:
+            self._patrolled, self._patrol_at = self._clock(), None
             self._duties.patrol()
         while await self._free() or await self._check() or await self._survey():
             self._told()
+        if self._patrol_at is None and not self._duties.to_survey(1):
+            took = self._clock() - self._patrolled
+            self._patrol_at = self._clock() + max(PATROL_S, PATROL_SHARE * took)
 
     async def _free(self) -> bool:
         blocks = self._duties.to_free(BATCH)
