@@ -37,6 +37,7 @@ from penstock.demo.spec import (
 )
 from penstock.demo.switchboard import Switchboard
 from penstock.demo.view import LifeLine, Snapshot, View
+from penstock.demo.warehouse import Warehouse
 from penstock.errors import DataPlaneError, DataPlaneUnavailable
 from penstock.requests import AuditReport
 from penstock.testing.checker import EventLog, Fault, Report
@@ -110,14 +111,16 @@ class Job:
         self.options, self.files, self.interrupt, self.opponent = options, files, interrupt, opponent
         steps = None if options.chaos else options.steps
         self.site = RaySite(options.hosts, files) if options.engine == "ray" else Site(options.hosts, files.root)
+        self.warehouse = Warehouse(options.store, files.root / "mooncake")
         self.kinds = KINDS_OF_HOSTS if self.site.hosts else KINDS
         self.spec = RunSpec(
             task=TaskSpec(seed=options.seed),
             max_steps=steps,
-            plane=plane,
+            plane=(*plane, *self.warehouse.options),
             port=self.site.port,
             hosts=self.site.hosts,
             engine=options.engine,
+            store=options.store,
         )
         self.files.create(self.spec)
         self.started_at = time.monotonic()
@@ -394,6 +397,7 @@ class Job:
         self.processes.close()
         self.log.close()
         self.site.close()
+        self.warehouse.close()
         for folder in self.site.folders(self.files):
             for path, _ in arena_files(folder) if folder.exists() else ():  # only if it could not end by itself
                 path.unlink(missing_ok=True)

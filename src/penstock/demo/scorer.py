@@ -7,6 +7,9 @@ cost themselves only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from penstock.demo.model import Policy, answer_logprobs
 from penstock.demo.patience import patiently
 from penstock.demo.rows import question_answer
 from penstock.demo.spec import GENERATION_FIELDS, PARTITION, SCORE_TASK, RunFiles
-from penstock.errors import DataPlaneTimeout, LeaseLost, RowRemoved, UnknownName
+from penstock.errors import DataPlaneError, DataPlaneReadError, DataPlaneTimeout, LeaseLost, RowRemoved, UnknownName
 from penstock.plane.contract import DataPlaneClient
 from penstock.points import reached
 from penstock.records import KVBatchMeta
@@ -24,6 +27,7 @@ __all__ = ["Scorer"]
 
 GROUPS_PER_CLAIM = 8
 CLAIM_WAIT_S = 1.0
+READ_FIELDS = ["prompt", "answer"]
 
 
 class Scorer:
@@ -47,15 +51,24 @@ class Scorer:
         except DataPlaneTimeout:
             return 0  # nothing was ready, or the plane was away: the next call will tell
         reached("scorer.claimed")
-        read, meta = patiently(
-            lambda: self._client.get_data(meta, ["prompt", "answer"], on_failed="drop"), self.spec.plane_patience_s
-        )
-        if not meta.size:
+        found = self._read(meta)
+        if found is None:
             return 0
+        columns, meta = found
         self._refresh()
         with torch.no_grad():
-            scores = answer_logprobs(self._policy, *question_answer(read))
+            scores = answer_logprobs(self._policy, *question_answer(columns))
         return self._deliver(meta, scores)
+
+    def _read(self, meta: KVBatchMeta) -> tuple[Mapping[str, Tensor], KVBatchMeta] | None:
+        """Return what is still there, and which rows that are: where they lie is waited for, for they are leased."""
+        rest: KVBatchMeta | None = meta
+        while rest is not None:
+            try:
+                return patiently(partial(self._client.get_data, rest, READ_FIELDS), self.spec.plane_patience_s), rest
+            except (DataPlaneReadError, UnknownName) as gone:
+                rest = _without(rest, gone)
+        return None
 
     def _claim(self, wait_s: float) -> KVBatchMeta:
         rows = GROUPS_PER_CLAIM * self.spec.group_size
@@ -75,10 +88,9 @@ class Scorer:
             try:
                 self._put_and_ack(rest, scores)
             except (RowRemoved, UnknownName, LeaseLost) as gone:  # evicted, or taken over by another life of ours
-                kept = [i for i, key in enumerate(rest.sample_ids) if key not in set(gone.keys)]
-                if len(kept) == rest.size:
-                    raise
-                rest, scores = (rest.subset(kept), scores[kept]) if kept else (None, scores)
+                before, rest = rest, _without(rest, gone)
+                if rest is not None:
+                    scores = scores[[key in set(rest.sample_ids) for key in before.sample_ids]]
             else:
                 return rest.size
         return 0
@@ -90,3 +102,11 @@ class Scorer:
         reached("scorer.put")
         patiently(lambda: self._client.ack(meta), patience)
         reached("scorer.acked")
+
+
+def _without(meta: KVBatchMeta, gone: DataPlaneError) -> KVBatchMeta | None:
+    """Return the rows that ``gone`` does not name; None = it names all. One that names none of them goes up."""
+    kept = [i for i, key in enumerate(meta.sample_ids) if key not in set(gone.keys)]
+    if len(kept) == meta.size:
+        raise gone
+    return meta.subset(kept) if kept else None

@@ -211,6 +211,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name, known in (("engine", ("processes", "ray")), ("store", ("", "mooncake"))):
             if getattr(self, name) not in known:
                 raise BadArgument(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if self.store and self.hosts > 1 and self.engine == "processes":
+            raise BadArgument("hosts that are network namespaces do not reach one store: take engine ray, or 1 host")
         if not 0 < self.goal < 1:
             raise BadArgument(f"goal must lie between 0 and 1, got {self.goal!r}")
 
