@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 from penstock.config import ClientConfig
 from penstock.endpoint.connection import Address
-from penstock.errors import BadArgument, DataPlaneError, TransportError
+from penstock.errors import BadArgument, DataPlaneError, MissingExtra, TransportError
 from penstock.ops.connecting import Where, far_client
 from penstock.ops.finding import Finding
 from penstock.parts import HostPlace
 from penstock.plane.remote_host import HostDialer
+from penstock.plane.stores import address_of, open_by_url
 from penstock.reports import HostStatus, StatusReport
 from penstock.retry import Deadline
 from penstock.wire.auth import read_token
@@ -57,7 +58,22 @@ def _hosts(where: Where, report: StatusReport) -> Iterator[Finding]:
     token = read_token(where.token_file)
     tls = None if where.tls_ca is None else client_context(where.tls_ca)
     for host in report.hosts:
-        yield _host(host, token, tls)
+        yield _store(host) if host.place.store else _host(host, token, tls)
+
+
+def _store(status: HostStatus) -> Finding:
+    """What lies in a store is read from here without its agent, if the store can be reached from here."""
+    name = f"store {address_of(status.place.store)}"
+    try:
+        with open_by_url(status.place.store) as store:
+            store.life(Deadline(_KNOCK_S))
+    except DataPlaneError as failed:
+        remedy = "install what it says" if isinstance(failed, MissingExtra) else "can this machine reach it?"
+        return Finding(name, "warning", f"not to be read from here: {failed}", remedy)
+    if status.state != "up":
+        found = f"answers; its agent is {status.state}, for {status.silent_s:.0f} s; {status.blocks} blocks"
+        return Finding(name, "warning", found, "see that its agent (penstock store) runs and reaches the plane")
+    return Finding(name, "ok", f"up; {status.blocks} blocks; the store answers")
 
 
 def _host(host: HostStatus, token: bytes, tls: ssl.SSLContext | None) -> Finding:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from penstock.plane.stores import address_of
 from penstock.records import DataPlaneGroupMeta
 from penstock.requests import (
     AuditReport,
@@ -86,7 +87,7 @@ def _host_row(status: HostStatus) -> tuple[object, ...]:
     place = status.place
     return (
         place.name,
-        place.address,
+        address_of(place.store) or place.address,
         " ".join(map(str, [*place.ports, *place.ucx_ports])),
         status.state,
         f"{status.silent_s:.1f} s",

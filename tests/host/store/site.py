@@ -116,8 +116,8 @@ class StoreSite:
         assert url == URL
         return FaultyStore(self.shelf, self.faults)
 
-    def start_agent(self) -> InThread:
-        options = StoreOptions(store=URL, data_dir=self.plane.data_dir, name="pool")
+    def start_agent(self, options: StoreOptions | None = None) -> InThread:
+        options = options or StoreOptions(store=URL, data_dir=self.plane.data_dir, name="pool")
         self.agent = InThread(options, self.opened)
         assert self.agent.said.startswith("ready "), self.agent.said
         return self.agent
