@@ -46,7 +46,7 @@ class Canary:
         self._segments = segments
         self._lock = threading.Lock()
         self._names = [f"penstock\x1fcanary\x1f{number}" for number in range(CANARIES)]
-        self.life = ""  # the last that was seen; "" = none yet
+        self.life = ""  # that goes on, as far as is known; "" = none has been seen yet, or since the last one ended
         self.ended = 0  # lives that were seen to end
 
     def look(self, link: Link, deadline: Deadline) -> Verdict:
@@ -66,13 +66,15 @@ class Canary:
             return Verdict.ALIVE
         if not lives and not sure:
             return Verdict.UNKNOWN
-        life = min(lives) if lives else self._plant_first(link, deadline)
-        if not life:
-            return Verdict.UNKNOWN
-        self._plant_missing(link, seen, life, deadline)
-        known, self.life = self.life, life
+        known, self.life = self.life, ""  # it has ended, even while there is no room yet for what names the next one
         self.ended += bool(known)
-        return Verdict.LOST if known else Verdict.ALIVE
+        life = min(lives) if lives else self._plant_first(link, deadline)
+        if life:
+            self._plant_missing(link, seen, life, deadline)
+            self.life = life
+        if known:
+            return Verdict.LOST
+        return Verdict.ALIVE if life else Verdict.UNKNOWN
 
     def _plant_first(self, link: Link, deadline: Deadline) -> str:
         """Name a new life, unless somebody else was first; return its name, "" if it could not be planted."""

@@ -35,6 +35,8 @@ if code == 0:
 os._exit(0 if code == 0 else 3)
 """
 
+_tried: set[tuple[str, str]] = set()  # places where a client was set up by another process
+
 
 class Reaching(Protocol):
     """What is asked before a client is set up or closed."""
@@ -62,16 +64,16 @@ class Reach:
 
     def __init__(self, config: MooncakeConfig) -> None:
         self._config = config
-        self._tried = False  # a client was set up there by another process
 
     def before_setup(self, deadline: Deadline) -> None:
         """See ``Reaching``."""
         trouble = self._trouble(deadline)
         if trouble:
             raise DataPlaneUnavailable(f"no store at {self._config.master}: {trouble}")
-        if not self._tried:
+        place = (self._config.master, self._config.metadata)
+        if place not in _tried:
             self._try(deadline.within(_TRIAL_S))
-            self._tried = True
+            _tried.add(place)
 
     def before_close(self, deadline: Deadline) -> bool:
         """See ``Reaching``. A master that is dead, not silent, does no harm: the library finds its port closed."""

@@ -233,6 +233,8 @@ class MooncakeStore:
             self._look(deadline)
             if self._canary.life != life:
                 raise self._restarted()
+        if not self._canary.life and any(end.reason is None for end in result.settled.values()):
+            self._look(deadline)  # it answers again after a restart: its new life gets its name
         return result
 
     def _look(self, deadline: Deadline) -> Verdict:
