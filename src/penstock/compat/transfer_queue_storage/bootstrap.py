@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from omegaconf import DictConfig, OmegaConf
 
 from penstock.compat.transfer_queue_storage.guarded import Guarded
@@ -181,7 +182,8 @@ def _start_plane(folder: Path, plane: Mapping[str, Any]) -> Guarded:
     from penstock.ops.connecting import is_listening
 
     data_dir = folder / "plane"
-    assignments = [f"--set={name}={value}" for name, value in plane.items()]
+    options = {"durability": "memory"} | dict(plane)  # it ends with the system, for good
+    assignments = [f"--set={name}={msgspec.json.encode(value).decode()}" for name, value in options.items()]
     argv = [sys.executable, "-m", "penstock", "serve", "--data-dir", str(data_dir), *assignments]
     with contextlib.suppress(FileNotFoundError):
         return Guarded(argv, folder, lambda: is_listening(data_dir), what="the plane", timeout_s=_READY_S)

@@ -22,7 +22,7 @@ from penstock.compat.transfer_queue_storage.options import MooncakeOptions, Plan
 from penstock.errors import BadArgument, BatchError, UnknownName
 from penstock.retry import Deadline
 
-__all__ = ["PenstockMooncakeClient", "PenstockPlaneClient", "Place"]
+__all__ = ["PenstockMooncakeClient", "PenstockPlaneClient", "Place", "ValueClient"]
 
 Place: TypeAlias = Mapping[str, Any]
 """Where a value lies: ``version``, which with its key makes its name, and ``nbytes``. Kept by the controller."""
@@ -30,7 +30,7 @@ Place: TypeAlias = Mapping[str, Any]
 Opener: TypeAlias = Callable[[], Blocks]
 
 
-class _Client(StorageKVClient):  # type: ignore[misc]  # the package ships no types
+class ValueClient(StorageKVClient):  # type: ignore[misc]  # the package ships no types
     """What both clients are: keys and values of TransferQueue on one side, names and bytes on the other."""
 
     def __init__(self, config: Mapping[str, Any], blocks: Blocks, namespace: str, timeout_s: float) -> None:
@@ -91,7 +91,8 @@ class _Client(StorageKVClient):  # type: ignore[misc]  # the package ships no ty
         Raises:
             BatchError: names the keys that are still there.
         """
-        pairs = [(key, p) for key, p in zip(keys, custom_backend_meta or [None] * len(keys), strict=True) if p]
+        given = custom_backend_meta or [None] * len(keys)
+        pairs = [(key, place) for key, place in zip(keys, given, strict=True) if place and _is_place(place)]
         names = [self._name(key, place["version"]) for key, place in pairs]
         if names:
             with self._named([key for key, _ in pairs], names):
@@ -111,7 +112,7 @@ class _Client(StorageKVClient):  # type: ignore[misc]  # the package ships no ty
         """Return a place for every key, or raise for those that nobody has put."""
         given = [None] * len(keys) if places is None else list(places)
         _check_aligned(keys, custom_backend_meta=given)
-        unknown = [key for key, place in zip(keys, given, strict=True) if not place]
+        unknown = [key for key, place in zip(keys, given, strict=True) if not _is_place(place)]
         if unknown:
             raise _missing("get", unknown, "has not been put by this backend")
         return [place for place in given if place]
@@ -135,12 +136,20 @@ def _check_aligned(keys: object, **others: object) -> None:
             raise BadArgument(f"{name} must be a list of {len(keys)}, one per key")
 
 
+def _is_place(place: object) -> bool:
+    """Whether one of our puts returned it; rows may have been put by another backend before a change of it."""
+    match place:
+        case {"version": str(), "nbytes": int()}:
+            return True
+    return False
+
+
 def _missing(what: str, keys: Sequence[str], why: str) -> BatchError:
     failures = {key: UnknownName(f"{what}: {key!r} {why}", keys=[key]) for key in keys}
     return BatchError(f"{what}: {len(keys)} keys failed: {keys[0]!r} {why}", failures=failures)
 
 
-class PenstockMooncakeClient(_Client):
+class PenstockMooncakeClient(ValueClient):
     """On ``MooncakeStore``: retried per key, verified, replicated, within a deadline. Options: ``MooncakeOptions``.
 
     Raises:
@@ -157,7 +166,7 @@ class PenstockMooncakeClient(_Client):
         super().__init__(config, blocks, _namespace(options.namespace), options.timeout_s)
 
 
-class PenstockPlaneClient(_Client):
+class PenstockPlaneClient(ValueClient):
     """On a Penstock plane: shared memory on this machine, or that of several. Options: ``PlaneOptions``.
 
     Raises:

@@ -9,6 +9,8 @@ TensorDicts of these.
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -35,7 +37,8 @@ _CODES = {getattr(torch, name): code for code, name in enumerate(_DTYPES)}
 _EXT_TUPLE, _EXT_ARRAY, _EXT_SCALAR, _EXT_TENSOR, _EXT_TENSORDICT = range(1, 6)
 _ARRAY_KINDS = "biufcSUMm"  # of NumPy dtypes: those whose bytes mean the same everywhere
 _PLAIN = (type(None), bool, int, float, str, bytes)
-_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, struct.error, RecursionError, ValueError, TypeError, IndexError)
+_ARRAY_DTYPE = re.compile(rf"[<>|][{_ARRAY_KINDS}]\d+(\[\d*\w+\])?", re.ASCII)  # as NumPy writes them
+_BROKEN = (msgspec.DecodeError, struct.error, RuntimeError, ValueError, TypeError, IndexError, OverflowError)
 
 
 def encode(key: str, value: Any) -> Pieces:
@@ -100,6 +103,8 @@ def _decoded(view: memoryview) -> Any:
 
 
 def _tensor(view: memoryview, start: int, nbytes: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    if math.prod(shape) * dtype.itemsize != nbytes:
+        raise ValueError(f"{nbytes} bytes for shape {shape} of {dtype}")
     if not nbytes:
         return torch.empty(shape, dtype=dtype)
     raw = torch.frombuffer(view, dtype=torch.uint8, offset=start)
@@ -160,7 +165,7 @@ def _opened(code: int, data: memoryview) -> Any:
     if code not in (_EXT_ARRAY, _EXT_SCALAR):
         raise ValueError(f"extension {code}")
     dtype, shape, raw = _decoder.decode(data)
-    if np.dtype(dtype).kind not in _ARRAY_KINDS:
+    if not _ARRAY_DTYPE.fullmatch(dtype):
         raise ValueError(f"array of dtype {dtype!r}")
     array = np.frombuffer(raw, dtype).reshape(shape)
     return array.copy() if code == _EXT_ARRAY else array[()]

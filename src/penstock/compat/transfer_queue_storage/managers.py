@@ -15,23 +15,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from tensordict import TensorDict
-from transfer_queue.metadata import BatchMeta
+from transfer_queue.metadata import BatchMeta, extract_field_schema
 from transfer_queue.storage.managers.base import KVStorageManager
 from transfer_queue.utils.zmq_utils import ZMQRequestType, ZMQServerInfo
 
 from penstock.compat.transfer_queue_storage import controller_calls as calls
 from penstock.compat.transfer_queue_storage.clients import Place
 from penstock.compat.transfer_queue_storage.options import MooncakeOptions, PlaneOptions, options_from
-from penstock.errors import BatchError, DataPlaneError, RefusedType, UnknownName
+from penstock.errors import BadArgument, BatchError, DataPlaneError, RefusedType, UnknownName
 
-__all__ = ["PenstockMooncakeManager", "PenstockPlaneManager"]
+__all__ = ["PenstockMooncakeManager", "PenstockPlaneManager", "ValueManager"]
 
 _log = logging.getLogger(__name__)
 Cell: TypeAlias = tuple[int, str]  # global index, field
 Places: TypeAlias = dict[Cell, Place]
+Items: TypeAlias = list[tuple[Cell, Place]]
 
 
-class _Manager(KVStorageManager):  # type: ignore[misc]  # the package ships no types
+class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships no types
     """What both managers are."""
 
     client_name: ClassVar[str]
@@ -41,6 +42,7 @@ class _Manager(KVStorageManager):  # type: ignore[misc]  # the package ships no 
         options = options_from(self.options, config)
         self._timeout_s = options.timeout_s
         self._complete_clear = options.complete_clear
+        self._unsettled: dict[Cell, list[Place]] = {}
         super().__init__(controller_info, {**config, "client_name": self.client_name}, zmq_context=zmq_context)
 
     # -- what TransferQueue calls -------------------------------------------------------------------------------------
@@ -56,10 +58,17 @@ class _Manager(KVStorageManager):  # type: ignore[misc]  # the package ships no 
         """
         if data_parser is not None:
             raise RefusedType("data_parser runs in SimpleStorage's own units alone; parse before the put")
-        fields = list(data.keys())
-        replaced = await self._in_place(metadata, fields) if metadata.size else {}
-        await super().put_data(data, metadata)
-        await self._forget(replaced)
+        if data.batch_size[0] != metadata.size:
+            raise BadArgument(f"data of {data.batch_size[0]} rows for metadata of {metadata.size}")
+        if not metadata.size:
+            return
+        fields = sorted(data.keys())
+        cells = _cells(metadata, fields)
+        replaced = await self._in_place(metadata, fields)
+        new = await self._write(cells, self._generate_values(data))
+        await self._announce(data, metadata, new, replaced)
+        await self._forget([*replaced.items(), *self._left_behind(cells)])
+        self._settle(cells)
 
     async def get_data(self, metadata: BatchMeta) -> TensorDict:
         """Read the values that ``metadata`` names, or, where they were replaced meanwhile, those in their place.
@@ -90,7 +99,8 @@ class _Manager(KVStorageManager):  # type: ignore[misc]  # the package ships no 
             for partition in set(metadata.partition_ids):
                 known = await self._of_partition(partition)
                 places |= {cell: place for cell, place in known.items() if cell[0] in rows}
-        await self._remove(places)
+        await self._remove([*places.items(), *self._left_behind(places)])
+        self._settle(places)
 
     def close(self) -> None:
         """End, idempotently."""
@@ -106,17 +116,45 @@ class _Manager(KVStorageManager):  # type: ignore[misc]  # the package ships no 
         wanted = [places.get(cell) for cell in cells]
         return await asyncio.to_thread(self.storage_client.get, keys, None, None, wanted)
 
-    async def _remove(self, places: Places) -> None:
-        if places:
-            keys = [_key(cell) for cell in places]
-            await asyncio.to_thread(self.storage_client.clear, keys, list(places.values()))
+    async def _write(self, cells: Sequence[Cell], values: list[Any]) -> Places:
+        keys = [_key(cell) for cell in cells]
+        written = await asyncio.to_thread(self.storage_client.put, keys, values)
+        return dict(zip(cells, written, strict=True))
 
-    async def _forget(self, replaced: Places) -> None:
+    async def _announce(self, data: TensorDict, metadata: BatchMeta, new: Places, replaced: Places) -> None:
+        """Let the controller name the new values, and ``metadata`` with it."""
+        by_row: dict[int, dict[str, Place]] = {row: {} for row in metadata.global_indexes}
+        for (row, field), place in new.items():
+            by_row[row][field] = place
+        schema = extract_field_schema(data)
+        try:
+            await self.notify_data_update(metadata.partition_ids[0], metadata.global_indexes, schema, by_row)
+        except DataPlaneError:
+            for cell, place in new.items():  # which of the two it names now is unknown
+                self._unsettled.setdefault(cell, []).extend([place, *([replaced[cell]] if cell in replaced else [])])
+            raise
+        for row, of_row in zip(metadata.global_indexes, metadata._custom_backend_meta, strict=True):  # noqa: SLF001
+            of_row.update(by_row[row])
+
+    def _left_behind(self, cells: Iterable[Cell]) -> Items:
+        """Return what puts of these cells left that the controller did not acknowledge."""
+        return [(cell, place) for cell in cells for place in self._unsettled.get(cell, [])]
+
+    def _settle(self, cells: Iterable[Cell]) -> None:
+        for cell in cells:
+            self._unsettled.pop(cell, None)
+
+    async def _remove(self, items: Items) -> None:
+        if items:
+            keys = [_key(cell) for cell, _ in items]
+            await asyncio.to_thread(self.storage_client.clear, keys, [place for _, place in items])
+
+    async def _forget(self, items: Items) -> None:
         """Remove values that the controller has stopped naming; a failure costs their memory, not the put."""
         try:
-            await self._remove(replaced)
+            await self._remove(items)
         except DataPlaneError as failed:
-            _log.warning("%d replaced values were not removed: %s", len(replaced), failed)
+            _log.warning("%d replaced values were not removed: %s", len(items), failed)
 
     async def _in_place(self, metadata: BatchMeta, fields: Sequence[str]) -> Places:
         """Return where the values lie that a put of ``fields`` is going to replace."""
@@ -200,14 +238,14 @@ def _places(metadata: BatchMeta) -> Places:
     return {(row, field): place for row, of_row in rows for field, place in of_row.items() if place}
 
 
-class PenstockMooncakeManager(_Manager):
+class PenstockMooncakeManager(ValueManager):
     """``storage_backend: PenstockMooncake``."""
 
     client_name = "PenstockMooncakeClient"
     options = MooncakeOptions
 
 
-class PenstockPlaneManager(_Manager):
+class PenstockPlaneManager(ValueManager):
     """``storage_backend: PenstockPlane``."""
 
     client_name = "PenstockPlaneClient"
