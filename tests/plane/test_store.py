@@ -344,6 +344,29 @@ def test_a_client_without_the_stores_library_says_what_to_install(
     assert caught.value.keys == ["a"]
 
 
+def test_no_call_waits_for_a_store_that_does_not_open(site: StoreSite, client: LocalDataPlaneClient) -> None:
+    """Beyond its deadline; whoever comes later finds it open, and it was opened once."""
+    put(client, "a")
+    opened: list[str] = []
+    gate = threading.Event()
+
+    def slowly(url: str) -> BlockStore:
+        opened.append(url)
+        gate.wait(30.0)
+        return site.opened(url)
+
+    late = site.client()
+    late._stores._opened = slowly
+    for call in (lambda: put(late, "b", timeout_s=0.5), lambda: read(late, "a", timeout_s=0.5)):
+        began = time.monotonic()
+        with pytest.raises(DataPlaneUnavailable, match="has not answered"):
+            call()
+        assert time.monotonic() - began < 5.0
+    gate.set()
+    assert read(late, "a") == "a"
+    assert opened == ["memory://pool"]
+
+
 def test_a_closed_client_waits_for_no_store(site: StoreSite, client: LocalDataPlaneClient) -> None:
     """A put under way ends, typed; later calls too."""
     site.faults.down = True

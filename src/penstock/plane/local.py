@@ -27,7 +27,7 @@ from penstock.plane.puts import GRANT_AGAIN, Puts
 from penstock.plane.reads import RE_READ, Reads
 from penstock.plane.store_blocks import StoreBlocks
 from penstock.plane.store_puts import STORE_AGAIN, StorePuts
-from penstock.plane.stores import Stores
+from penstock.plane.stores import EXIT_S, Stores
 from penstock.requests import Done, StatusReport
 from penstock.retry import Deadline, Retrier
 
@@ -71,7 +71,7 @@ class LocalDataPlaneClient(PlaneClient):
         weakref.finalize(self, link.end).atexit = False  # the link has its own farewell
         unpins.link = link
         self._stores = Stores(link, config.store)
-        weakref.finalize(self, self._stores.close, 0.0)
+        weakref.finalize(self, self._stores.close, EXIT_S)
         puts: Putting = Puts(link, self._arenas, Retrier(GRANT_AGAIN), read_back=config.integrity == "paranoid")
         if config.store:
             puts = StorePuts(link, self._stores, Retrier(STORE_AGAIN, sleep=pause), config)

@@ -27,7 +27,7 @@ from penstock.plane.remote_host import OwnHost
 from penstock.plane.remote_puts import PUT_AGAIN, RemotePuts
 from penstock.plane.store_blocks import StoreBlocks
 from penstock.plane.store_puts import STORE_AGAIN, StorePuts
-from penstock.plane.stores import Stores
+from penstock.plane.stores import EXIT_S, Stores
 from penstock.requests import Done
 from penstock.retry import Deadline, Policy, Retrier
 from penstock.transport.client import PayloadClient, TransportStatistics
@@ -89,7 +89,7 @@ class RemoteDataPlaneClient(PlaneClient):
         weakref.finalize(self, link.end).atexit = False  # links have their own farewell
         weakref.finalize(self, self._host.ask_to_end).atexit = False
         self._stores = Stores(link, config.store)
-        weakref.finalize(self, self._stores.close, 0.0)
+        weakref.finalize(self, self._stores.close, EXIT_S)
         puts: Putting = RemotePuts(link, self._host, Retrier(PUT_AGAIN, sleep=pause), config)
         if config.store:
             puts = StorePuts(link, self._stores, Retrier(STORE_AGAIN, sleep=pause), config)

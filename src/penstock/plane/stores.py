@@ -7,21 +7,27 @@ opened.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeAlias
 
-from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable
+from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
 from penstock.parts import HostPlace
 from penstock.payload.stores.contract import BlockStore
 from penstock.plane.link import Link
 from penstock.requests import HostStatus, Status, StatusReport
 from penstock.retry import Deadline
 
-__all__ = ["OpenStore", "Stores", "address_of", "block_key", "choose", "open_by_url"]
+__all__ = ["EXIT_S", "OpenStore", "Stores", "address_of", "block_key", "choose", "open_by_url"]
+
+log = logging.getLogger(__name__)
 
 OpenStore: TypeAlias = Callable[[str], BlockStore]
 
+EXIT_S = 1.0  # for closing the stores of a client that nobody closed
 _PREFIX = "penstock"
 
 
@@ -45,10 +51,10 @@ def choose(wanted: str, hosts: Iterable[HostStatus]) -> HostPlace:
     stores = [status for status in hosts if status.place.store and _means(wanted, status.place.store)]
     chosen = [status for status in stores if status.state == "up"] or stores
     if not chosen:
-        url = wanted if "://" in wanted else f"{wanted}://..."
+        url = address_of(wanted) if "://" in wanted else f"{wanted}://..."
         raise DataPlaneUnavailable(
-            f"no store {wanted!r} is enlisted at this plane: start its agent (`penstock store --store {url}`), "
-            f"or the plane with it (`penstock serve --store {url}`)"
+            f"no store {address_of(wanted)!r} is enlisted at this plane: start its agent "
+            f"(`penstock store --store {url}`), or the plane with it (`penstock serve --store {url}`)"
         )
     if len(chosen) > 1:
         urls = sorted(status.place.store for status in chosen)
@@ -69,12 +75,56 @@ def open_by_url(url: str) -> BlockStore:
     return open_store(url)
 
 
-class _Shelf:
-    """One store, opened or not yet. ``lock`` is held while it is being opened."""
+class _Opening:
+    """One store on its way, or open: opened by a thread of its own, for no caller waits longer than his deadline."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.store: BlockStore | None = None
+    def __init__(self, opened: OpenStore, url: str, welcome: Callable[[], bool]) -> None:
+        self._opened = opened
+        self._url = url
+        self._welcome = welcome  # whether anybody wants it still
+        self._outcome: Future[BlockStore] = Future()
+        self._thread = threading.Thread(target=self._open, name="penstock-open-store", daemon=True)
+        self._thread.start()
+
+    def _open(self) -> None:
+        try:
+            store = self._opened(self._url)
+        except DataPlaneError as failed:
+            self._outcome.set_exception(failed)
+        except Exception as bug:  # top frame of a thread: handed to every caller that waits
+            log.exception("a store could not be opened: %s", address_of(self._url))
+            self._outcome.set_exception(bug)
+        else:
+            self._keep(store)
+
+    def _keep(self, store: BlockStore) -> None:
+        self._outcome.set_result(store)
+        if not self._welcome():
+            store.close()
+
+    @property
+    def failed(self) -> bool:
+        return self._outcome.done() and self._outcome.exception() is not None
+
+    def wait(self, deadline: Deadline) -> BlockStore:
+        """Return it once it is open.
+
+        Raises:
+            DataPlaneUnavailable: it does not answer, or not by the deadline.
+            DataPlaneError: it cannot be opened.
+        """
+        try:
+            return self._outcome.result(deadline.remaining())
+        except FutureTimeout:
+            raise DataPlaneUnavailable(
+                f"the store {address_of(self._url)} has not answered yet", elapsed_s=deadline.elapsed()
+            ) from None
+
+    def close(self, deadline: Deadline) -> None:
+        """Close it if it is open; else it is closed as soon as it is."""
+        if self._outcome.done() and not self.failed:
+            self._outcome.result().close(deadline.remaining())
+        self._thread.join(deadline.remaining())
 
 
 class Stores:
@@ -91,7 +141,7 @@ class Stores:
         self._wanted = wanted
         self._opened = opened
         self._lock = threading.Lock()
-        self._shelves: dict[str, _Shelf] = {}
+        self._stores: dict[str, _Opening] = {}
         self._chosen: tuple[int, HostPlace] | None = None
         self.closed = False
 
@@ -117,55 +167,29 @@ class Stores:
         Raises:
             MissingExtra: its library is not installed here.
             BadArgument: its URL is none.
-            DataPlaneUnavailable: it does not answer, or the client is closed.
-            DataPlaneTimeout: somebody else is opening it, and it takes too long.
+            DataPlaneUnavailable: it does not answer by the deadline, or the client is closed.
         """
         url = self._url_of(place)
         with self._lock:
-            shelf = self._shelves.setdefault(url, _Shelf())
-        if shelf.store is None:
-            if not shelf.lock.acquire(timeout=deadline.remaining()):
-                raise DataPlaneTimeout(
-                    f"the store {address_of(url)} is still being opened", elapsed_s=deadline.elapsed()
-                )
-            try:
-                self._open(shelf, url)
-            finally:
-                shelf.lock.release()
-        if shelf.store is None:
-            raise DataPlaneUnavailable("the client is closed")
-        return shelf.store
+            if self.closed:
+                raise DataPlaneUnavailable("the client is closed")
+            opening = self._stores.get(url)
+            if opening is None or opening.failed:
+                opening = self._stores[url] = _Opening(self._opened, url, lambda: not self.closed)
+        return opening.wait(deadline)
 
     def close(self, timeout_s: float) -> None:
         """Close every store. Idempotent. Calls under way in them end."""
         with self._lock:
             self.closed = True
-            shelves = list(self._shelves.values())
+            stores = list(self._stores.values())
         deadline = Deadline(timeout_s)
-        for shelf in shelves:
-            store = shelf.store
-            if store is not None:
-                store.close(deadline.remaining())
+        for opening in stores:
+            opening.close(deadline)
 
     def _url_of(self, place: HostPlace) -> str:
         is_own = "://" in self._wanted and address_of(self._wanted) == address_of(place.store)
         return self._wanted if is_own else place.store
 
-    def _open(self, shelf: _Shelf, url: str) -> None:
-        """Open it, unless another thread has, or the client was closed meanwhile."""
-        if shelf.store is not None or self.closed:
-            return
-        store = self._opened(url)
-        if not self._keep(shelf, store):
-            store.close()
-
-    def _keep(self, shelf: _Shelf, store: BlockStore) -> bool:
-        with self._lock:
-            if not self.closed:
-                shelf.store = store
-            return not self.closed
-
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        urls = [address_of(url) for url, shelf in list(self._shelves.items()) if shelf.store is not None]
-        return f"Stores({state}, {', '.join(urls) or 'none'})"
+        return f"Stores({'closed' if self.closed else 'open'}: {', '.join(map(address_of, self._stores)) or 'none'})"
