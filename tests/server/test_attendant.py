@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from penstock.config import ClientConfig, PlaneConfig
@@ -27,6 +28,10 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_plane_with_a_store_has_its_agent(tmp_path: Path) -> None:
@@ -70,3 +75,17 @@ def test_an_agent_that_cannot_serve_does_not_keep_the_plane_from_serving(tmp_pat
         eventually("it is said", lambda: "store's agent" in log.read_text())
         assert not stores(client)
         assert plane.end() == 0
+
+
+def test_a_plane_whose_store_does_not_answer_ends_at_once(tmp_path: Path) -> None:
+    """Its agent waits for the store, and for nothing when it is to end."""
+    nobody = "mooncake://127.0.0.1:1?metadata=http://127.0.0.1:1/metadata"
+    with PlaneProcess(tmp_path / "plane", store=nobody) as plane, RawClient(plane.data_dir).open():
+        eventually("it is there", lambda: children(plane.pid))
+        (agent,) = children(plane.pid)
+        eventually("it tries to open", lambda: "python" in Path(f"/proc/{agent}/cmdline").read_text())
+        time.sleep(1.0)  # it is in the library's hands now, or about to be
+        began = time.monotonic()
+        assert plane.end() == 0
+        assert time.monotonic() - began < 8.0
+        assert not lives(agent)

@@ -21,7 +21,7 @@ from penstock.plane.link import Link
 from penstock.requests import HostStatus, Status, StatusReport
 from penstock.retry import Deadline
 
-__all__ = ["EXIT_S", "OpenStore", "Stores", "address_of", "block_key", "choose", "open_by_url"]
+__all__ = ["EXIT_S", "OpenStore", "Opening", "Stores", "address_of", "block_key", "choose", "open_by_url"]
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +75,24 @@ def open_by_url(url: str) -> BlockStore:
     return open_store(url)
 
 
-class _Opening:
-    """One store on its way, or open: opened by a thread of its own, for no caller waits longer than his deadline."""
+class Opening:
+    """One store on its way, or open: opened by a thread of its own, for no caller waits longer than his deadline.
+
+    Args:
+        opened: opens a store by its URL.
+        url: the URL.
+        welcome: whether anybody wants it still, once it is open; else it is closed.
+
+    Attributes:
+        outcome: the store, or why it cannot be opened.
+    """
 
     def __init__(self, opened: OpenStore, url: str, welcome: Callable[[], bool]) -> None:
         self._opened = opened
         self._url = url
-        self._welcome = welcome  # whether anybody wants it still
-        self._outcome: Future[BlockStore] = Future()
+        self._welcome = welcome
+        self.outcome: Future[BlockStore] = Future()
+        self.outcome.set_running_or_notify_cancel()  # nobody who waits can cancel it
         self._thread = threading.Thread(target=self._open, name="penstock-open-store", daemon=True)
         self._thread.start()
 
@@ -90,21 +100,21 @@ class _Opening:
         try:
             store = self._opened(self._url)
         except DataPlaneError as failed:
-            self._outcome.set_exception(failed)
+            self.outcome.set_exception(failed)
         except Exception as bug:  # top frame of a thread: handed to every caller that waits
             log.exception("a store could not be opened: %s", address_of(self._url))
-            self._outcome.set_exception(bug)
+            self.outcome.set_exception(bug)
         else:
             self._keep(store)
 
     def _keep(self, store: BlockStore) -> None:
-        self._outcome.set_result(store)
+        self.outcome.set_result(store)
         if not self._welcome():
             store.close()
 
     @property
     def failed(self) -> bool:
-        return self._outcome.done() and self._outcome.exception() is not None
+        return self.outcome.done() and self.outcome.exception() is not None
 
     def wait(self, deadline: Deadline) -> BlockStore:
         """Return it once it is open.
@@ -114,7 +124,7 @@ class _Opening:
             DataPlaneError: it cannot be opened.
         """
         try:
-            return self._outcome.result(deadline.remaining())
+            return self.outcome.result(deadline.remaining())
         except FutureTimeout:
             raise DataPlaneUnavailable(
                 f"the store {address_of(self._url)} has not answered yet", elapsed_s=deadline.elapsed()
@@ -122,8 +132,8 @@ class _Opening:
 
     def close(self, deadline: Deadline) -> None:
         """Close it if it is open; else it is closed as soon as it is."""
-        if self._outcome.done() and not self.failed:
-            self._outcome.result().close(deadline.remaining())
+        if self.outcome.done() and not self.failed:
+            self.outcome.result().close(deadline.remaining())
         self._thread.join(deadline.remaining())
 
 
@@ -141,7 +151,7 @@ class Stores:
         self._wanted = wanted
         self._opened = opened
         self._lock = threading.Lock()
-        self._stores: dict[str, _Opening] = {}
+        self._stores: dict[str, Opening] = {}
         self._chosen: tuple[int, HostPlace] | None = None
         self.closed = False
 
@@ -175,8 +185,14 @@ class Stores:
                 raise DataPlaneUnavailable("the client is closed")
             opening = self._stores.get(url)
             if opening is None or opening.failed:
-                opening = self._stores[url] = _Opening(self._opened, url, lambda: not self.closed)
+                opening = self._stores[url] = self._begin(url)
         return opening.wait(deadline)
+
+    def _begin(self, url: str) -> Opening:
+        try:
+            return Opening(self._opened, url, lambda: not self.closed)
+        except RuntimeError as none_left:
+            raise DataPlaneUnavailable(f"no store can be opened in this process: {none_left}") from none_left
 
     def close(self, timeout_s: float) -> None:
         """Close every store. Idempotent. Calls under way in them end."""

@@ -34,7 +34,7 @@ from penstock.payload.stores.contract import BlockStore
 from penstock.plane.courier import Identity
 from penstock.plane.dialing import Dialer
 from penstock.plane.link import Link
-from penstock.plane.stores import OpenStore, address_of, block_key, open_by_url
+from penstock.plane.stores import Opening, OpenStore, address_of, block_key, open_by_url
 from penstock.points import reached
 from penstock.requests import Status, StatusReport
 from penstock.retry import Deadline, reconnect_delays
@@ -163,7 +163,8 @@ class _Life:
         """Open the store; one that is not there yet is waited for."""
         for pause in self._pauses():
             try:
-                return await asyncio.to_thread(self._opened, self._options.store)
+                opening = Opening(self._opened, self._options.store, lambda: not self._stop.is_set())
+                return await asyncio.wrap_future(opening.outcome)
             except MissingExtra:
                 raise
             except (DataPlaneUnavailable, DataPlaneTimeout) as failed:
