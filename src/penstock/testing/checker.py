@@ -11,6 +11,7 @@ entries does not matter.
 from __future__ import annotations
 
 import os
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,11 +74,12 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._close = weakref.finalize(self, os.close, self._fd)
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Append ``entries``; on return they survive the death of this process."""
-        if self._fd is None:
+        if not self._close.alive:
             raise BadArgument(f"the log {self.path} is closed")
         left = memoryview(b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries))
         while left:
@@ -85,9 +87,7 @@ class EventLog:
 
     def close(self) -> None:
         """Close the file. Idempotent."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +98,7 @@ class EventLog:
         self.close()
 
     def __repr__(self) -> str:
-        return f"EventLog({str(self.path)!r}, {'closed' if self._fd is None else 'open'})"
+        return f"EventLog({str(self.path)!r}, {'open' if self._close.alive else 'closed'})"
 
 
 def read_log(path: Path) -> list[Entry]:
