@@ -39,7 +39,7 @@ SUITES = {
 OURS = ("PenstockMooncake", "PenstockPlane")
 CONFIG = "PENSTOCK_SUITES_CONFIG"  # environment: JSON, the section of the backend
 SEGMENT_BYTES = 128 * 1024 * 1024  # as the suites' own configuration of MooncakeStore
-SUITE_TIMEOUT_S = 540
+SUITES_TIMEOUT_S = 540
 
 
 @dataclass(frozen=True)
@@ -105,31 +105,34 @@ def _is_as_recorded(file: PackagePath, source: Path) -> bool:
     return file.hash is not None and file.hash.mode == "sha256" and file.hash.value == digest
 
 
-def run_suite(name: str, file: Path, backend: str, section: Mapping[str, Any], ray_address: str) -> Outcome:
-    """Run one suite in a process of its own."""
-    report = file.with_suffix(".xml")
+def run_suites(files: Mapping[str, Path], backend: str, section: Mapping[str, Any], ray_address: str) -> list[Outcome]:
+    """Run the suites in one process of their own."""
+    folder = next(iter(files.values())).parent
+    report, log = folder / "report.xml", folder / "log"
     environment = os.environ | {
         "TQ_TEST_BACKEND": backend,
         CONFIG: json.dumps(section),
         "RAY_ADDRESS": ray_address,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
-        "CI": "",  # a suite that skips what asks for a GPU is no failure
     }
-    argv = [sys.executable, "-m", "pytest", "-q", "-x" if os.environ.get("PENSTOCK_SUITES_FIRST") else "-q"]
-    argv += ["-p", Path(__file__).stem, "-p", "no:cacheprovider", "--rootdir", str(file.parent)]
-    argv += ["-c", os.devnull, f"--junitxml={report}", str(file)]
-    with (file.parent / f"{name}.log").open("wb") as log:
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", Path(__file__).stem, "-p", "no:cacheprovider"]
+    argv += ["-c", os.devnull, "--rootdir", str(folder), f"--junitxml={report}", *map(str, files.values())]
+    with log.open("wb") as file:
         done = subprocess.run(
-            argv, env=environment, cwd=file.parent, stdout=log, stderr=log, timeout=SUITE_TIMEOUT_S, check=False
+            argv, env=environment, cwd=folder, stdout=file, stderr=file, timeout=SUITES_TIMEOUT_S, check=False
         )
     if not report.exists():
-        tail = (file.parent / f"{name}.log").read_text(errors="replace")[-2000:]
-        return Outcome(name, 0, 1, 0, 0.0, (f"pytest ended with {done.returncode}: {tail}",))
-    return _outcome(name, ET.parse(report).getroot())  # noqa: S314
+        tail = log.read_text(errors="replace")[-2000:]
+        return [Outcome(name, 0, 1, 0, 0.0, (f"pytest ended with {done.returncode}: {tail}",)) for name in files]
+    cases = list(ET.parse(report).getroot().iter("testcase"))  # noqa: S314
+    return [_outcome(name, [case for case in cases if _is_of(case, file)]) for name, file in files.items()]
 
 
-def _outcome(name: str, root: ET.Element) -> Outcome:
-    cases = list(root.iter("testcase"))
+def _is_of(case: ET.Element, file: Path) -> bool:
+    return case.get("classname", "").split(".")[0] == file.stem
+
+
+def _outcome(name: str, cases: Sequence[ET.Element]) -> Outcome:
     bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case.find("skipped") is not None]
     failures = tuple(f"{case.get('classname')}.{case.get('name')}: {_why(case)}" for case in bad)
@@ -193,7 +196,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="penstock-suites-") as folder:
         files = suites_folder(arguments.suite or list(SUITES), Path(folder))
         with nullcontext(arguments.ray_address) if arguments.ray_address else local_ray() as ray:
-            outcomes = [run_suite(name, file, arguments.backend, section, ray) for name, file in files.items()]
+            outcomes = run_suites(files, arguments.backend, section, ray)
     _tell(arguments.backend, outcomes, as_json=arguments.json)
     return 0 if all(outcome.is_clean for outcome in outcomes) else 1
 

@@ -11,7 +11,7 @@ import torch
 from penstock.compat.transfer_queue_storage.blocks import Blocks, PlaneBlocks, StoreBlocks
 from penstock.compat.transfer_queue_storage.clients import PenstockPlaneClient, ValueClient
 from penstock.errors import BadArgument, BatchError, DataPlaneUnavailable, RefusedType, UnknownName
-from penstock.payload.stores.memory import MemoryStore
+from penstock.payload.stores.memory import MemoryStore, Shelf
 from penstock.plane.noop import NoOpDataPlaneClient
 
 KEYS = ["4@a", "5@a", "4@b", "5@b"]
@@ -115,13 +115,12 @@ def test_a_closed_client_says_so(client: ValueClient) -> None:
 
 def test_a_put_that_fails_leaves_nothing() -> None:
     """When a store takes a part of a put only, that part is removed again and the failures are the caller's keys."""
-    store = MemoryStore()
-    client = ValueClient({}, StoreBlocks(store), "tq-test", 5.0)
-    store._shelf.capacity_bytes = 100
+    shelf = Shelf(capacity_bytes=120)
+    client = ValueClient({}, StoreBlocks(MemoryStore(shelf)), "tq-test", 5.0)
     with pytest.raises(BatchError) as caught:
         client.put(["0@a", "1@a", "2@a"], ["fits", "does not", "neither"])
     assert set(caught.value.failures) == {"1@a", "2@a"}
-    assert len(store._shelf) == 0
+    assert len(shelf) == 0
 
 
 def test_a_plane_on_this_machine(tmp_path: Any) -> None:

@@ -95,7 +95,7 @@ def start_plane(conf: DictConfig) -> System:
     if not (options.url or options.data_dir):
         folder = Path(tempfile.mkdtemp(prefix="penstock-tq-"))
         process = _start_plane(folder, options.plane)
-        section.data_dir, section.plane = str(folder / "plane"), {}
+        section.data_dir, section.join, section.plane = str(folder / "plane"), True, {}
     _complete(section, Plugin.PLANE, options.namespace)
     return System(process)
 

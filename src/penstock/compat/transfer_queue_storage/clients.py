@@ -19,7 +19,9 @@ from transfer_queue.storage.clients.base import StorageKVClient
 from penstock.compat.transfer_queue_storage.blocks import Blocks, PlaneBlocks, StoreBlocks
 from penstock.compat.transfer_queue_storage.frames import decode, encode, length
 from penstock.compat.transfer_queue_storage.options import MooncakeOptions, PlaneOptions, options_from
+from penstock.config import ClientConfig, config_from
 from penstock.errors import BadArgument, BatchError, UnknownName
+from penstock.plane.contract import DataPlaneClient
 from penstock.retry import Deadline
 
 __all__ = ["PenstockMooncakeClient", "PenstockPlaneClient", "Place", "ValueClient"]
@@ -181,13 +183,16 @@ class PenstockPlaneClient(ValueClient):
         super().__init__(config, blocks, namespace, options.timeout_s)
 
 
-def _connected(options: PlaneOptions) -> Any:
+def _connected(options: PlaneOptions) -> DataPlaneClient:
     from penstock.plane.connect import connect
+    from penstock.plane.local import LocalDataPlaneClient
 
     common = {"integrity": options.integrity, "timeout_s": options.timeout_s, "role": "transfer_queue"}
     if options.url:
         reach = {"token_file": options.token_file, "host_dir": options.host_dir, "tls_ca": options.tls_ca}
         return connect(options.url, **common, **reach)
+    if options.join:
+        return LocalDataPlaneClient(options.data_dir, config=config_from(ClientConfig, common), start=False)
     return connect("local", data_dir=options.data_dir or None, **common, **options.plane)
 
 

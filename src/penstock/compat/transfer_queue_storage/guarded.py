@@ -22,17 +22,18 @@ from penstock.errors import DataPlaneUnavailable
 __all__ = ["Guarded"]
 
 _LOOK_S = 0.05
-_END_S = 15.0
+_GUARD_LOOK_S = 0.2  # as in the shell's own loop
+_AFTER_KILL_S = 5.0
 _LOG_TAIL = 800
 _GUARD = """
 exec 3<&0
-folder=$1; shift
+folder=$1 grace=$2; shift 2
 "$@" </dev/null 3<&- & child=$!
 (
   read -r word <&3
   kill -TERM $child
   looks=0
-  while kill -0 $child && [ $looks -lt 50 ]; do sleep 0.2; looks=$((looks + 1)); done
+  while kill -0 $child && [ $looks -lt $grace ]; do sleep 0.2; looks=$((looks + 1)); done
   kill -KILL $child
 ) >/dev/null 2>&1 & watch=$!
 wait $child; code=$?
@@ -49,24 +50,32 @@ class Guarded:
         folder: a private one, that exists.
         ready: whether the program serves; asked until it does.
         what: its name, for messages.
+        grace_s: how long it may take to end before it is killed.
 
     Raises:
         DataPlaneUnavailable: it ended, or did not serve within ``timeout_s``; has the end of its output.
     """
 
     def __init__(
-        self, argv: Sequence[str], folder: Path, ready: Callable[[], bool], *, what: str, timeout_s: float
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        ready: Callable[[], bool],
+        *,
+        what: str,
+        timeout_s: float,
+        grace_s: float = 10.0,
     ) -> None:
         self._log = folder / "log"
         with self._log.open("ab") as log:
             self._guard = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARD, "sh", str(folder), *argv],
+                ["/bin/sh", "-c", _GUARD, "sh", str(folder), str(round(grace_s / _GUARD_LOOK_S)), *argv],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 process_group=0,
             )
-        self._end = weakref.finalize(self, _end, self._guard)
+        self._end = weakref.finalize(self, _end, self._guard, grace_s + _AFTER_KILL_S)
         with self._log.open("rb") as tail:  # readable after its folder is gone
             try:
                 self._wait(ready, what, timeout_s, tail)
@@ -95,11 +104,11 @@ def _tail(log: BinaryIO) -> str:
     return log.read()[-_LOG_TAIL:].decode(errors="replace").strip() or "it said nothing"
 
 
-def _end(guard: subprocess.Popen[bytes]) -> None:
+def _end(guard: subprocess.Popen[bytes], timeout_s: float) -> None:
     if guard.stdin is not None:
         guard.stdin.close()
     try:
-        guard.wait(_END_S)
+        guard.wait(timeout_s)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(guard.pid, signal.SIGKILL)

@@ -97,7 +97,8 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         url: "penstock://HOST:PORT" of a plane of several hosts; "" = one on this machine.
         token_file, host_dir, tls_ca: with ``url``, as ``penstock.connect`` takes them.
         data_dir: of the plane on this machine, started when none runs there; "" = a new one for each ``init``, which
-            ends with its last client and leaves nothing.
+            ends with the system and leaves nothing.
+        join: never start a plane at ``data_dir``: the system that ``init`` made has its own, and nobody may revive it.
         plane: options of a plane that is started, by the names of ``penstock.config.PlaneConfig``.
         timeout_s, namespace, complete_clear: as in ``MooncakeOptions``.
         integrity: what a read verifies, "full", "header", "off" or "paranoid".
@@ -108,6 +109,7 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host_dir: str | None = None
     tls_ca: str | None = None
     data_dir: str = ""
+    join: bool = False
     plane: dict[str, Any] = {}
     timeout_s: float = 30.0
     namespace: str = ""
