@@ -29,7 +29,7 @@ URL = "memory://pool"
 
 
 class FaultyStore(MemoryStore):
-    """Attributes: put_fails, get_fails: while set, such calls fail; full: there is no room; before_put: called."""
+    """A store in memory with which goes wrong what ``faults`` says."""
 
     def __init__(self, shelf: Shelf, faults: Faults) -> None:
         super().__init__(shelf)
@@ -42,6 +42,7 @@ class FaultyStore(MemoryStore):
         if self._faults.down:
             return [Failed("TRANSFER_FAIL") for _ in keys]
         done = super().put_many(keys, values, deadline)
+        self._faults.puts += len(keys)
         self._faults.after_put(keys)
         return done
 
@@ -57,11 +58,15 @@ class FaultyStore(MemoryStore):
 
 
 class Faults:
-    """What goes wrong with the store, for all its clients at once."""
+    """What goes wrong with the store, for all its clients at once.
+
+    Attributes: down: calls fail; full: there is no room; before_put, after_put: called; puts: blocks written so far.
+    """
 
     def __init__(self) -> None:
         self.down = False
         self.full = False
+        self.puts = 0
         self.before_put: Callable[[], None] = lambda: None
         self.after_put: Callable[[Sequence[str]], None] = lambda keys: None
 
