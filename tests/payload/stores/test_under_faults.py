@@ -10,7 +10,8 @@ from random import Random
 import pytest
 
 from penstock.errors import DataPlaneUnavailable
-from penstock.payload.stores.contract import EXISTS, Failed, Missing, Ok, Outcome
+from penstock.payload.stores.contract import EXISTS, Corrupt, Failed, Missing, Ok, Outcome
+from penstock.payload.stores.mooncake.link import MAX_STUCK
 from penstock.testing.fake_mooncake_faults import (
     Call,
     Fault,
@@ -50,6 +51,7 @@ class World:
         self.replicas = replicas
         self.possible: dict[str, set[bytes | None]] = {f"k{n}": {None} for n in range(KEYS)}
         self.acknowledged: set[str] = set()
+        self.unknown: dict[str, bytes] = {}  # puts of which nobody knows how they ended
         self.removed: set[str] = set()
         self.faults: list[Fault] = []
         self.version = self.restarts = self.raised = self.kills = 0
@@ -61,15 +63,27 @@ class World:
         self.faults.append(self.site.fake.inject(fault_of(seed, call, keys[0], 1 + seed % 3)))
 
     def land(self) -> None:
-        """Late transfers arrive, but over no key that was removed since: a key names the same bytes for ever.
+        """What is late arrives, but over no key that was removed since: this world uses its name again.
 
-        Puts and removals that hang go on hanging: they would act on a key that was removed and put again since.
+        Puts and removals that hang go on hanging: nobody knows which life of a key they would act on.
         """
         for fault in self.faults:
             if fault.call not in {"put", "remove"}:
                 fault.release()
             if fault.key not in self.removed:
                 fault.land()
+
+    def settle(self) -> None:
+        """Nothing fails any more: what was acknowledged is there, and every question is answered."""
+        for fault in self.faults:
+            fault.times = 0
+        stuck = sum(fault.what == "hang" and fault.fired for fault in self.faults)
+        raised = self.raised
+        outcomes = self.get(list(self.possible))
+        if self.raised > raised:
+            outcomes = self.get(list(self.possible))
+        if stuck < MAX_STUCK:
+            assert {type(outcome) for outcome in outcomes} <= {Ok, Missing, Corrupt}, outcomes
 
     def kill(self) -> None:
         """One owner dies, once; what lay nowhere else may be gone."""
@@ -86,14 +100,17 @@ class World:
         self.site.fake.restart_master()
         self.possible = {key: {None} for key in self.possible}
         self.acknowledged.clear()
+        self.unknown.clear()
 
     # -- what it is asked ---------------------------------------------------------------------------------------------
 
     def put(self, keys: list[str]) -> None:
+        """Put; a key of which nobody knows how its last put ended is put with the same bytes again."""
         self.version += 1
-        values = [value_of(key, self.version) for key in keys]
+        values = [self.unknown.get(key, value_of(key, self.version)) for key in keys]
         for key, value, outcome in zip(keys, values, self._call("put", keys, values), strict=True):
             possible = self.possible[key]
+            self.unknown.pop(key, None)
             if isinstance(outcome, Ok):
                 assert None in possible or value in possible, f"{key}: written over {possible}"
                 self.possible[key] = {value}
@@ -102,9 +119,11 @@ class World:
                 assert possible != {None}, f"{key}: there was nothing"
             else:
                 self.possible[key] = possible | {value}
+                self.unknown[key] = value
 
-    def get(self, keys: list[str]) -> None:
-        for key, outcome in zip(keys, self._call("get", keys, None), strict=True):
+    def get(self, keys: list[str]) -> list[Outcome]:
+        outcomes = self._call("get", keys, None)
+        for key, outcome in zip(keys, outcomes, strict=True):
             match outcome:
                 case Ok(view, nbytes):
                     value = view.tobytes()
@@ -113,12 +132,17 @@ class World:
                     self.possible[key] = {value} if key in self.acknowledged else {value, None}
                 case Missing():
                     assert None in self.possible[key], f"{key}: an acknowledged value is missing"
-                    self.possible[key] = {None}
+                    self.possible[key] = {None, *([self.unknown[key]] if key in self.unknown else [])}
+                case Corrupt(kind):
+                    damaged = any(fault.what == "damage" and fault.fired for fault in self.faults)
+                    assert damaged, f"{key} is damaged ({kind}), and nobody has damaged anything"
+        return outcomes
 
     def exists(self, keys: list[str]) -> None:
         for key, outcome in zip(keys, self._call("exists", keys, None), strict=True):
             if isinstance(outcome, Ok):
-                assert outcome.nbytes in {len(value) for value in self.possible[key] if value is not None}
+                lengths = {len(value) for value in self.possible[key] if value is not None}
+                assert outcome.nbytes in lengths, f"{key}: {outcome.nbytes} bytes, not one of {lengths}"
             elif isinstance(outcome, Missing):
                 assert None in self.possible[key]
 
@@ -126,6 +150,7 @@ class World:
         for key, outcome in zip(keys, self._call("remove", keys, None), strict=True):
             self.possible[key] = {None} if isinstance(outcome, Ok) else self.possible[key] | {None}
             self.acknowledged.discard(key)
+            self.unknown.pop(key, None)
             self.removed.add(key)
 
     def _call(self, call: str, keys: list[str], values: list[bytes] | None) -> list[Outcome]:
@@ -182,7 +207,7 @@ def play(here: World, script: list[tuple[str, list[int]]]) -> None:
             getattr(here, what)()
         else:
             getattr(here, what)(keys)
-    here.get(list(here.possible))
+    here.settle()
 
 
 def run(seeds: range) -> Counter[str]:
@@ -257,3 +282,32 @@ def test_copies_lie_apart_whatever_happened_to_the_first_attempt(site: FakeSite,
     stored = site.fake.master.keys
     together = [key for key in keys if len({stored[name].segment.name for name in (key, f"{key}\x1f1")}) != 2]
     assert together == []
+
+
+def test_a_put_that_lands_late_finds_its_own_bytes(site: FakeSite) -> None:
+    """The memory of a put that failed is nobody else's: what lands from it later is what its key names."""
+    store = site.open()
+    fault = site.fake.inject(late(call="put", key="a"))
+    assert store.put_many(["a"], [b"a" * 99], site.deadline()) == [Ok(nbytes=99)]
+    for key in "bcdef":
+        assert store.put_many([key], [key.encode() * 99], site.deadline()) == [Ok(nbytes=99)]
+    assert fault.land() == 1
+    (got,) = store.get_many(["a"], None, site.deadline())
+    assert isinstance(got, Ok), got
+    assert got.view.tobytes() == b"a" * 99
+    assert store.statistics().quarantined_bytes > 0
+
+
+def test_a_read_that_lands_late_hits_nobody(site: FakeSite) -> None:
+    """The memory of a get that failed is not used for a put: bytes that arrive in it later are stored nowhere."""
+    store = site.open()
+    store.put_many(["a"], [b"a" * 99], site.deadline())
+    fault = site.fake.inject(late(call="get", key="a"))
+    assert isinstance(store.get_many(["a"], None, site.deadline())[0], Ok)
+    landed: list[int] = []
+    site.fake.on_call = lambda call, _keys: landed.append(fault.land()) if call == "put" else None
+    for key in "bcdef":
+        assert store.put_many([key], [key.encode() * 99], site.deadline()) == [Ok(nbytes=99)]
+    assert sum(landed) == 1
+    got = store.get_many(list("bcdef"), None, site.deadline())
+    assert [outcome.view[:1].tobytes() for outcome in got if isinstance(outcome, Ok)] == [b"b", b"c", b"d", b"e", b"f"]
