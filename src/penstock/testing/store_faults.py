@@ -27,12 +27,12 @@ from typing import Any, Literal, Self
 from penstock.errors import DataPlaneError, DataPlaneUnavailable
 from penstock.payload.stores.contract import BlockStore, Failed, Ok, Outcome
 from penstock.payload.stores.opening import open_store
-from penstock.retry import Deadline, Policy
-from penstock.testing.line_faults import delay, reset
+from penstock.retry import NONE, Deadline, Policy
+from penstock.testing.line_faults import reset
 from penstock.testing.mooncake import MooncakeCluster
 from penstock.testing.proxy import FaultProxy
 
-__all__ = ["FAULTS", "Bed", "StoreFault", "Verdict", "fault_named", "value_of"]
+__all__ = ["FAULTS", "MIB", "Bed", "StoreFault", "Verdict", "fault_named", "value_of"]
 
 MIB = 1 << 20
 _SETTLE_S = 30.0  # for what is done before and after a fault
@@ -53,12 +53,11 @@ class StoreFault:
         sentence: for the table.
         call: what is under way while it happens.
         strike: lets it begin, and returns what mends it; None = it is not mended.
-        for_s: how long it lasts, from the beginning of the call on.
+        for_s: how long it lasts, from the beginning of the call on; 0 = until the call has ended.
         keys, nbytes: values of the call, and the length of each.
         replicas: how many copies are kept.
         owners, segment_bytes: of the cluster.
         loses: the values are gone for good: a client that says so has done all that can be done.
-        cold: the client has no connection to an owner yet.
         timeout_s: the call's deadline.
     """
 
@@ -73,7 +72,6 @@ class StoreFault:
     owners: int = 2
     segment_bytes: int = 64 * MIB
     loses: bool = False
-    cold: bool = False
     timeout_s: float = 30.0
 
     def __str__(self) -> str:
@@ -124,6 +122,7 @@ class Bed:
 
     def __init__(self, folder: Path, *, owners: int = 2, segment_bytes: int = 64 * MIB, client_ttl_s: int = 10) -> None:
         self.proxies: list[FaultProxy] = []
+        self._others: dict[int, BlockStore] = {}
         self._struck: Callable[[], str] = lambda: ""
         self.cluster = MooncakeCluster(folder, owners=owners, segment_bytes=segment_bytes, client_ttl_s=client_ttl_s)
         try:
@@ -148,6 +147,11 @@ class Bed:
         """Let ``struck`` tell after the call how the fault showed; "" means that it did not strike."""
         self._struck = struck
 
+    def freeze(self) -> None:
+        """Let nothing pass, in either direction."""
+        for proxy in self.proxies:
+            proxy.freeze()
+
     def disarm(self) -> None:
         """Let connections that are made from now on be unharmed."""
         for proxy in self.proxies:
@@ -165,25 +169,32 @@ class Bed:
             DataPlaneUnavailable: the fault did not strike, so that nothing was shown.
         """
         work = _Work(fault, [f"{prefix}{fault.name}/{number}" for number in range(fault.keys)])
-        with self.open(replicas=fault.replicas) as other:
-            work.prepare(store, other)
+        other = self._another(fault.replicas)
+        work.prepare(store, other)
         self._struck = lambda: ""
         with self._striking(fault):
             outcomes, raised, elapsed_s = work.call(store)
         struck = self._struck()
         if not struck:
             raise DataPlaneUnavailable(f"{fault.name} did not strike")
-        with self.open(replicas=fault.replicas) as other:
-            right, wrong = work.judge(outcomes, other)
+        right, wrong = work.judge(outcomes, other)
         words = Counter(_word(outcome) for outcome in outcomes if not isinstance(outcome, Ok))
         return Verdict(fault.keys, right, wrong, dict(words), raised, elapsed_s, struck)
+
+    def _another(self, replicas: int) -> BlockStore:
+        """Return a client that is not on trial; it stays open, for closing one takes the library a second."""
+        if replicas not in self._others:
+            self._others[replicas] = self.open(replicas=replicas)
+        return self._others[replicas]
 
     @contextlib.contextmanager
     def _striking(self, fault: StoreFault) -> Iterator[None]:
         """The fault begins, and ends ``for_s`` later, whatever the call does meanwhile."""
         mend = fault.strike(self, fault)
-        if mend is None:
+        if mend is None or not fault.for_s:
             yield
+            if mend is not None:
+                mend()
             return
         mending = threading.Timer(fault.for_s, mend)
         mending.start()
@@ -196,6 +207,8 @@ class Bed:
 
     def close(self) -> None:
         """End everything. Idempotent."""
+        for other in self._others.values():
+            other.close()
         for proxy in self.proxies:
             proxy.stop()
         self.cluster.close()
@@ -220,13 +233,12 @@ class _Work:
     keys: list[str]
 
     def prepare(self, store: BlockStore, other: BlockStore) -> None:
-        """Have what a get is to find, put by somebody else, and let ``store`` be connected, unless it is to be cold."""
+        """Have what a get is to find, put by somebody else, and let ``store`` be connected."""
         warm = [f"{key}/warm" for key in self.keys]
         if self.fault.call == "get":
             _require(other.put_many(self.keys, self._values(self.keys), Deadline(_SETTLE_S)), self.keys)
-        if not self.fault.cold:
-            _require(store.put_many(warm, self._values(warm), Deadline(_SETTLE_S)), warm)
-            _require(other.remove_many(warm, Deadline(_SETTLE_S)), warm)
+        _warm_up(store, warm, self._values(warm))
+        _require(other.remove_many(warm, Deadline(_SETTLE_S)), warm)
 
     def call(self, store: BlockStore) -> tuple[list[Outcome], str, float]:
         """Return the outcomes, what was raised instead, and how long it took."""
@@ -247,7 +259,7 @@ class _Work:
         said = [(key, outcome) for key, outcome in zip(self.keys, outcomes, strict=False) if isinstance(outcome, Ok)]
         if self.fault.call == "put" and said:
             keys = [key for key, _ in said]
-            read = other.get_many(keys, None, Deadline(_SETTLE_S))
+            read = _read(other, keys)
         else:
             keys, read = [key for key, _ in said], [outcome for _, outcome in said]
         right = sum(
@@ -258,6 +270,26 @@ class _Work:
 
     def _values(self, keys: Sequence[str]) -> list[bytes]:
         return [value_of(key, self.fault.nbytes) for key in keys]
+
+
+def _read(store: BlockStore, keys: Sequence[str]) -> list[Outcome]:
+    try:
+        return store.get_many(keys, None, Deadline(_SETTLE_S))
+    except DataPlaneUnavailable:  # something is missing, and the master was restarted: said once
+        return store.get_many(keys, None, Deadline(_SETTLE_S))
+
+
+def _warm_up(store: BlockStore, keys: Sequence[str], values: Sequence[bytes]) -> None:
+    """Put until it works: connections may still be down from the fault before, and ``store`` may not retry."""
+    until = Deadline(_SETTLE_S)
+    outcomes = store.put_many(keys, values, until)
+    while not all(isinstance(outcome, Ok) for outcome in outcomes) and not until.expired():
+        time.sleep(_AGAIN_S)
+        outcomes = store.put_many(keys, values, until)
+    _require(outcomes, keys)
+
+
+_AGAIN_S = 0.2
 
 
 def _require(outcomes: Sequence[Outcome], keys: Sequence[str]) -> None:
@@ -288,33 +320,39 @@ def _reset_lines(bed: Bed, _: StoreFault) -> Callable[[], object]:
     return bed.disarm
 
 
-def _reset_midway(bed: Bed, fault: StoreFault) -> None:
-    """The next connection to each owner is reset in the middle of the fifth value that it carries."""
+def _reset_midway(bed: Bed, fault: StoreFault) -> Callable[[], object]:
+    """Every connection is reset once, when a quarter of the bytes has passed."""
     toward: Literal["client", "server"] = "client" if fault.call == "get" else "server"
-    at = fault.nbytes * 9 // 2
-    for proxy in bed.proxies:
-        proxy.arm(reset(at=at, toward=toward, connection=proxy.connections))
-    bed.proof(lambda: ", ".join(str(fired.fault) for proxy in bed.proxies for fired in proxy.fired))
+    before, over, ended = _passed(bed, toward), threading.Event(), list[int]()
+
+    def reset_at_a_quarter() -> None:
+        while _passed(bed, toward) - before < fault.keys * fault.nbytes // 4:
+            if over.wait(_LOOK_S):
+                return
+        ended.append(sum(proxy.reset_all() for proxy in bed.proxies))
+
+    def mend() -> None:
+        over.set()
+        watching.join()
+
+    watching = threading.Thread(target=reset_at_a_quarter, name="reset midway", daemon=True)
+    watching.start()
+    bed.proof(lambda: f"{ended[0]} connections reset in the middle" if any(ended) else "")
+    return mend
+
+
+_LOOK_S = 0.0005
+
+
+def _passed(bed: Bed, toward: Literal["client", "server"]) -> int:
+    return sum(proxy.passed(toward) for proxy in bed.proxies)
 
 
 def _swallow(bed: Bed, fault: StoreFault) -> Callable[[], object]:
     """Nothing passes, in either direction, as if every packet were lost; what was sent arrives afterwards."""
-    for proxy in bed.proxies:
-        proxy.freeze()
+    bed.freeze()
     bed.proof(lambda: f"{len(bed.proxies)} lines silent for {fault.for_s:g} s")
     return bed.thaw
-
-
-def _slow(bed: Bed, fault: StoreFault) -> Callable[[], object]:
-    """What comes from the first owner comes at a crawl; connections opened after it is mended do not."""
-    proxy = bed.proxies[0]
-    proxy.arm(delay(by_s=_CRAWL_S, at=fault.nbytes, toward="client"))
-    proxy.reset_all()
-    bed.proof(lambda: f"{len(proxy.fired)} connections at a crawl" if proxy.fired else "")
-    return proxy.disarm
-
-
-_CRAWL_S = 2.0  # between two pieces of at most 256 KiB
 
 
 def _kill_owner(bed: Bed, _: StoreFault) -> None:
@@ -332,12 +370,12 @@ def _kill_master(bed: Bed, _: StoreFault) -> Callable[[], object]:
 
 def _fill(bed: Bed, fault: StoreFault) -> Callable[[], object]:
     """There is room for half of it; somebody else removes something later."""
-    others = bed.open(replicas=1)
-    size, batch = fault.nbytes, max(1, fault.keys // 2)
+    others = bed.open(NONE)
+    size = fault.nbytes
     filled: list[str] = []
     while True:
-        keys = [f"filler/{len(filled) + number}" for number in range(batch)]
-        outcomes = others.put_many(keys, [value_of(key, size) for key in keys], Deadline(2.0))
+        keys = [f"filler/{len(filled) + number}" for number in range(_BATCH)]
+        outcomes = others.put_many(keys, [value_of(key, size) for key in keys], Deadline(_SETTLE_S))
         filled += [key for key, outcome in zip(keys, outcomes, strict=True) if isinstance(outcome, Ok)]
         if not all(isinstance(outcome, Ok) for outcome in outcomes):
             break
@@ -350,12 +388,19 @@ def _fill(bed: Bed, fault: StoreFault) -> Callable[[], object]:
     return remove
 
 
-_MIDWAY = "connections reset once, in the middle of a value, 512 values"
+_BATCH = 32
+
+_MIDWAY = "every connection reset once, in the middle of 512 values"
 
 
 def _many(fault: StoreFault) -> StoreFault:
     """The same with many small values: the library queues them, and probes one connection a second meanwhile."""
-    return dataclasses.replace(fault, keys=512, nbytes=16 << 10)
+    return dataclasses.replace(fault, keys=512, nbytes=32 << 10)
+
+
+def _some(fault: StoreFault) -> StoreFault:
+    """The same with as many values as all owners surely have some of."""
+    return dataclasses.replace(fault, keys=32, nbytes=256 << 10)
 
 
 def _for(fault: StoreFault, *lasting: float) -> list[StoreFault]:
@@ -367,8 +412,8 @@ def _for(fault: StoreFault, *lasting: float) -> list[StoreFault]:
 
 
 FAULTS: tuple[StoreFault, ...] = (
-    _many(StoreFault("reset-midway-get", _MIDWAY, "get", _reset_midway, cold=True)),
-    _many(StoreFault("reset-midway-put", _MIDWAY, "put", _reset_midway, cold=True)),
+    _many(StoreFault("reset-midway-get", _MIDWAY, "get", _reset_midway)),
+    _many(StoreFault("reset-midway-put", _MIDWAY, "put", _reset_midway)),
     *_for(StoreFault("reset-{:g}s-get", "every connection reset for {:g} s", "get", _reset_lines), 1.0, 3.0, 8.0),
     *_for(StoreFault("reset-{:g}s-put", "every connection reset for {:g} s", "put", _reset_lines), 1.0, 3.0, 8.0),
     *_for(
@@ -376,23 +421,17 @@ FAULTS: tuple[StoreFault, ...] = (
     ),
     *_for(StoreFault("drop-{:g}s-get", "every packet lost for {:g} s", "get", _swallow), 3.0, 8.0),
     *_for(StoreFault("drop-{:g}s-put", "every packet lost for {:g} s", "put", _swallow), 3.0),
-    StoreFault("owner-1-copy-get", "owner killed, 1 copy", "get", _kill_owner, loses=True),
-    StoreFault("owner-1-copy-put", "owner killed, 1 copy", "put", _kill_owner),
-    StoreFault("owner-2-copies-get", "owner killed, 2 copies", "get", _kill_owner, replicas=2),
-    StoreFault("owner-2-copies-put", "owner killed, 2 copies", "put", _kill_owner, replicas=2, owners=3),
+    _some(StoreFault("owner-1-copy-get", "owner killed, 1 copy", "get", _kill_owner, loses=True)),
+    _some(StoreFault("owner-1-copy-put", "owner killed, 1 copy", "put", _kill_owner)),
+    _some(StoreFault("owner-2-copies-get", "owner killed, 2 copies", "get", _kill_owner, replicas=2)),
+    _some(StoreFault("owner-2-copies-put", "owner killed, 2 copies", "put", _kill_owner, replicas=2, owners=3)),
     *_for(StoreFault("master-get", "master killed, back after {:g} s", "get", _kill_master, loses=True), 2.0),
     *_for(StoreFault("master-put", "master killed, back after {:g} s", "put", _kill_master), 2.0),
     StoreFault(
         "full-2s-put", "store full for 2 s", "put", _fill, for_s=2.0, owners=1, segment_bytes=16 * MIB, nbytes=64 << 10
     ),
     StoreFault(
-        "slow-get",
-        "a transfer slower than the deadline (3 s)",
-        "get",
-        _slow,
-        for_s=6.0,
-        nbytes=256 << 10,
-        timeout_s=3.0,
+        "late-get", "transfers that arrive after the deadline of 3 s", "get", _swallow, for_s=6.0, timeout_s=3.0
     ),
 )
 

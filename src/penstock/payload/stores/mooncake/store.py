@@ -169,7 +169,9 @@ class MooncakeStore:
                 bytes_written=self._bytes_written,
                 bytes_read=self._bytes_read,
                 memory_bytes=sum(link.pool.memory_bytes for link in links),
-                quarantined_bytes=sum(link.pool.held_bytes for link in links),
+                quarantined_bytes=sum(
+                    link.pool.memory_bytes if link.tainted else link.pool.held_bytes for link in links
+                ),
                 clients_replaced=self._links.replaced,
                 restarts=self._canary.ended,
                 failovers=self._failovers,
