@@ -37,6 +37,7 @@ class MooncakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         local_buffer_size: bytes of transfer memory of each client.
         replicas: 1 or 2 copies, on different segments.
         timeout_s: of each put, get and clear; longer than a dead owner's ``client_ttl`` (10 s) and 2 s.
+        open_timeout_s: how long a client waits for the master as it opens.
         namespace: what this system's keys begin with; "" = a new one for each ``init``.
         complete_clear: before a clear, ask the controller for fields that the caller's metadata does not name, and
             remove those too (10-25 us per row of the partition).
@@ -55,6 +56,7 @@ class MooncakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     local_buffer_size: int = 256 * MIB
     replicas: int = 1
     timeout_s: float = 30.0
+    open_timeout_s: float = 20.0
     namespace: str = ""
     complete_clear: bool = True
     hard_pin: bool | None = None
@@ -79,6 +81,7 @@ class MooncakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             replicas=self.replicas,
             segment_bytes=self.global_segment_size,
             local_buffer=self.local_buffer_size,
+            open_timeout_s=self.open_timeout_s,
         )
 
     def _metadata(self) -> str:
