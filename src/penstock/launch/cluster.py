@@ -20,6 +20,7 @@ from penstock.retry import Deadline
 __all__ = ["Actors", "alive_nodes", "head_node", "own_node"]
 
 _ASK_S = 5.0  # for one try
+_HOSTS_SHARE = 0.75  # of the time to end; the plane has less to write down than they
 _WRONG = {2, 65}  # exit codes that waiting does not mend: a wrong option, a damaged journal
 _OWNED: dict[str, Any] = {}  # Ray ends an actor with its maker's handle of it; those that are looked up do not count
 _HEAD = "node:__internal_head__"  # Ray's mark of its head node, among a node's resources
@@ -108,22 +109,35 @@ class Actors:
 
         return patiently(f"the plane {self.name!r}", ask, deadline)
 
-    def begin_hosts(self, orders: PlaneOrders, nodes: list[str]) -> None:
-        """Have an agent on each node begin, where there is none."""
+    def serve_nodes(self, orders: PlaneOrders, deadline: Deadline) -> list[str]:
+        """Have an agent serve on each node of the cluster; a node that goes meanwhile is not waited for."""
+        served, nodes = [], alive_nodes()
         for node in nodes:
             _host(orders, node)
+        for node in nodes:
+
+            def ask(until: Deadline, node: str = node) -> bool | None:
+                if node not in alive_nodes():
+                    return False
+                return None if self._try(orders, node, until) is None else True
+
+            if patiently(self._agent_of(node), ask, deadline):
+                served.append(node)
+        return served
 
     def access(self, orders: PlaneOrders, node: str, deadline: Deadline) -> Access:
         """Return how clients on ``node`` reach the plane, once its agent serves; the agent is made if there is none."""
+        return patiently(self._agent_of(node), lambda until: self._try(orders, node, until), deadline)
 
-        def ask(until: Deadline) -> Access | None:
-            actor = _host(orders, node)
-            found: Access | None = reply_of(actor.access.remote(), _share(until))
-            if found is None:
-                _live(f"the agent of {node}", actor, until)
-            return found
+    def _agent_of(self, node: str) -> str:
+        return f"the agent of {node} of the plane {self.name!r}"
 
-        return patiently(f"the agent of {node} of the plane {self.name!r}", ask, deadline)
+    def _try(self, orders: PlaneOrders, node: str, deadline: Deadline) -> Access | None:
+        actor = _host(orders, node)
+        found: Access | None = reply_of(actor.access.remote(), _share(deadline))
+        if found is None:
+            _live(f"the agent of {node}", actor, deadline)
+        return found
 
     def standing(self, deadline: Deadline) -> dict[str, Standing]:
         """Return how each stands; one that does not answer as "starting", with why."""
@@ -136,8 +150,15 @@ class Actors:
         return found
 
     def end(self, deadline: Deadline) -> list[str]:
-        """End agents and plane, in order and for good; return those that had not ended by then."""
-        late = _end(self.hosts(), deadline.within(0.75 * deadline.remaining()))
+        """End agents and plane, in order and for good; return those that had not ended by then.
+
+        An agent whose node is gone has nothing that could be ended: its actor is not started again, that is all.
+        """
+        nodes = alive_nodes()
+        hosts = self.hosts()
+        for node in [node for node in hosts if node not in nodes]:
+            connected_ray().kill(hosts.pop(node), no_restart=True)
+        late = _end(hosts, deadline.within(_HOSTS_SHARE * deadline.remaining()))
         plane = named(actor_name(self.name), self.namespace)
         late += _end({} if plane is None else {"plane": plane}, deadline)
         _OWNED.pop(f"{self.namespace}/{self.name}", None)

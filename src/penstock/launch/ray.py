@@ -70,12 +70,8 @@ class RayPlane:
 
     def serve_nodes(self, timeout_s: float = START_S) -> list[str]:
         """See that every node of the cluster has an agent that serves; return the nodes' addresses."""
-        actors, deadline, nodes = self._actors(), Deadline(timeout_s), alive_nodes()
-        orders = actors.orders(deadline)
-        actors.begin_hosts(orders, nodes)
-        for node in nodes:
-            actors.access(orders, node, deadline)
-        return nodes
+        actors, deadline = self._actors(), Deadline(timeout_s)
+        return actors.serve_nodes(actors.orders(deadline), deadline)
 
     def standing(self, timeout_s: float = _LOOK_S) -> dict[str, Standing]:
         """Return how each actor stands: "plane", and the agents by their nodes' addresses.
