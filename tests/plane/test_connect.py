@@ -55,15 +55,26 @@ def test_local_is_the_default(built: list[Any]) -> None:
 @pytest.mark.parametrize("url", ["redis", "", "ftp://host", 7, None, {"impl": "nope"}])
 def test_unknown_implementations_list_the_known(url: Any) -> None:
     """What is not known is a ValueError that lists what is."""
-    with pytest.raises(BadArgument, match=r"known: \['local', 'noop', 'penstock://'\]") as caught:
+    with pytest.raises(BadArgument, match=r"known: \['local', 'noop', 'penstock://', 'transferqueue://'\]") as caught:
         connect(url)
     assert isinstance(caught.value, ValueError)
 
 
-def test_what_is_not_there_yet_says_so() -> None:
-    """Names that a later version brings are refused as such."""
-    with pytest.raises(BadArgument, match=r"not available in this version.*known"):
-        connect("transferqueue://")
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"integrity": "off"}, "integrity"),
+        ({"replicas": 2}, "replicas"),
+        ({"durability": "process"}, "durability"),
+        ({"start": "yes"}, "start"),
+        ({"settings": 3}, "settings"),
+        ({"data_dir": "/tmp/x"}, "data_dir"),
+    ],
+)
+def test_what_a_transfer_queue_cannot_do_is_refused_before_it_is_asked(options: dict[str, Any], named: str) -> None:
+    """Options that would have no effect on a TransferQueue are refused by name."""
+    with pytest.raises(BadArgument, match=named):
+        connect("transferqueue://", **options)
 
 
 @pytest.fixture

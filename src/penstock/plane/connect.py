@@ -14,14 +14,20 @@ from penstock.config import ClientConfig, PlaneConfig, config_from
 from penstock.errors import BadArgument, MissingExtra
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.remote_dialing import parse_url
+from penstock.retry import Deadline
 from penstock.wire.auth import read_token
 from penstock.wire.tls import client_context
 
 __all__ = ["connect"]
 
-_LATER = {"transferqueue": 'transferqueue:// (use connect("local"))'}
-_REMOTE = "penstock://"
-_WHERE = {"local": ("data_dir",), "noop": (), _REMOTE: ("token_file", "host_dir", "tls_ca")}  # options of one adapter
+_REMOTE, _QUEUE = "penstock://", "transferqueue://"
+_WHERE = {  # options of one adapter
+    "local": ("data_dir",),
+    "noop": (),
+    _REMOTE: ("token_file", "host_dir", "tls_ca"),
+    _QUEUE: ("start", "settings"),
+}
+_QUEUE_FIXED = {"integrity": "full", "replicas": 1, "store": ""}
 
 
 def connect(url_or_config: str | Mapping[str, Any] = "local", **options: Any) -> DataPlaneClient:
@@ -29,12 +35,15 @@ def connect(url_or_config: str | Mapping[str, Any] = "local", **options: Any) ->
 
     Args:
         url_or_config: ``"local"`` (the embedded engine; the default), ``"noop"`` (in this process's memory),
-            ``"penstock://HOST:PORT"`` (a plane of several hosts), or a mapping ``{"impl": name, **options}``; a mapping
-            with ``"enabled": False`` is refused.
+            ``"penstock://HOST:PORT"`` (a plane of several hosts), ``"transferqueue://[RAY_ADDRESS]"`` (the
+            TransferQueue that runs on this process's Ray cluster, or on that one), or a mapping
+            ``{"impl": name, **options}``; a mapping with ``"enabled": False`` is refused.
         **options: of the client and the plane, by the names of ``ClientConfig`` and ``PlaneConfig``; they win over a
             mapping's. ``"local"`` also takes ``data_dir``. ``"penstock://..."`` takes those of the client alone, and
             ``token_file`` (needed: a copy of the plane's, mode 0600), ``host_dir`` (of this machine's agent, where that
-            was given one) and ``tls_ca`` (PEM; for a plane that serves TLS).
+            was given one) and ``tls_ca`` (PEM; for a plane that serves TLS). ``"transferqueue://"`` also takes
+            ``start`` (True: where no TransferQueue runs, start one that ends with this process) and ``settings`` (its
+            configuration, for that case).
 
     Raises:
         BadArgument: (also ``ValueError``) unknown, disabled or unavailable implementation; unknown option.
@@ -43,6 +52,8 @@ def connect(url_or_config: str | Mapping[str, Any] = "local", **options: Any) ->
     name, chosen = _chosen(url_or_config, options)
     if name.startswith(_REMOTE):
         return _remote(name, chosen)
+    if name.startswith(_QUEUE):
+        return _transfer_queue(name, chosen)
     if name not in _KNOWN:
         raise BadArgument(_refusal(name))
     _require_torch()
@@ -62,14 +73,11 @@ def _chosen(url_or_config: object, options: dict[str, Any]) -> tuple[str, dict[s
 
 
 def _refusal(name: str) -> str:
-    scheme = name.partition("://")[0]
-    if scheme in _LATER:
-        return f"{name!r} is not available in this version: {_LATER[scheme]}; {_known()}"
     return f"unknown implementation {name!r}; {_known()}"
 
 
 def _known() -> str:
-    return f"known: {sorted([*_KNOWN, _REMOTE])}; not available yet: {sorted(f'{scheme}://' for scheme in _LATER)}"
+    return f"known: {sorted([*_KNOWN, _REMOTE, _QUEUE])}"
 
 
 def _require_torch() -> None:
@@ -118,6 +126,27 @@ def _remote(url: str, options: dict[str, Any]) -> DataPlaneClient:
     from penstock.plane.remote import RemoteDataPlaneClient
 
     return RemoteDataPlaneClient(url, token, host_dir=host_dir, tls=tls, config=config)
+
+
+def _transfer_queue(url: str, options: dict[str, Any]) -> DataPlaneClient:
+    start, settings = options.pop("start", False), options.pop("settings", {})
+    if not isinstance(start, bool) or not isinstance(settings, Mapping):
+        raise BadArgument(f"start is True or False, and settings a mapping; got {start!r} and {settings!r}")
+    client, plane = _split({"durability": "memory", **options}, _QUEUE)
+    unlike = [name for name, value in _QUEUE_FIXED.items() if getattr(client, name, value) != value]
+    if unlike or plane.durability != "memory":
+        raise BadArgument(
+            f"{url} keeps rows in TransferQueue's memory, each once, and verifies every read in full: "
+            f"{[*unlike, *(['durability'] if plane.durability != 'memory' else [])]} cannot be chosen"
+        )
+    _require_torch()
+    from penstock.plane.transfer_queue import library
+    from penstock.plane.transfer_queue.client import TransferQueueDataPlaneClient
+
+    deadline = Deadline(client.timeout_s)
+    address = url.removeprefix(_QUEUE)
+    queue = library.start(address, settings, deadline) if start else library.find(address, deadline)
+    return TransferQueueDataPlaneClient(queue, client, plane)
 
 
 def _noop(options: dict[str, Any]) -> DataPlaneClient:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from penstock.config import ClientConfig, PlaneConfig
+from penstock.plane.contract import DataPlaneClient
 from penstock.plane.transfer_queue import library
 from penstock.plane.transfer_queue.client import TransferQueueDataPlaneClient
 from penstock.retry import Deadline
@@ -30,11 +31,31 @@ class Queue:
         ray.kill(self.queue.controller)
 
     def kill_unit(self, index: int = 0) -> None:
-        """Kill one storage unit; only the process that started it has its handle."""
         import ray
-        from transfer_queue import interface
 
-        ray.kill(list(interface._TQ_STORAGE["SimpleStorage"].values())[index])
+        ray.kill(_units()[index])
+
+
+def stored_bytes(client: DataPlaneClient) -> int:
+    """The bytes of all rows in the storage units, as these say."""
+    assert isinstance(client, TransferQueueDataPlaneClient)
+    import ray
+
+    return sum(ray.get([unit.__ray_call__.remote(_held_bytes) for unit in _units()], timeout=30))
+
+
+def _units() -> list[Any]:
+    """The storage units' actors; only the process that started them has their handles."""
+    from transfer_queue import interface
+
+    return list(interface._TQ_STORAGE["SimpleStorage"].values())
+
+
+def _held_bytes(unit: Any) -> int:
+    """Runs in a storage unit: the memory that its values hold, which may be more than they are."""
+    columns = unit.storage_data.field_data.values()
+    storages = [value.untyped_storage() for column in columns for value in column.values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextmanager

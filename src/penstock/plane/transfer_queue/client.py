@@ -19,6 +19,7 @@ from penstock.errors import (
     DataPlaneBadRequest,
     DataPlaneClearError,
     DataPlaneError,
+    DataPlaneFull,
     DataPlaneTimeout,
     DataPlaneUnavailable,
 )
@@ -29,7 +30,7 @@ from penstock.plane.contract import Columns, DataPlaneClient, OnFailed, TagRow
 from penstock.plane.transfer_queue.chunks import content_of, cut, described, lengths_of
 from penstock.plane.transfer_queue.desk import Desk
 from penstock.plane.transfer_queue.library import TransferQueue
-from penstock.plane.transfer_queue.queue_blocks import QueueBlocks, QueueFailed
+from penstock.plane.transfer_queue.queue_blocks import QueueBlocks, QueueFailed, QueueFull
 from penstock.plane.transfer_queue.reads import Reads
 from penstock.plane.transfer_queue.stored import Chunk
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta
@@ -45,7 +46,9 @@ __all__ = ["TransferQueueDataPlaneClient"]
 AGAIN = Policy(max_attempts=8, base_s=0.02, cap_s=1.0, corrupt_attempts=2, bucket_tokens=0.0, quarantine_s=0.0)
 CLOSE_S = 5.0
 FREE_S = 5.0  # for the blocks that a put has replaced
+SWEEP_S = 10.0
 PARTITION = "penstock"
+FIRST = 1  # the session of a registrar's first client
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,19 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
             self._desk.end(CLOSE_S)
             raise
         self._queue = queue
+        if self._desk.session == FIRST:
+            self._sweep(partition)
+
+    def _sweep(self, mine: str) -> None:
+        """Remove the blocks of registrars that this controller had before; nobody knows any more what is in them."""
+        deadline = Deadline(SWEEP_S)
+        try:
+            for name in self._blocks.partitions(deadline):
+                if name.startswith(f"{PARTITION}-") and name != mine:
+                    log.warning("the blocks of an earlier registrar are removed: partition %s", name)
+                    self._blocks.remove_partition(name, deadline)
+        except DataPlaneError as failed:
+            log.warning("blocks of earlier registrars may be left: %s", failed)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._queue.name}, {self._desk!r})"
@@ -243,12 +259,15 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
                 self._blocks.put(blocks, until)
             except QueueFailed as refused:
                 last[:] = [refused]
-                return Answer(Kind.RETRYABLE, code="QueueFailed")
+                full = isinstance(refused, QueueFull)
+                return Answer(Kind.BACKPRESSURE if full else Kind.RETRYABLE, code=type(refused).__name__)
             return Answer(Kind.OK)
 
         end = settled(self._retrier, "put", partition, attempt, deadline)
         if end.reason is not None:
-            cls = DataPlaneTimeout if end.reason is Reason.DEADLINE else DataPlaneUnavailable
+            cls: type[DataPlaneError] = DataPlaneTimeout if end.reason is Reason.DEADLINE else DataPlaneUnavailable
+            if isinstance(last[-1], QueueFull):
+                cls = DataPlaneFull
             text = f"the put was not made, in {end.attempts} attempts: {last[-1]}"
             raise cls(text, partition=partition, keys=keys, attempts=end.attempts, elapsed_s=deadline.elapsed())
 

@@ -37,6 +37,8 @@ class BatchMeta(Protocol):
     @property
     def field_names(self) -> Sequence[str]: ...
 
+    def select_samples(self, sample_indices: list[int]) -> BatchMeta: ...
+
 
 class QueueClient(Protocol):
     """The calls of ``transfer_queue.client.AsyncTransferQueueClient`` that are used. None of them has a deadline."""

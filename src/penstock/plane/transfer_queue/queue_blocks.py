@@ -14,19 +14,28 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from penstock.errors import CorruptPayload, DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable, StaleSlotError
+from penstock.errors import (
+    CorruptPayload,
+    DataPlaneError,
+    DataPlaneReadError,
+    DataPlaneTimeout,
+    DataPlaneUnavailable,
+    StaleSlotError,
+)
 from penstock.payload import block as layout
 from penstock.payload.block import Bytes
 from penstock.plane.blocks import FetchedBlock
 from penstock.plane.recall import recallable
-from penstock.plane.transfer_queue.library import QueueClient, TransferQueue, bounded
+from penstock.plane.transfer_queue.library import BatchMeta, QueueClient, TransferQueue, bounded
 from penstock.retry import Deadline
 from penstock.transport.loop_thread import LoopThread
 
-__all__ = ["QueueBlocks", "QueueFailed"]
+__all__ = ["QueueBlocks", "QueueFailed", "QueueFull"]
 
 COLUMN = "block"
-TRY_S = 5.0  # one request of little data; a unit that is dead never answers
+REFUSED = "refused"
+FULL = "capacity exceeded"  # a storage unit's words, within its error's text
+FIRST_S, TRY_S = 2.0, 5.0  # a request of little data to all units, to one; a unit that is dead never answers
 BYTES_PER_S = 32 << 20  # and this much of it: TransferQueue moves 70-130 MB/s when nobody disturbs it
 PROBE_S = 0.3  # how long a host is given to take a connection, when what is wrong is to be said
 
@@ -37,6 +46,10 @@ T = TypeVar("T")
 
 class QueueFailed(DataPlaneUnavailable):
     """TransferQueue refused a request, or gave a wrong answer: another try may succeed."""
+
+
+class QueueFull(QueueFailed):
+    """The storage units have no room."""
 
 
 class QueueBlocks:
@@ -68,16 +81,20 @@ class QueueBlocks:
     def get(self, sizes: Mapping[int, int], deadline: Deadline) -> dict[int, FetchedBlock | DataPlaneError]:
         """Read blocks, given their lengths: each, or why it cannot be read.
 
-        One unit that is dead costs the blocks that lie on it: after a request for all has failed each block is asked
-        for by itself.
+        A unit that is dead costs the blocks that lie on it: after a request for all has failed each unit is asked by
+        itself. ``DataPlaneReadError``: it is dead, and no other try will help.
         """
+        nbytes = sum(sizes.values())
         try:
-            return self._run(lambda: self._get(sizes), self._share(deadline, sum(sizes.values())), "get")
+            return self._run(lambda: self._get(sizes), self._share(deadline, FIRST_S, nbytes), "get")
         except DataPlaneError as failed:
-            if len(sizes) == 1 or deadline.expired():
+            if deadline.expired():
                 return dict.fromkeys(sizes, failed)
-        until = self._share(deadline, sum(sizes.values()))
-        return self._run(lambda: self._each(sizes, until), deadline, "get")
+        until = self._share(deadline, TRY_S, nbytes)
+        try:
+            return self._run(lambda: self._by_unit(sizes, until), deadline, "get")
+        except DataPlaneError as failed:
+            return dict.fromkeys(sizes, failed)
 
     def remove(self, numbers: Sequence[int], deadline: Deadline) -> list[int]:
         """Remove blocks; return those whose bytes are still there. What is not there is removed."""
@@ -107,7 +124,7 @@ class QueueBlocks:
             try:
                 return await asyncio.wait_for(work(), deadline.remaining())
             except TimeoutError:
-                why = await self._silent()
+                why, _ = await self._silent()
                 raise DataPlaneTimeout(
                     f"{what}: TransferQueue has not answered within {deadline.elapsed():.3g} s: {why}",
                     missing=[why],
@@ -117,13 +134,14 @@ class QueueBlocks:
             except DataPlaneError:
                 raise
             except Exception as foreign:  # top frame of what is foreign: TransferQueue raises RuntimeError and others
-                raise QueueFailed(f"{what}: TransferQueue: {type(foreign).__name__}: {foreign}") from foreign
+                cls = QueueFull if FULL in str(foreign) else QueueFailed
+                raise cls(f"{what}: TransferQueue: {type(foreign).__name__}: {foreign}") from foreign
 
         return self._thread.run(limited, deadline, recallable)
 
-    def _share(self, deadline: Deadline, nbytes: int) -> Deadline:
+    def _share(self, deadline: Deadline, least_s: float, nbytes: int) -> Deadline:
         """The time of one try, where another one can still be made."""
-        return deadline.within(min(deadline.remaining() / 3, TRY_S + nbytes / BYTES_PER_S))
+        return deadline.within(min(deadline.remaining() / 3, least_s + nbytes / BYTES_PER_S))
 
     async def _put(self, blocks: Mapping[int, Bytes]) -> None:
         import torch
@@ -146,10 +164,15 @@ class QueueBlocks:
         if meta.size != len(keys):
             return await self._known(sizes)
         _require(COLUMN in meta.field_names, "blocks that were put have no bytes")
+        return await self._data(list(sizes.items()), meta)
+
+    async def _data(
+        self, sizes: Sequence[tuple[int, int]], meta: BatchMeta
+    ) -> dict[int, FetchedBlock | DataPlaneError]:
         data = await self._client.async_get_data(meta)
         rows = list(data[COLUMN].unbind()) if COLUMN in data.keys() else []  # noqa: SIM118 - a TensorDict
-        _require(len(rows) == len(keys), f"{len(rows)} blocks came for {len(keys)} keys")
-        return {number: _opened(number, size, row) for (number, size), row in zip(sizes.items(), rows, strict=True)}
+        _require(len(rows) == len(sizes), f"{len(rows)} blocks came for {len(sizes)} keys")
+        return {number: _opened(number, size, row) for (number, size), row in zip(sizes, rows, strict=True)}
 
     async def _known(self, sizes: Mapping[int, int]) -> dict[int, FetchedBlock | DataPlaneError]:
         """Read those that the controller knows: it leaves out the others without a word."""
@@ -163,19 +186,36 @@ class QueueBlocks:
         known = {number: size for number, size in sizes.items() if number not in gone}
         return {**gone, **(await self._get(known) if known else {})}
 
-    async def _each(self, sizes: Mapping[int, int], until: Deadline) -> dict[int, FetchedBlock | DataPlaneError]:
-        async def one(number: int, size: int) -> FetchedBlock | DataPlaneError:
-            try:
-                return (await asyncio.wait_for(self._get({number: size}), until.remaining()))[number]
-            except TimeoutError:
-                return DataPlaneUnavailable(f"block {number}: no answer; {await self._silent()}")
-            except DataPlaneError as failed:
-                return failed
-            except Exception as foreign:  # noqa: BLE001  # top frame of what is foreign
-                return QueueFailed(f"block {number}: TransferQueue: {type(foreign).__name__}: {foreign}")
+    async def _by_unit(self, sizes: Mapping[int, int], until: Deadline) -> dict[int, FetchedBlock | DataPlaneError]:
+        """As ``_get``; those that lie together fail together, and no others."""
+        keys = [_key(number) for number in sizes]
+        meta = await asyncio.wait_for(self._client.async_kv_retrieve_meta(keys, self._partition), until.remaining())
+        if meta.size != len(keys):
+            return await self._known(sizes)
+        every = list(sizes.items())
 
-        found = await asyncio.gather(*(one(number, size) for number, size in sizes.items()))
-        return dict(zip(sizes, found, strict=True))
+        async def one(group: list[int]) -> dict[int, FetchedBlock | DataPlaneError]:
+            mine = [every[index] for index in group]
+            try:
+                return await asyncio.wait_for(self._data(mine, meta.select_samples(group)), until.remaining())
+            except TimeoutError:
+                why, dead = await self._silent()
+                failed: DataPlaneError = (DataPlaneReadError if dead else DataPlaneUnavailable)(f"no answer: {why}")
+            except DataPlaneError as refused:
+                failed = refused
+            except Exception as foreign:  # noqa: BLE001  # top frame of what is foreign
+                failed = QueueFailed(f"TransferQueue: {type(foreign).__name__}: {foreign}")
+            return dict.fromkeys([number for number, _ in mine], failed)
+
+        found = await asyncio.gather(*(one(group) for group in self._together(meta)))
+        return {number: block for part in found for number, block in part.items()}
+
+    def _together(self, meta: BatchMeta) -> list[list[int]]:
+        """Return the positions of rows that lie together: SimpleStorage's units; with other backends each by itself."""
+        units = getattr(self._client.storage_manager, "_group_by_hash", None)
+        if units is None:
+            return [[at] for at in range(meta.size)]
+        return [group.batch_positions for group in units(meta.global_indexes).values()]
 
     async def _remove(self, numbers: Sequence[int]) -> list[int]:
         keys = [_key(number) for number in numbers]
@@ -185,15 +225,22 @@ class QueueBlocks:
         await self._client.async_clear_samples(meta)
         return await self._still_there(numbers, meta)
 
-    async def _still_there(self, numbers: Sequence[int], meta: Any) -> list[int]:
-        """A clear that failed in the storage is reported as done: ask the storage itself for the bytes."""
+    async def _still_there(self, numbers: Sequence[int], meta: BatchMeta) -> list[int]:
+        """A clear that failed in the storage is reported as done: ask the storage itself, unit by unit."""
+        groups = self._together(meta)
+        kept = await asyncio.gather(*(self._has(meta.select_samples(group)) for group in groups))
+        held = sorted(index for group, has in zip(groups, kept, strict=True) if has for index in group)
+        named = meta.size == len(numbers)  # otherwise it is not known which of them the controller has left out
+        return [numbers[index] for index in held] if named else list(numbers) if held else []
+
+    async def _has(self, meta: BatchMeta) -> bool:
         try:
             data = await self._client.async_get_data(meta)
         except Exception as gone:  # top frame of what is foreign: "not found" has as many types as there are backends
-            if "not found" in str(gone).lower() or "notfound" in type(gone).__name__.lower():
-                return []
+            if "not found" in f"{type(gone).__name__} {gone}".lower().replace("notfound", "not found"):
+                return False
             raise
-        return list(numbers) if COLUMN in data.keys() and data.numel() else []  # noqa: SIM118 - a TensorDict
+        return COLUMN in data.keys()  # noqa: SIM118 - a TensorDict
 
     async def _ping(self) -> None:
         await self._client.async_get_partition_list()
@@ -202,15 +249,16 @@ class QueueBlocks:
         if units is not None:
             await asyncio.gather(*(manager._probe_storage_unit(target_storage_unit=unit) for unit in units))  # noqa: SLF001 - the one request that a unit answers without rows
 
-    async def _silent(self) -> str:
-        """Say which part does not take a connection."""
+    async def _silent(self) -> tuple[str, bool]:
+        """Say which part takes no connection, and whether one refuses it: then its process is gone for good."""
         parts = {f"storage unit {info.id} at {info.ip}:{port}": (info.ip, port) for info, port in self._units()}
         info = self._client.storage_manager.controller_info
         port = info.ports["request_handle_socket"]
         parts[f"controller {info.id} at {info.ip}:{port}"] = (info.ip, port)
-        up = await asyncio.gather(*(_takes_connections(*at) for at in parts.values()))
-        down = [name for name, is_up in zip(parts, up, strict=True) if not is_up]
-        return f"no connection to {', '.join(down)}" if down else "its controller and storage units take connections"
+        states = await asyncio.gather(*(_takes_connections(*at) for at in parts.values()))
+        down = [f"{name} ({state})" for name, state in zip(parts, states, strict=True) if state]
+        why = f"no connection to {', '.join(down)}" if down else "its controller and storage units take connections"
+        return why, REFUSED in states
 
     def _units(self) -> list[tuple[Any, int]]:
         units = getattr(self._client.storage_manager, "storage_unit_infos", {})
@@ -220,13 +268,16 @@ class QueueBlocks:
         """Nothing of the loop is left: its sockets go with the client."""
 
 
-async def _takes_connections(host: str, port: int) -> bool:
+async def _takes_connections(host: str, port: int) -> str:
+    """Return "" if it does, else what is wrong."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PROBE_S)
-    except (OSError, TimeoutError):
-        return False
+    except ConnectionRefusedError:
+        return REFUSED
+    except (OSError, TimeoutError) as failed:
+        return f"{type(failed).__name__} {failed}".strip()
     writer.close()
-    return True
+    return ""
 
 
 def _key(number: int) -> str:

@@ -75,26 +75,27 @@ class Reads:
 
     def _fetch(self, asked: _Asked, deadline: Deadline) -> _Fetched:
         last: list[_Fetched] = []
+        blocks: dict[int, FetchedBlock] = {}  # a number is one block's for ever: what has come is not fetched again
 
         def attempt(until: Deadline) -> Answer[_Fetched]:
-            got = self._once(asked, until)
+            got = self._once(asked, blocks, until)
             last[:] = [got]
             kinds = {type(error) for error in got.bad.values()}
             if CorruptPayload in kinds:
                 return Answer(Kind.CORRUPT, code="CorruptPayload")
-            if kinds - {DataPlaneTimeout}:
+            if kinds - {DataPlaneTimeout, DataPlaneReadError}:
                 return Answer(Kind.RETRYABLE, code=min(kind.__name__ for kind in kinds))
-            return Answer(Kind.OK, got)  # read, or the time is up
+            return Answer(Kind.OK, got)  # read, or no other try would help
 
         settled(self._retrier, "read", asked.partition, attempt, deadline)
         return last[0]
 
-    def _once(self, asked: _Asked, deadline: Deadline) -> _Fetched:
+    def _once(self, asked: _Asked, blocks: dict[int, FetchedBlock], deadline: Deadline) -> _Fetched:
         arguments = {"partition": asked.partition, "keys": asked.keys, "fields": asked.fields, "drop": asked.drop}
         located: Where = self._desk.ask("locate", deadline, **arguments).value
-        sizes = dict(located.blocks)
+        sizes = {number: size for number, size in located.blocks if number not in blocks}
         came = self._blocks.get(sizes, deadline) if sizes else {}
-        blocks = {number: block for number, block in came.items() if isinstance(block, FetchedBlock)}
+        blocks.update((number, block) for number, block in came.items() if isinstance(block, FetchedBlock))
         failed = {at: came[number] for at, (number, _) in enumerate(located.blocks) if number not in blocks}
         bad: dict[int, DataPlaneError] = {}
         for source in located.sources:

@@ -1,0 +1,105 @@
+"""What used to hang for minutes: registrar, storage unit and controller are killed under clients, one after the other.
+
+The tests stand in order: each leaves less of the TransferQueue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from penstock import connect
+from penstock.errors import DataPlaneClearError, DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable
+from penstock.plane.contract import DataPlaneClient
+from penstock.retry import Deadline
+from tests.plane.transfer_queue.queues import Queue
+
+TIMEOUT_S = 2.0
+SLACK_S = 3.0  # a loaded machine; what is tested used to take 610 s
+
+
+def filled(client: DataPlaneClient, partition: str, rows: int = 8) -> list[str]:
+    """A partition with rows of a block each."""
+    client.register_partition(partition, ["x"], rows, ["train"])
+    keys = [f"k{i}" for i in range(rows)]
+    for key in keys:
+        client.put_samples([key], partition, {"x": torch.full((1, 1000), float(key[1:]))})
+    return keys
+
+
+def ended(call: Callable[[], object]) -> DataPlaneError:
+    """Return the error a call ends with, in time."""
+    began = time.monotonic()
+    with pytest.raises(DataPlaneError) as caught:
+        call()
+    took = time.monotonic() - began
+    assert took < TIMEOUT_S + SLACK_S, f"{took:.2f} s: {caught.value}"
+    return caught.value
+
+
+def test_connect_joins_the_running_one(queue: Queue) -> None:
+    """Clients of connect() are on the plane of the TransferQueue that runs, also with start=True."""
+    with connect("transferqueue://") as one, connect("transferqueue://", start=True) as other:
+        keys = filled(one, "joined", 2)
+        assert other.get_samples(keys, "joined", ["x"])["x"][:, 0].tolist() == [0.0, 1.0]
+        assert one.get_capabilities() == other.get_capabilities()
+
+
+def test_a_killed_registrar_ends_every_call_at_once(queue: Queue) -> None:
+    """Without the books every call is DataPlaneUnavailable; a new client begins a new plane."""
+    import ray
+
+    with queue.client() as client:
+        keys = filled(client, "p", 2)
+        ray.kill(client._desk._actor)
+        for call in (
+            lambda: client.get_samples(keys, "p", ["x"], timeout_s=TIMEOUT_S),
+            lambda: client.put_samples(["new"], "p", {"x": torch.zeros(1, 1000)}, timeout_s=TIMEOUT_S),
+            lambda: client.claim_meta("p", "train", ["x"], 1, timeout_s=TIMEOUT_S),
+            lambda: client.list_metadata("p", timeout_s=TIMEOUT_S),
+            lambda: client.ping(timeout_s=TIMEOUT_S),
+        ):
+            assert isinstance(ended(call), DataPlaneUnavailable)
+        with queue.client() as after:
+            assert after.list_metadata("p") == []
+            mine = f"penstock-{after.get_capabilities().incarnation:x}"
+            left = [name for name in after._blocks.partitions(Deadline(10.0)) if name.startswith("penstock-")]
+            assert [name for name in left if name != mine] == []
+
+
+def test_a_killed_storage_unit_costs_its_own_rows(queue: Queue) -> None:
+    """Reads of its rows end in time and name rows and unit; the others are served; a clear of them is no success."""
+    with queue.client() as client:
+        keys = filled(client, "unit")
+        queue.kill_unit()
+        error = ended(lambda: client.get_samples(keys, "unit", ["x"], timeout_s=TIMEOUT_S))
+        assert error.keys
+        assert set(error.keys) < set(keys)
+        assert "storage unit" in str(error)
+        data, kept = client.get_samples(keys, "unit", ["x"], on_failed="drop", timeout_s=2 * TIMEOUT_S)
+        assert kept.sample_ids == [key for key in keys if key not in error.keys]
+        assert data["x"][:, 0].tolist() == [float(key[1:]) for key in kept.sample_ids]
+        assert "storage unit" in str(ended(lambda: client.ping(timeout_s=TIMEOUT_S)))
+        failed = ended(lambda: client.clear_samples(keys, "unit", timeout_s=TIMEOUT_S))
+        assert isinstance(failed, DataPlaneClearError)
+        assert client.list_metadata("unit") == []
+
+
+def test_a_killed_controller_ends_every_call_in_time(queue: Queue) -> None:
+    """Reads, puts, clears and pings end typed by the deadline and name the controller; the books still answer."""
+    with queue.client() as client:
+        client.register_partition("c", ["x"], 2, ["train"])
+        queue.kill_controller()
+        for call in (
+            lambda: client.put_samples(["new"], "c", {"x": torch.zeros(1, 1000)}, timeout_s=TIMEOUT_S),
+            lambda: client.ping(timeout_s=TIMEOUT_S),
+        ):
+            error = ended(call)
+            assert isinstance(error, (DataPlaneTimeout, DataPlaneUnavailable)), error
+            assert "controller" in str(error)
+        assert client.list_metadata("c") == []
+    with pytest.raises(DataPlaneUnavailable, match=r"no TransferQueue runs.*transfer_queue\.init\(\)"):
+        connect("transferqueue://", timeout_s=10.0)
