@@ -282,7 +282,7 @@ class FakeClient:
         def one(i: int) -> int:
             with self._fake.lock:
                 there = self._fake.master.keys.get(keys[i])
-                if there is not None and there.status is Status.COMPLETE:
+                if sizes[i] and there is not None and there.status is Status.COMPLETE:
                     return 0
             return self._write(keys[i], ptrs[i], sizes[i], config)
 
@@ -290,10 +290,13 @@ class FakeClient:
         return self._each("put", keys, one)
 
     def batch_get_into(self, keys: list[str], ptrs: list[int], sizes: list[int], /) -> list[int]:
-        """Of a key that is named twice the last is fetched, and success is reported for all."""
+        """Of a key that is named twice the last is fetched (whose memory is large enough); all report success."""
         self._require_open("batch_get_into")
-        last = {key: i for i, key in enumerate(keys)}
-        return self._each("get", keys, lambda i: self._read(keys[i], ptrs[i], sizes[i], moves=last[keys[i]] == i))
+
+        def moves(i: int, nbytes: int) -> bool:
+            return all(keys[j] != keys[i] or sizes[j] < nbytes for j in range(i + 1, len(keys)))
+
+        return self._each("get", keys, lambda i: self._read(keys[i], ptrs[i], sizes[i], functools.partial(moves, i)))
 
     def batch_get_replica_desc(self, keys: list[str], /) -> dict[str, list[ReplicaDescriptor]]:
         """What is missing is left out, and so is what is half written or could not be asked for."""
@@ -384,7 +387,7 @@ class FakeClient:
         master.end_write(key, stored)
         return 0
 
-    def _read(self, key: str, ptr: int, size: int, *, moves: bool) -> int:
+    def _read(self, key: str, ptr: int, size: int, moves: Callable[[int], bool]) -> int:
         stored = self._fake.master.find(key)
         if isinstance(stored, int):
             return stored
@@ -395,7 +398,7 @@ class FakeClient:
         if fault := self._fake.take_fault("get", [key], "late"):
             fault.owe(lambda: self._move_out(stored, ptr))
             return fault.code
-        if moves:
+        if moves(len(stored.value)):
             self._move_out(stored, ptr, damaged=self._fake.take_fault("get", [key], "damage") is not None)
         return len(stored.value)
 
