@@ -5,7 +5,8 @@ what was not stated back, so that an order may come twice and is done once.
 
 Invariants: a number is stated back only when every order up to it was carried out; what rows need is looked for after
 each enlisting, and again every while, for a store tells nobody what it has lost; what is lost is told until the plane
-has answered; only blocks that the plane has named are ever freed.
+has answered; only blocks that the plane has named are ever freed; one that no row ever needed is freed twice, for
+whoever put it may have written it after the first time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Literal, TypeAlias
 from penstock.host.news import News
 from penstock.hosting import HostReport, Orders
 
-__all__ = ["Duties"]
+__all__ = ["LATE_PATROLS", "Duties"]
+
+LATE_PATROLS = 12  # after which what nobody ever needed is removed once more: a minute, longer than a put takes
 
 _Duty: TypeAlias = tuple[Literal["free", "check"], int]
 
@@ -44,6 +47,9 @@ class Duties:
         self._survey: dict[int, None] = {}
         self._batches: deque[_Batch] = deque()
         self._batch_of: dict[_Duty, _Batch] = {}
+        self._late: dict[int, int] = {}  # freed though never needed -> at which patrol that is done once more
+        self._never_needed: set[int] = set()  # of those that are to be freed
+        self._patrols = 0
         self._done: dict[_Duty, int] = {}  # carried out, and perhaps told again: with the number it came under
         self._after = 0
         self._highest = 0
@@ -56,6 +62,7 @@ class Duties:
         needed = dict.fromkeys(live)
         unneeded = [block for block in (*self._free, *self._live) if block not in needed]
         self._live, self._free = needed, dict.fromkeys(unneeded)
+        self._never_needed &= self._free.keys()
         self._check, self._survey = {}, dict(needed)
         self._batches.clear()
         self._batch_of.clear()
@@ -77,6 +84,8 @@ class Duties:
         fresh = [duty for duty in asked if duty not in self._batch_of and duty not in self._done]
         for what, block in fresh:
             if what == "free":
+                if block not in self._live:
+                    self._never_needed.add(block)
                 self._forget(block)
                 self._free[block] = None
             else:
@@ -106,11 +115,16 @@ class Duties:
 
     def known(self) -> list[int]:
         """Return every block that may lie in the store, as far as the plane has said."""
-        return [*self._live, *self._free]
+        return [*self._live, *self._free, *self._late]
 
     def patrol(self) -> None:
         """It is time to look for everything again."""
         self._survey = dict(self._live)
+        self._patrols += 1
+        due = [block for block, patrol in self._late.items() if patrol <= self._patrols]
+        for block in due:
+            del self._late[block]
+            self._free[block] = None
 
     @property
     def idle(self) -> bool:
@@ -124,6 +138,9 @@ class Duties:
             if block in self._free:
                 del self._free[block]
                 self.counters["store.freed"] += 1
+                if block in self._never_needed:
+                    self._never_needed.discard(block)
+                    self._late[block] = self._patrols + LATE_PATROLS
             self._carried_out(("free", block))
         self._settle()
 
@@ -174,6 +191,8 @@ class Duties:
         """Raise AssertionError on a broken invariant."""
         assert self._live.keys().isdisjoint(self._free), "what rows need is to be freed"
         assert self._survey.keys() <= self._live.keys(), "what nobody needs is looked for"
+        assert self._never_needed <= self._free.keys(), "what is not to be freed is remembered"
+        assert self._live.keys().isdisjoint(self._late), "what rows need is to be freed again"
         numbers = [batch.number for batch in self._batches]
         assert numbers == sorted(set(numbers)), "orders are not in order"
         assert all(number > self._after for number in numbers), "what is not done was stated back"
