@@ -9,6 +9,7 @@ TensorDicts of these.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -73,6 +74,7 @@ def decode(key: str, view: memoryview) -> Any:
         raise CorruptPayload(f"{key!r}: no readable value: {broken}", keys=[key]) from broken
 
 
+@functools.lru_cache(maxsize=1024)  # rows of a column have few shapes
 def _head(kind: int, dtype: int, shape: tuple[int, ...], nbytes: int) -> bytes:
     head = _HEAD.pack(_MAGIC, _VERSION, kind, dtype, len(shape), nbytes) + struct.pack(f"<{len(shape)}Q", *shape)
     return head.ljust(-(-len(head) // ALIGN) * ALIGN, b"\0")
@@ -82,9 +84,21 @@ def _tensor_pieces(key: str, tensor: torch.Tensor) -> Pieces:
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _CODES:
         what = "nested tensor" if tensor.is_nested else f"{tensor.layout} tensor of {tensor.dtype}"
         raise RefusedType(f"{key!r}: a {what} is not carried as the value of one row", keys=[key])
-    plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-    head = memoryview(_head(_TENSOR, _CODES[tensor.dtype], tuple(tensor.shape), plain.nbytes))
-    return [head, plain.reshape(-1).view(torch.uint8).numpy().data] if plain.nbytes else [head]
+    plain = _in_one_piece(tensor)
+    nbytes = plain.nbytes
+    head = memoryview(_head(_TENSOR, _CODES[plain.dtype], tuple(plain.shape), nbytes))
+    return [head, plain.view(-1).view(torch.uint8).numpy().data] if nbytes else [head]
+
+
+def _in_one_piece(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor's numbers in one piece of this machine's memory: mostly it is that already."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        tensor = tensor.to("cpu")
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _decoded(view: memoryview) -> Any:
