@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ SHAPES = {
 }
 TIMEOUT_S = 60.0
 WARM_UP = 2
+
+
+Laps: TypeAlias = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 class Contestant(Protocol):
@@ -183,11 +186,11 @@ def contestants(cluster: MooncakeCluster, stack: ExitStack) -> dict[str, Contest
     return found
 
 
-def measure(who: dict[str, Contestant], count: int, nbytes: int, laps: int) -> dict[str, dict[str, list[float]]]:
-    """Return seconds by contestant and call. Everybody's turn comes once a lap, each time after somebody else."""
+def measure(who: dict[str, Contestant], count: int, nbytes: int, laps: int) -> Laps:
+    """Return (seconds, processor seconds) by contestant and call. Who comes first changes from lap to lap."""
     rng = np.random.default_rng(count)
     values = [rng.integers(0, 256, nbytes, np.uint8) for _ in range(count)]
-    times: dict[str, dict[str, list[float]]] = {name: {"put": [], "get": []} for name in who}
+    times: Laps = {name: {"put": [], "get": []} for name in who}
     names = list(who)
     for lap in range(-WARM_UP, laps):
         for name in names[lap % len(names) :] + names[: lap % len(names)]:
@@ -198,39 +201,42 @@ def measure(who: dict[str, Contestant], count: int, nbytes: int, laps: int) -> d
     return times
 
 
-def _turn(one: Contestant, keys: list[str], values: Sequence[Bytes]) -> dict[str, float]:
+def _turn(one: Contestant, keys: list[str], values: Sequence[Bytes]) -> dict[str, tuple[float, float]]:
     if isinstance(one, Raw):
         one.prepare(values)
-    _, put_s = _timed(lambda: one.put(keys, values))
-    found, get_s = _timed(lambda: one.get(keys, len(values[0])))
+    _, put = _timed(lambda: one.put(keys, values))
+    found, get = _timed(lambda: one.get(keys, len(values[0])))
     if not all(np.array_equal(np.frombuffer(a, np.uint8), b) for a, b in zip(found, values, strict=True)):
         raise SystemExit(f"{type(one).__name__} read other bytes than it put")
     one.remove(keys)
-    return {"put": put_s, "get": get_s}
+    return {"put": put, "get": get}
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
+def _timed(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    began, worked = time.perf_counter(), time.process_time()
     result = call()
-    return result, time.perf_counter() - began
+    return result, (time.perf_counter() - began, time.process_time() - worked)
 
 
-def figures(times: dict[str, dict[str, list[float]]], nbytes: int) -> list[dict[str, Any]]:
+def figures(times: Laps, nbytes: int) -> list[dict[str, Any]]:
+    """Return a row a contestant: MB/s, the best of them, and milliseconds of this process's processors, by call."""
     rows = []
     for name, calls in times.items():
         row: dict[str, Any] = {"who": name}
-        for call, taken in calls.items():
-            row[f"{call}_mb_s"] = round(nbytes / statistics.median(taken) / 1e6, 1)
-            row[f"{call}_best_mb_s"] = round(nbytes / min(taken) / 1e6, 1)
+        for call, laps in calls.items():
+            seconds, worked = zip(*laps, strict=True)
+            row[f"{call}_mb_s"] = round(nbytes / statistics.median(seconds) / 1e6, 1)
+            row[f"{call}_best_mb_s"] = round(nbytes / min(seconds) / 1e6, 1)
+            row[f"{call}_cpu_ms"] = round(1e3 * statistics.median(worked), 2)
         rows.append(row)
     return rows
 
 
 def show(shape: str, rows: list[dict[str, Any]]) -> None:
-    print(f"{shape:24} {'put MB/s':>10} {'best':>8} {'get MB/s':>10} {'best':>8}")
+    print(f"| {shape} | put MB/s | best | cpu ms | get MB/s | best | cpu ms |\n|---|---|---|---|---|---|---|")
     for row in rows:
-        rates = (row["put_mb_s"], row["put_best_mb_s"], row["get_mb_s"], row["get_best_mb_s"])
-        print(f"  {row['who']:22} {rates[0]:10.0f} {rates[1]:8.0f} {rates[2]:10.0f} {rates[3]:8.0f}", flush=True)
+        told = [f"{row[f'{call}_{what}']:.0f}" for call in ("put", "get") for what in ("mb_s", "best_mb_s", "cpu_ms")]
+        print(f"| {row['who']} | {' | '.join(told)} |", flush=True)
 
 
 def main() -> None:

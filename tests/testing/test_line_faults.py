@@ -139,3 +139,14 @@ def test_sentences_can_be_read() -> None:
         == "stall for 2 s toward the client at byte 5 of every connection"
     )
     assert str(lines.reset(at=0, toward="server", connection=3)) == "reset toward the server at byte 0 of connection 3"
+
+
+def test_a_fault_may_be_added_between_two_bytes() -> None:
+    """It counts from the byte at which it was added; what lasts, or needs a memory, has to be there before."""
+    stream = Stream([])
+    assert joined(list(stream.feed(DATA[:40]))) == [Pass(DATA[:40])]
+    stream.add(lines.reset(at=5, toward="client"))
+    assert joined(list(stream.feed(DATA[40:]))) == [Pass(DATA[40:45]), End("reset")]
+    for fault in (lines.blackhole(toward="client"), lines.duplicate(at=5, nbytes=2, toward="client")):
+        with pytest.raises(BadArgument, match="from the start"):
+            Stream([]).add(fault)

@@ -307,3 +307,19 @@ def test_many_at_once(listener: socket.socket) -> None:
         assert proxy.connections == proxy.open == 100
         for pair in pairs:
             pair.__exit__()
+
+
+def test_an_open_connection_can_be_struck(listener: socket.socket) -> None:
+    """``strike`` concerns what is open, counts from now, and leaves new connections alone."""
+    with proxy_of(listener) as proxy, Pair(proxy, listener) as (client, server):
+        server.sendall(DATA)
+        assert read(client, len(DATA)) == DATA
+        proxy.strike(reset(at=10, toward="client"))
+        assert not proxy.fired
+        server.sendall(DATA)
+        with pytest.raises(ConnectionResetError):
+            read(client, len(DATA))
+        assert [fired.fault.at for fired in proxy.fired] == [len(DATA) + 10]
+        with Pair(proxy, listener) as (other, far):
+            far.sendall(DATA)
+            assert read(other, len(DATA)) == DATA

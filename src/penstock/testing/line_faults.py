@@ -9,6 +9,7 @@ bytes arrive; a fault has fired when it changed something: bytes, their pace, or
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -178,13 +179,19 @@ class Stream:
     """
 
     def __init__(self, faults: Sequence[LineFault]) -> None:
-        self.passed = 0
+        self.passed = self._under_way = 0
         self.fired: list[LineFault] = []
         self._moments = [fault for fault in faults if fault.kind not in _LASTING]
         self._lasting = [fault for fault in faults if fault.kind in _LASTING]
         self._ended = self._swallows = False
         self._recent = bytearray()
         self._memory = max((f.size for f in self._moments if f.kind == "duplicate"), default=0)
+
+    def add(self, fault: LineFault) -> None:
+        """Let ``fault`` happen as well; its ``at`` counts from now. One of those between two bytes."""
+        if fault.kind in _LASTING or fault.kind == "duplicate":
+            raise BadArgument(f"{fault.kind} has to be there from the start")
+        self._moments.append(dataclasses.replace(fault, at=self._under_way + fault.at))
 
     @property
     def silent(self) -> bool:
@@ -200,6 +207,7 @@ class Stream:
         while data and not self._ended:
             piece = data[: self._room()]
             data = data[len(piece) :]
+            self._under_way = self.passed + len(piece)
             yield from self._carry(piece)
             self.passed += len(piece)
             yield from self._strike()

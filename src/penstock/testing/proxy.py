@@ -142,6 +142,16 @@ class FaultProxy:
         """Let these happen to connections that come from now on."""
         self._faults = [*self._faults, *faults]
 
+    def strike(self, *faults: LineFault) -> None:
+        """Let these happen to the connections that are open; ``at`` counts from now."""
+
+        def add() -> None:
+            for line in self._lines:
+                for fault in faults:
+                    line.streams[fault.toward].add(fault)
+
+        self._call(add)
+
     def disarm(self) -> None:
         """Let connections that come from now on pass unharmed."""
         self._faults = []

@@ -320,32 +320,18 @@ def _reset_lines(bed: Bed, _: StoreFault) -> Callable[[], object]:
     return bed.disarm
 
 
-def _reset_midway(bed: Bed, fault: StoreFault) -> Callable[[], object]:
-    """Every connection is reset once, when a quarter of the bytes has passed."""
+def _reset_midway(bed: Bed, fault: StoreFault) -> None:
+    """Every connection that is open is reset in the middle of the second value that it carries from now on."""
     toward: Literal["client", "server"] = "client" if fault.call == "get" else "server"
-    before, over, ended = _passed(bed, toward), threading.Event(), list[int]()
+    before = sum(len(proxy.fired) for proxy in bed.proxies)
+    for proxy in bed.proxies:
+        proxy.strike(reset(at=fault.nbytes * 3 // 2, toward=toward))
 
-    def reset_at_a_quarter() -> None:
-        while _passed(bed, toward) - before < fault.keys * fault.nbytes // 4:
-            if over.wait(_LOOK_S):
-                return
-        ended.append(sum(proxy.reset_all() for proxy in bed.proxies))
+    def struck() -> str:
+        ended = sum(len(proxy.fired) for proxy in bed.proxies) - before
+        return f"{ended} connections reset in the middle of a value" if ended else ""
 
-    def mend() -> None:
-        over.set()
-        watching.join()
-
-    watching = threading.Thread(target=reset_at_a_quarter, name="reset midway", daemon=True)
-    watching.start()
-    bed.proof(lambda: f"{ended[0]} connections reset in the middle" if any(ended) else "")
-    return mend
-
-
-_LOOK_S = 0.0005
-
-
-def _passed(bed: Bed, toward: Literal["client", "server"]) -> int:
-    return sum(proxy.passed(toward) for proxy in bed.proxies)
+    bed.proof(struck)
 
 
 def _swallow(bed: Bed, fault: StoreFault) -> Callable[[], object]:
@@ -390,7 +376,7 @@ def _fill(bed: Bed, fault: StoreFault) -> Callable[[], object]:
 
 _BATCH = 32
 
-_MIDWAY = "every connection reset once, in the middle of 512 values"
+_MIDWAY = "every connection reset once in the middle of a value, 512 values"
 
 
 def _many(fault: StoreFault) -> StoreFault:

@@ -104,20 +104,25 @@ def transfer(
 
 
 def _grouped(link: Link, parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Cut ``parts`` into chunks: by segment, then by bytes and number."""
+    """Cut ``parts`` into chunks of one segment; the segments take turns, so that all owners are at work."""
     by_segment: dict[str, list[Part]] = {}
     for part in parts:
         by_segment.setdefault(part.segment, []).append(part)
-    for same in by_segment.values():
-        group: list[Part] = []
-        nbytes = 0
-        for part in same:
-            if group and (nbytes + part.nbytes > link.config.chunk_bytes or len(group) >= link.config.chunk_keys):
-                yield group
-                group, nbytes = [], 0
-            group.append(part)
-            nbytes += part.nbytes
-        yield group
+    turns = itertools.zip_longest(*(_chunks(link, same) for same in by_segment.values()))
+    return (chunk for turn in turns for chunk in turn if chunk is not None)
+
+
+def _chunks(link: Link, parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Cut by bytes and number."""
+    group: list[Part] = []
+    nbytes = 0
+    for part in parts:
+        if group and (nbytes + part.nbytes > link.config.chunk_bytes or len(group) >= link.config.chunk_keys):
+            yield group
+            group, nbytes = [], 0
+        group.append(part)
+        nbytes += part.nbytes
+    yield group
 
 
 def _begin(
