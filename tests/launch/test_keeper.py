@@ -140,6 +140,23 @@ def test_one_whose_keeper_never_comes_back_ends_in_order(bench: Bench) -> None:
     assert "ended: SIGTERM" in (bench.folder / "plane.log").read_text()
 
 
+def test_one_that_is_told_to_end_at_once_ends_what_it_finds(bench: Bench) -> None:
+    """In order, and before it says that it has ended: its actor was killed just before the run was closed."""
+    first = bench.keeper()
+    ready(first)
+    pid = orphan(first)
+    deadline = time.monotonic() + 10
+    while not mark_path(bench.folder).exists():
+        assert time.monotonic() < deadline
+    second = Keeper(bench.folder, list)
+    second.end()
+    second.begin()
+    assert second.close(30.0)
+    assert second.standing().state == "ended"
+    assert is_zombie(pid) or start_of(pid) == 0
+    assert not arena_files(bench.folder)
+
+
 def test_two_keepers_do_not_take_turns_at_killing(bench: Bench) -> None:
     """A second one that comes while the first lives waits, and says for whom."""
     first = bench.keeper()

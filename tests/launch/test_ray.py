@@ -46,8 +46,13 @@ def plane(nodes: list[str], ray_namespace: str, tmp_path_factory: pytest.TempPat
         with found.connect() as client:
             client.register_partition("p", ["x"], num_samples=1000, consumer_tasks=["t"])
         yield found
-    for part in [folder / "plane", *(folder / "hosts").iterdir()]:
-        assert not arena_files(part)
+    assert shared_memory_of(folder) == []
+
+
+def shared_memory_of(folder: Path) -> list[Path]:
+    """What plane and agents of ``folder`` hold of it."""
+    parts = [folder / "plane", *(folder / "hosts").iterdir()]
+    return [path for part in parts for path, place in arena_files(part) if place.in_shm]
 
 
 def on(node: str, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -162,6 +167,15 @@ def test_rows_that_lay_there_are_there_after_all_are_killed_at_once(plane: launc
     assert (audit.residue, sum(sum(partition.lost.values()) for partition in audit.partitions)) == (0, 0)
 
 
+def test_a_close_right_after_a_kill_is_a_close(nodes: list[str], ray_namespace: str, tmp_path: Path) -> None:
+    """Actors that are between two lives are told to end when they are back, and are not waited for in vain."""
+    plane = launch.start("brief", data_dir=tmp_path, namespace=ray_namespace, **SMALL)
+    for role in plane.standing():
+        plane.kill(role)
+    plane.close(timeout_s=40.0)
+    assert shared_memory_of(tmp_path) == []
+
+
 def test_a_second_start_finds_the_first(plane: launch.RayPlane) -> None:
     """With the same arguments it is the same plane; with others, or by a name that nobody has, it is refused."""
     folder = Path(Actors("run7", plane.namespace).orders(Deadline(10.0)).data_dir)
@@ -189,6 +203,7 @@ def third_node(cluster: RayCluster, address: str) -> Iterator[None]:
         until("the node is gone", lambda: address not in alive_nodes())
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_later_gets_its_agent_when_it_is_asked_for(
     plane: launch.RayPlane, ray_cluster: RayCluster
 ) -> None:
@@ -212,7 +227,7 @@ def test_one_that_is_closed_goes_on_in_its_directory(nodes: list[str], ray_names
     found = launch.attach("later", namespace=ray_namespace)
     found.close()
     found.close()
-    assert [arena_files(folder) for folder in (tmp_path / "plane", *(tmp_path / "hosts").iterdir())] == [[], [], []]
+    assert shared_memory_of(tmp_path) == []
     with launch.start("later", data_dir=tmp_path, namespace=ray_namespace, **SMALL) as second:
         assert second.url() == url
         with second.connect() as client:

@@ -19,6 +19,8 @@ _PATIENT = Policy(
     max_attempts=1_000_000, base_s=0.1, cap_s=0.5, bucket_tokens=0.0, quarantine_s=0.0
 )  # what is waited for is one actor of one's own; the deadline ends it
 
+_LEAST_S = 0.2  # a try that has less is not begun
+
 T = TypeVar("T")
 
 
@@ -88,10 +90,13 @@ def patiently(what: str, attempt: Callable[[Deadline], T | None], deadline: Dead
         DataPlaneTimeout: it has passed; says what the last try met.
         DataPlaneError: ``attempt`` raised one that is not ``DataPlaneUnavailable``.
     """
-    met = "it is not ready yet"
+    met, tries = "it is not ready yet", 0
 
     def once(_keys: object, _endpoint: str, until: Deadline) -> list[Answer[T]]:
-        nonlocal met
+        nonlocal met, tries
+        if until.remaining() < _LEAST_S and tries:
+            return [Answer(Kind.RETRYABLE, code="late")]  # what it could only meet is the end of the time
+        tries += 1
         try:
             found = attempt(until)
         except MissingExtra:

@@ -227,9 +227,11 @@ def _end(actors: Mapping[str, Any], deadline: Deadline) -> list[str]:
 def _await_end(role: str, actor: Any, deadline: Deadline) -> None:
     def ask(until: Deadline) -> bool:
         now = _standing(actor, until)
-        if now.state != "ended":
-            raise DataPlaneUnavailable(f"process {now.pid} is {now.state}")
-        return True
+        if now.state == "ended":
+            return True
+        if now.state != "ending":  # it was between two lives when it was told
+            reply_of(actor.end.remote(), _share(until))
+        raise DataPlaneUnavailable(f"process {now.pid} is {now.state}")
 
     patiently(f"the end of {role}", ask, deadline)
 

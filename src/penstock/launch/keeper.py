@@ -144,6 +144,7 @@ class Keeper:
             if not self._told_to_end.is_set():
                 log.warning("%s: %s", self._folder, why)
                 self._told_to_end.wait(full_jitter(failed, BASE_S, CAP_S, self._rng))
+        put_away(self._folder, signal.SIGTERM)  # told to end before it came to take over what it found
         self.over.set()
         self._note(state="ended")
 

@@ -23,7 +23,7 @@ import msgspec
 
 __all__ = ["Orphan", "mark_path", "put_away", "start_of"]
 
-_END_S = 10.0  # a process that was sent SIGKILL
+_END_S = {signal.SIGKILL: 10.0, signal.SIGTERM: 60.0}  # how long an end by this signal is waited for
 
 
 class Orphan(msgspec.Struct, frozen=True):
@@ -47,11 +47,11 @@ def start_of(pid: int) -> int:
     return int(stat.rpartition(b")")[2].split()[19])  # proc_pid_stat(5): field 22, the first two end with ")"
 
 
-def put_away(folder: Path) -> bool:
+def put_away(folder: Path, by: signal.Signals = signal.SIGKILL) -> bool:
     """End the process that an earlier keeper left behind in ``folder``; whether there was one.
 
     With SIGKILL: what it holds is in shared memory and in its journal, where its successor finds it; to write it all
-    down first would take as long as nobody serves.
+    down first would take as long as nobody serves. With SIGTERM, in order, if it is to have no successor.
     """
     mark = mark_path(folder)
     try:
@@ -66,8 +66,8 @@ def put_away(folder: Path) -> bool:
     try:
         if start_of(left.pid) != left.began:
             return False
-        signal.pidfd_send_signal(there, signal.SIGKILL)
-        select.select([there], [], [], _END_S)
+        signal.pidfd_send_signal(there, by)
+        select.select([there], [], [], _END_S[by])
     finally:
         os.close(there)
         mark.unlink(missing_ok=True)
