@@ -157,6 +157,7 @@ class Job:
         workers = [f"worker-{i}" for i in range(self.options.rollout_workers)]
         for slot in [*self._hosts(), CONTROLLER, "trainer-0", "scorer-0", *workers]:
             self._start(slot)
+        self.last_step = (0, time.monotonic())  # an engine of somebody else's takes its time to begin
 
     def _hosts(self) -> list[str]:
         return list(HOSTS[: len(self.site.hosts)])
