@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -35,6 +37,25 @@ class Queue:
 
         ray.kill(_units()[index])
 
+    @contextmanager
+    def stopped_unit(self, index: int = 0) -> Iterator[None]:
+        """Stop the process of one storage unit: it takes connections and never answers."""
+        import ray
+
+        pid = ray.get(_units()[index].__ray_call__.remote(_pid), timeout=30)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def ports(self) -> list[tuple[str, int]]:
+        """Where controller and storage units listen for requests."""
+        config = self.queue.config
+        infos = [(config.controller.zmq_info, "request_handle_socket")]
+        infos += [(info, "put_get_socket") for info in config.backend.SimpleStorage.zmq_info.values()]
+        return [(info.ip, info.ports[name]) for info, name in infos]
+
 
 def stored_bytes(client: DataPlaneClient) -> int:
     """The bytes of all rows in the storage units, as these say."""
@@ -49,6 +70,10 @@ def _units() -> list[Any]:
     from transfer_queue import interface
 
     return list(interface._TQ_STORAGE["SimpleStorage"].values())
+
+
+def _pid(_: Any) -> int:
+    return os.getpid()
 
 
 def _held_bytes(unit: Any) -> int:

@@ -113,18 +113,10 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
         timeout_s: float | None = None,
     ) -> None:
         deadline = self._deadline(timeout_s)
-        checks.registration(partition_id, fields, num_samples, consumer_tasks, grpo_group_size, enums, group_policy)
-        self._desk.ask(
-            "register_partition",
-            deadline,
-            partition_id=partition_id,
-            fields=list(fields),
-            num_samples=num_samples,
-            consumer_tasks=list(consumer_tasks),
-            grpo_group_size=grpo_group_size,
-            enums=enums,
-            group_policy=group_policy,
+        wanted = checks.registration(
+            partition_id, fields, num_samples, consumer_tasks, grpo_group_size, enums, group_policy
         )
+        self._desk.ask("register", deadline, wanted=wanted)
 
     def claim_meta(
         self,

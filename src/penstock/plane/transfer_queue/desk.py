@@ -12,11 +12,12 @@ import os
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from penstock.config import PlaneConfig
-from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, error_of
-from penstock.plane.transfer_queue.library import NAMESPACE, TransferQueue, bounded, imported, resolve
+from penstock.errors import DataPlaneBadRequest, DataPlaneTimeout, DataPlaneUnavailable, error_of
+from penstock.plane.transfer_queue.library import NAMESPACE, TransferQueue, bounded, imported, resolve, sent
 from penstock.plane.transfer_queue.registrar import Answer, Opened, Registrar
 from penstock.retry import Deadline
 
@@ -77,21 +78,23 @@ class Desk:
         body = {"ticket": ticket, "arguments": {**arguments, "timeout_s": deadline.remaining()}}
         try:
             return self._asked("claim", deadline, body, {"concurrency_group": "claims"}).value
+        except DataPlaneBadRequest:
+            raise
         except BaseException as gone:
-            if isinstance(gone, DataPlaneTimeout) and gone.missing:
-                raise  # its own answer: nothing was ready
-            self.tell("withdraw", ticket=ticket)
+            if not (isinstance(gone, DataPlaneTimeout) and gone.missing):  # those are its own answer: nothing was ready
+                self.tell("withdraw", ticket=ticket)
             raise
 
     def tell(self, call: str, **arguments: Any) -> None:
-        """As ``ask``; nobody waits for an answer."""
-        if not self._closed.is_set():
-            self._actor.ask.remote(self.session, call, arguments)
+        """As ``ask``; nobody waits for an answer, nor hears that there is none."""
+        with suppress(DataPlaneUnavailable):
+            self.require_open()
+            sent(lambda: self._actor.ask.remote(self.session, call, arguments))
 
     def freed(self, blocks: Sequence[int]) -> None:
         """Tell the registrar that blocks are gone; nobody waits for it."""
-        if blocks:
-            self._actor.freed.remote(list(blocks))
+        with suppress(DataPlaneUnavailable):
+            sent(lambda: self._actor.freed.remote(list(blocks)))
 
     def end(self, timeout_s: float) -> None:
         """End the session. Idempotent."""
@@ -100,7 +103,7 @@ class Desk:
         self._closed.set()
         self._beating.join(timeout_s)
         try:
-            resolve(self._actor.end.remote(self.session), Deadline(timeout_s), WHO)
+            resolve(lambda: self._actor.end.remote(self.session), Deadline(timeout_s), WHO)
         except (DataPlaneTimeout, DataPlaneUnavailable) as failed:
             log.warning("session %d could not be ended; it ends by its silence: %s", self.session, failed)
 
@@ -119,11 +122,11 @@ class Desk:
         self, session: int, call: str, deadline: Deadline, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Answer:
         method = self._actor.ask.options(**options) if options else self._actor.ask
-        answer: Answer = resolve(method.remote(session, call, dict(arguments)), deadline, WHO, LEAST_S)
+        answer: Answer = resolve(lambda: method.remote(session, call, dict(arguments)), deadline, WHO, LEAST_S)
         return answer
 
     def _open(self, deadline: Deadline) -> Opened:
-        opened: Opened = resolve(self._actor.open.remote(), deadline, WHO, LEAST_S)
+        opened: Opened = resolve(self._actor.open.remote, deadline, WHO, LEAST_S)
         return opened
 
     def _reopen(self, session: int, deadline: Deadline) -> None:
@@ -134,8 +137,13 @@ class Desk:
                 log.warning("session %d was unknown to the registrar; it goes on as %d", session, self.session)
 
     def _beat(self) -> None:
+        beat = self._actor.beat.options(concurrency_group="beats")
         while not self._closed.wait(self._opened.heartbeat_s):
-            self._actor.beat.options(concurrency_group="beats").remote(self.session)
+            try:
+                sent(lambda: beat.remote(self.session))
+            except DataPlaneUnavailable as gone:
+                log.warning("session %d has no heartbeat any more: %s", self.session, gone)
+                return
 
     def __repr__(self) -> str:
         return f"Desk({'closed' if self.closed else 'open'}, session={self.session})"

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, MissingExtra
 from penstock.retry import Deadline
 
-__all__ = ["BatchMeta", "QueueClient", "TransferQueue", "bounded", "find", "imported", "resolve", "start"]
+__all__ = ["BatchMeta", "QueueClient", "TransferQueue", "bounded", "find", "imported", "resolve", "sent", "start"]
 
 CONTROLLER, NAMESPACE = "TransferQueueController", "transfer_queue"  # where the package puts it
 START = "start one with transfer_queue.init(), or connect with start=True"
@@ -100,7 +100,7 @@ def find(address: str, deadline: Deadline) -> TransferQueue:
     ray = imported("ray")
     _join(ray, address, deadline)
     controller = bounded(lambda: _controller(ray), deadline, f"Ray does not say where {CONTROLLER} is")
-    config = resolve(controller.get_config.remote(), deadline, "TransferQueue's controller")
+    config = resolve(controller.get_config.remote, deadline, "TransferQueue's controller")
     if config is None:
         raise DataPlaneUnavailable("TransferQueue is starting: its controller has no configuration yet")
     return TransferQueue(controller, config)
@@ -143,8 +143,8 @@ def _join(ray: Any, address: str, deadline: Deadline) -> None:
     bounded(connect, deadline, f"Ray at {address or 'this machine'} does not answer")
 
 
-def resolve(reference: Any, deadline: Deadline, who: str, least_s: float = 0.0) -> Any:
-    """Return what a Ray call returned, by the deadline, in the tree's own errors.
+def resolve(call: Callable[[], Any], deadline: Deadline, who: str, least_s: float = 0.0) -> Any:
+    """Make a Ray call and return what it returned, by the deadline, in the tree's own errors.
 
     Raises:
         DataPlaneUnavailable: the actor is dead, or was not reached.
@@ -152,7 +152,7 @@ def resolve(reference: Any, deadline: Deadline, who: str, least_s: float = 0.0) 
     """
     ray = imported("ray")
     try:
-        return ray.get(reference, timeout=max(deadline.remaining(), least_s))
+        return ray.get(sent(call), timeout=max(deadline.remaining(), least_s))
     except ray.exceptions.GetTimeoutError:
         raise DataPlaneTimeout(
             f"{who} has not answered within {deadline.elapsed():.3g} s", attempts=1, elapsed_s=deadline.elapsed()
@@ -163,11 +163,24 @@ def resolve(reference: Any, deadline: Deadline, who: str, least_s: float = 0.0) 
         raise DataPlaneUnavailable(f"{who}: Ray failed: {_first_line(failed)}", attempts=1) from failed
 
 
-def bounded(work: Callable[[], T], deadline: Deadline, late: str) -> T:
+def sent(call: Callable[[], T]) -> T:
+    """Make a Ray call without waiting for its answer; Ray would start a cluster of its own where it has been left."""
+    if not imported("ray").is_initialized():
+        raise DataPlaneUnavailable("this process has left its Ray cluster (ray.shutdown)")
+    return call()
+
+
+def bounded(work: Callable[[], T], deadline: Deadline, slow: str, late: Callable[[T], object] | None = None) -> T:
     """Run what knows no deadline in a thread of its own; one that does not come back is left behind.
 
+    Args:
+        work: is run.
+        deadline: until when its result is waited for.
+        slow: says what has not been done by then.
+        late: what becomes of a result that comes after that.
+
     Raises:
-        DataPlaneTimeout: ``late``.
+        DataPlaneTimeout: ``slow``.
     """
     answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -183,7 +196,9 @@ def bounded(work: Callable[[], T], deadline: Deadline, late: str) -> T:
     except TimeoutError:
         if answer.done():
             return answer.result()
-        raise DataPlaneTimeout(f"{late} ({deadline.elapsed():.3g} s)", elapsed_s=deadline.elapsed()) from None
+    if late is not None:
+        answer.add_done_callback(lambda done: None if done.exception() else late(done.result()))
+    raise DataPlaneTimeout(f"{slow} ({deadline.elapsed():.3g} s)", elapsed_s=deadline.elapsed())
 
 
 def imported(name: str) -> Any:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -52,6 +53,22 @@ class QueueFull(QueueFailed):
     """The storage units have no room."""
 
 
+class Unit(NamedTuple):
+    """A process of TransferQueue: what it is, its own name, where it listens."""
+
+    kind: str
+    number: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, kind: str, info: Any, socket: str) -> Unit:
+        return cls(kind, str(info.id), str(info.ip), int(info.ports[socket]))
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number} at {self.host}:{self.port}"
+
+
 class QueueBlocks:
     """The blocks of one plane, as one client reaches them. Fit for use from several threads.
 
@@ -63,9 +80,14 @@ class QueueBlocks:
     def __init__(self, queue: TransferQueue, partition: str, deadline: Deadline) -> None:
         self._partition = partition
         self._client: QueueClient = bounded(
-            queue.open_client, deadline, f"TransferQueue's controller {queue.name} does not shake hands"
+            queue.open_client,
+            deadline,
+            f"TransferQueue's controller {queue.name} does not shake hands",
+            late=lambda client: client.close(),
         )
         self._thread = LoopThread("penstock-transfer-queue", self._end)
+        self._closed = False
+        self._pid = os.getpid()
 
     # -- what is asked for --------------------------------------------------------------------------------------------
 
@@ -97,8 +119,11 @@ class QueueBlocks:
             return dict.fromkeys(sizes, failed)
 
     def remove(self, numbers: Sequence[int], deadline: Deadline) -> list[int]:
-        """Remove blocks; return those whose bytes are still there. What is not there is removed."""
-        return self._run(lambda: self._remove(numbers), deadline, "clear") if numbers else []
+        """Remove blocks; return those whose bytes are still there. What a dead unit held is gone with it."""
+        if not numbers:
+            return []
+        until = deadline.within(min(deadline.remaining() / 2, TRY_S))
+        return self._run(lambda: self._remove(numbers, until), deadline, "clear")
 
     def ping(self, deadline: Deadline) -> None:
         """Return when the controller and every storage unit have answered."""
@@ -112,9 +137,12 @@ class QueueBlocks:
         self._run(lambda: self._client.async_clear_partition(name), deadline, "clear")
 
     def close(self, timeout_s: float) -> None:
-        """End; calls under way end with ``DataPlaneUnavailable``. Idempotent."""
+        """End; calls under way end with ``DataPlaneUnavailable``. Idempotent; in a forked child it leaves all alone."""
         self._thread.stop(timeout_s)
-        if not self._thread.running:
+        if self._thread.running:
+            log.warning("TransferQueue's client does not end within %g s and is left behind", timeout_s)
+        elif not self._closed and os.getpid() == self._pid:
+            self._closed = True
             self._client.close()
 
     # -- how it is asked for ------------------------------------------------------------------------------------------
@@ -124,7 +152,7 @@ class QueueBlocks:
             try:
                 return await asyncio.wait_for(work(), deadline.remaining())
             except TimeoutError:
-                why, _ = await self._silent()
+                why = await self._silent()
                 raise DataPlaneTimeout(
                     f"{what}: TransferQueue has not answered within {deadline.elapsed():.3g} s: {why}",
                     missing=[why],
@@ -194,44 +222,49 @@ class QueueBlocks:
             return await self._known(sizes)
         every = list(sizes.items())
 
-        async def one(group: list[int]) -> dict[int, FetchedBlock | DataPlaneError]:
+        async def one(unit: Unit | None, group: list[int]) -> dict[int, FetchedBlock | DataPlaneError]:
             mine = [every[index] for index in group]
             try:
                 return await asyncio.wait_for(self._data(mine, meta.select_samples(group)), until.remaining())
             except TimeoutError:
-                why, dead = await self._silent()
-                failed: DataPlaneError = (DataPlaneReadError if dead else DataPlaneUnavailable)(f"no answer: {why}")
+                dead = REFUSED in [await _state_of(part) for part in (unit, self._controller) if part is not None]
+                why = f"no answer: {await self._silent()}"
+                failed: DataPlaneError = DataPlaneReadError(why) if dead else DataPlaneUnavailable(why)
             except DataPlaneError as refused:
                 failed = refused
             except Exception as foreign:  # noqa: BLE001  # top frame of what is foreign
                 failed = QueueFailed(f"TransferQueue: {type(foreign).__name__}: {foreign}")
             return dict.fromkeys([number for number, _ in mine], failed)
 
-        found = await asyncio.gather(*(one(group) for group in self._together(meta)))
+        found = await asyncio.gather(*(one(unit, group) for unit, group in self._together(meta)))
         return {number: block for part in found for number, block in part.items()}
 
-    def _together(self, meta: BatchMeta) -> list[list[int]]:
+    def _together(self, meta: BatchMeta) -> list[tuple[Unit | None, list[int]]]:
         """Return the positions of rows that lie together: SimpleStorage's units; with other backends each by itself."""
-        units = getattr(self._client.storage_manager, "_group_by_hash", None)
-        if units is None:
-            return [[at] for at in range(meta.size)]
-        return [group.batch_positions for group in units(meta.global_indexes).values()]
+        by_unit = getattr(self._client.storage_manager, "_group_by_hash", None)
+        if by_unit is None:
+            return [(None, [at]) for at in range(meta.size)]
+        units = {unit.number: unit for unit in self._units}
+        return [(units[number], group.batch_positions) for number, group in by_unit(meta.global_indexes).items()]
 
-    async def _remove(self, numbers: Sequence[int]) -> list[int]:
+    async def _remove(self, numbers: Sequence[int], until: Deadline) -> list[int]:
         keys = [_key(number) for number in numbers]
         meta = await self._client.async_kv_retrieve_meta(keys, self._partition)
         if not meta.size:
             return []
-        await self._client.async_clear_samples(meta)
-        return await self._still_there(numbers, meta)
-
-    async def _still_there(self, numbers: Sequence[int], meta: BatchMeta) -> list[int]:
-        """A clear that failed in the storage is reported as done: ask the storage itself, unit by unit."""
         groups = self._together(meta)
-        kept = await asyncio.gather(*(self._has(meta.select_samples(group)) for group in groups))
-        held = sorted(index for group, has in zip(groups, kept, strict=True) if has for index in group)
+        gone = await asyncio.gather(*(self._gone(unit, meta.select_samples(group), until) for unit, group in groups))
+        left = sorted(at for (_, group), is_gone in zip(groups, gone, strict=True) if not is_gone for at in group)
         named = meta.size == len(numbers)  # otherwise it is not known which of them the controller has left out
-        return [numbers[index] for index in held] if named else list(numbers) if held else []
+        return [numbers[at] for at in left] if named else list(numbers) if left else []
+
+    async def _gone(self, unit: Unit | None, meta: BatchMeta, until: Deadline) -> bool:
+        """Clear rows that lie together, and ask their storage for them: a clear that failed there counts as done."""
+        try:
+            await asyncio.wait_for(self._client.async_clear_samples(meta), until.remaining())
+            return not await asyncio.wait_for(self._has(meta), until.remaining())
+        except TimeoutError:
+            return unit is not None and await _state_of(unit) == REFUSED
 
     async def _has(self, meta: BatchMeta) -> bool:
         try:
@@ -244,34 +277,35 @@ class QueueBlocks:
 
     async def _ping(self) -> None:
         await self._client.async_get_partition_list()
-        manager = self._client.storage_manager
-        units = getattr(manager, "storage_unit_infos", None)
-        if units is not None:
-            await asyncio.gather(*(manager._probe_storage_unit(target_storage_unit=unit) for unit in units))  # noqa: SLF001 - the one request that a unit answers without rows
+        probe = getattr(self._client.storage_manager, "_probe_storage_unit", None)  # what a unit answers without rows
+        if probe is not None:
+            await asyncio.gather(*(probe(target_storage_unit=unit.number) for unit in self._units))
 
-    async def _silent(self) -> tuple[str, bool]:
-        """Say which part takes no connection, and whether one refuses it: then its process is gone for good."""
-        parts = {f"storage unit {info.id} at {info.ip}:{port}": (info.ip, port) for info, port in self._units()}
-        info = self._client.storage_manager.controller_info
-        port = info.ports["request_handle_socket"]
-        parts[f"controller {info.id} at {info.ip}:{port}"] = (info.ip, port)
-        states = await asyncio.gather(*(_takes_connections(*at) for at in parts.values()))
-        down = [f"{name} ({state})" for name, state in zip(parts, states, strict=True) if state]
-        why = f"no connection to {', '.join(down)}" if down else "its controller and storage units take connections"
-        return why, REFUSED in states
+    async def _silent(self) -> str:
+        """Say which part takes no connection."""
+        parts = [*self._units, self._controller]
+        states = await asyncio.gather(*map(_state_of, parts))
+        down = [f"{part} ({state})" for part, state in zip(parts, states, strict=True) if state]
+        return f"no connection to {', '.join(down)}" if down else "its controller and storage units take connections"
 
-    def _units(self) -> list[tuple[Any, int]]:
-        units = getattr(self._client.storage_manager, "storage_unit_infos", {})
-        return [(info, info.ports["put_get_socket"]) for info in units.values()]
+    @property
+    def _controller(self) -> Unit:
+        return Unit.of("controller", self._client.storage_manager.controller_info, "request_handle_socket")
+
+    @property
+    def _units(self) -> list[Unit]:
+        """SimpleStorage's units; other backends have none that are known here."""
+        infos = getattr(self._client.storage_manager, "storage_unit_infos", {})
+        return [Unit.of("storage unit", info, "put_get_socket") for info in infos.values()]
 
     async def _end(self) -> None:
         """Nothing of the loop is left: its sockets go with the client."""
 
 
-async def _takes_connections(host: str, port: int) -> str:
-    """Return "" if it does, else what is wrong."""
+async def _state_of(unit: Unit) -> str:
+    """Return "" if it takes connections, else what is wrong. One that refuses them has ended for good."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PROBE_S)
+        _, writer = await asyncio.wait_for(asyncio.open_connection(unit.host, unit.port), PROBE_S)
     except ConnectionRefusedError:
         return REFUSED
     except (OSError, TimeoutError) as failed:

@@ -23,7 +23,7 @@ from penstock.errors import DataPlaneError, DataPlaneUnavailable, LeaseLost, cod
 from penstock.plane.noop import NoOpDataPlaneClient, Shared
 from penstock.plane.transfer_queue.stored import BlockPlane, Chunk, PutColumn, Stored, Where, columns_of, where
 from penstock.records import KVBatchMeta, Tag
-from penstock.requests import FieldSpec
+from penstock.requests import FieldSpec, RegisterPartition
 
 __all__ = ["Answer", "Opened", "Registrar"]
 
@@ -68,6 +68,10 @@ class Books(NoOpDataPlaneClient):
     @property
     def session(self) -> int:
         return self._session
+
+    def register(self, wanted: RegisterPartition) -> None:
+        with self._turn(None):
+            self._plane.register(wanted)
 
     # -- puts ---------------------------------------------------------------------------------------------------------
 
@@ -145,7 +149,7 @@ class Books(NoOpDataPlaneClient):
 
 # What a client may ask for, by name.
 CALLS: dict[str, Callable[..., Any]] = {
-    "register_partition": Books.register_partition,
+    "register": Books.register,
     "claim": Books.claim,
     "withdraw": Books.withdraw,
     "ack": Books.ack,
