@@ -79,7 +79,7 @@ class Pool:
     def prepare(self) -> bool:
         """Register the first slab, so that transfers find memory; False = the client refuses."""
         with self._changed:
-            return bool(self._slabs) or self._grow(1) is not None
+            return bool(self._slabs) or self._grow(1, alone=True) is not None
 
     def take(self, sizes: Sequence[int], deadline: Deadline | None) -> list[Lease] | None:
         """Lend memory of these sizes, all of it or none: None at the deadline, or at once without one.
@@ -124,8 +124,9 @@ class Pool:
 
     def _find_all(self, sizes: Sequence[int]) -> list[Lease] | None:
         leases: list[Lease] = []
+        alone = not self._lent_bytes  # nobody will give anything back: what is asked for is granted, limit or not
         for nbytes in sizes:
-            lease = self._find(nbytes)
+            lease = self._find(nbytes, alone=alone)
             if lease is None:
                 for other in leases:
                     self._lent_bytes -= other.range.nbytes
@@ -134,11 +135,11 @@ class Pool:
             leases.append(lease)
         return leases
 
-    def _find(self, nbytes: int) -> Lease | None:
+    def _find(self, nbytes: int, *, alone: bool) -> Lease | None:
         for slab in self._slabs:
             if slab.extents.free >= nbytes and (found := slab.extents.take(nbytes)) is not None:
                 return self._lend(slab, found[0], nbytes)
-        grown = self._grow(nbytes)
+        grown = self._grow(nbytes, alone=alone)
         if grown is None or (found := grown.extents.take(nbytes)) is None:
             return None
         return self._lend(grown, found[0], nbytes)
@@ -148,12 +149,12 @@ class Pool:
         memory = slab.memory[extent.offset : extent.offset + nbytes]
         return Lease(memory, slab.memory.ctypes.data + extent.offset, slab, extent)
 
-    def _grow(self, nbytes: int) -> _Slab | None:
-        """Register another slab, if the limit allows; a value beyond the limit gets its own when nothing is lent."""
+    def _grow(self, nbytes: int, *, alone: bool) -> _Slab | None:
+        """Register another slab, if the limit allows; who is alone gets it in any case."""
         size = -(-max(nbytes, min(_SLAB_BYTES, self.limit)) // PAGE) * PAGE
         if not self._room_for(size):
             self._shrink()
-            if not self._room_for(size) and self._lent_bytes:
+            if not self._room_for(size) and not alone:
                 return None
         memory = np.empty(size, np.uint8)
         self._refused = self._register(memory.ctypes.data, size) != 0

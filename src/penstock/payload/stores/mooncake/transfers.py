@@ -25,6 +25,7 @@ from penstock.retry import Deadline
 __all__ = ["Part", "Settle", "new_run", "transfer"]
 
 _WINDOW = 2
+_SHARES = 4  # a chunk takes a share of the registered memory, so that several fit
 _runs = itertools.count(1)
 
 
@@ -113,11 +114,12 @@ def _grouped(link: Link, parts: Iterable[Part]) -> Iterator[list[Part]]:
 
 
 def _chunks(link: Link, parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Cut by bytes and number."""
+    """Cut by bytes and number; a chunk takes a share of the registered memory, so that several fit."""
+    limit = min(link.config.chunk_bytes, link.config.local_buffer // _SHARES)
     group: list[Part] = []
     nbytes = 0
     for part in parts:
-        if group and (nbytes + part.nbytes > link.config.chunk_bytes or len(group) >= link.config.chunk_keys):
+        if group and (nbytes + part.nbytes > limit or len(group) >= link.config.chunk_keys):
             yield group
             group, nbytes = [], 0
         group.append(part)
