@@ -6,13 +6,25 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
 from transfer_queue.metadata import BatchMeta
 
-from penstock.errors import BadArgument, BatchError, DataPlaneFull, DataPlaneTimeout, RefusedType, UnknownName
+from penstock.errors import (
+    BadArgument,
+    BatchError,
+    DataPlaneError,
+    DataPlaneFull,
+    DataPlaneTimeout,
+    DataPlaneUnavailable,
+    DataPlaneWriteError,
+    RefusedType,
+    UnknownName,
+)
 from tests.compat.storage.site import Site, blocks_of, column, fetched, rows
 
 
@@ -241,10 +253,52 @@ def test_data_and_metadata_must_agree(site: Site) -> None:
     assert len(site.shelf) == 4
 
 
-def test_close_is_repeatable(site: Site) -> None:
-    """A manager that is closed twice has closed its store; nothing raises."""
-    client = site.client()
-    client.storage_manager.close()
-    client.storage_manager.close()
-    with pytest.raises(BatchError):
-        client.storage_manager.storage_client.get(["0@a"])
+def test_a_closed_manager_says_so(site: Site) -> None:
+    """After ``close``, which may be repeated, every call is ``DataPlaneUnavailable`` at once; none waits for ever."""
+    client, partition = site.client(), site.partition()
+    meta = client.put(rows(), partition_id=partition)
+    manager = client.storage_manager
+    manager.close()
+    manager.close()
+    calls: list[tuple[str, tuple[Any, ...]]]
+    calls = [("put_data", (rows(), meta)), ("get_data", (meta,)), ("clear_data", (meta,))]
+    for name, given in calls:
+        with pytest.raises(DataPlaneUnavailable):
+            asyncio.run(asyncio.wait_for(getattr(manager, name)(*given), 10.0))
+
+
+def test_an_answer_that_cannot_be_read_is_no_acknowledgement(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage in place of an answer is an error of ours, and the next put goes on, on another socket."""
+    client, partition = site.client(), site.partition()
+    meta = client.put(rows(), partition_id=partition)
+    answer = site.controller._make_response
+    garbage = Mock(**{"serialize.return_value": [b"garbage"]})
+    monkeypatch.setattr(site.controller, "_make_response", Mock(return_value=garbage))
+    with pytest.raises(DataPlaneTimeout, match="no answer"):
+        asyncio.run(client.storage_manager.put_data(rows(value=2.0), meta))
+    monkeypatch.setattr(site.controller, "_make_response", answer)
+    client.put(rows(value=3.0), metadata=meta)
+    assert column(client, fetched(client, partition), "a") == [3.0, 3.0]
+    assert len(site.shelf) == 4
+
+
+def test_a_put_into_a_partition_that_was_cleared_meanwhile(site: Site) -> None:
+    """The controller does not take it: an error says so, and its values are removed; the package says success."""
+    client, partition = site.client(), site.partition()
+    meta = client.put(rows(), partition_id=partition)
+    client.clear_partition(partition)
+    with pytest.raises(DataPlaneWriteError, match="cleared meanwhile"):
+        client.put(rows(value=2.0), metadata=meta)
+    assert len(site.shelf) == 0
+
+
+def test_a_refusal_of_the_controller_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the controller answers a put with an error, its words reach the caller and the old values stay."""
+    client, partition = site.client(), site.partition()
+    meta = client.put(rows(), partition_id=partition)
+    planted = Mock(side_effect=ValueError("planted refusal"))
+    monkeypatch.setattr(site.controller, "update_production_status", planted)
+    with pytest.raises(DataPlaneError, match="planted refusal"):
+        client.put(rows(value=2.0), metadata=meta)
+    assert column(client, fetched(client, partition), "a") == [1.0, 1.0]
+    assert len(site.shelf) == 4

@@ -53,6 +53,7 @@ def test_a_batch_of_all_kinds(mooncake: MooncakeCluster) -> None:
         client.close()
 
 
+@pytest.mark.slow  # the stores have their own, daily
 def test_an_owner_dies(mooncakes: StartMooncake) -> None:
     """With two replicas every value is read though an owner was killed; with one, those that are gone are named."""
     cluster = mooncakes(owners=2, client_ttl_s=2)

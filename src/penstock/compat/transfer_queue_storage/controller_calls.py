@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import zmq
 from transfer_queue.utils.zmq_utils import ZMQMessage, ZMQRequestType, ZMQServerInfo, ZMQSocketPool
 
 from penstock.errors import DataPlaneError, DataPlaneTimeout
@@ -38,19 +39,20 @@ async def exchange(
     """Send one request on a socket of ``pool`` and return its answer. Runs on the pool's own loop.
 
     Raises:
-        DataPlaneTimeout: no answer in time; whether the controller did what was asked is unknown.
+        DataPlaneTimeout: no answer in time, or none that can be read; whether what was asked was done is unknown.
     """
-    async with pool.alease(controller) as socket:  # closes the socket when an error passes through
-        try:
-            async with asyncio.timeout(timeout_s):
-                await socket.send_multipart(frames)
-                told = ZMQMessage.deserialize(await socket.recv_multipart(copy=False))
-        except TimeoutError as late:
-            raise DataPlaneTimeout(
-                f"TransferQueue's controller at {controller.ip} gave no {expected.value} within {timeout_s:g} s",
-                missing=["TransferQueue's controller"],
-                elapsed_s=timeout_s,
-            ) from late
+    try:
+        async with asyncio.timeout(timeout_s), pool.alease(controller) as socket:  # an error closes the socket
+            await socket.send_multipart(frames)
+            told = ZMQMessage.deserialize(await socket.recv_multipart(copy=False))
+    except TimeoutError as late:
+        raise DataPlaneTimeout(
+            f"TransferQueue's controller at {controller.ip} gave no {expected.value} within {timeout_s:g} s",
+            missing=["TransferQueue's controller"],
+            elapsed_s=timeout_s,
+        ) from late
+    except (zmq.ZMQError, ValueError) as broken:
+        raise DataPlaneTimeout(f"no answer from TransferQueue's controller at {controller.ip}: {broken}") from broken
     if told.request_type == expected:
         return Answer(told.body)
     return Answer(None, str(told.body.get("message", told.request_type)))

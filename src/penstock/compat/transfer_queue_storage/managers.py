@@ -1,9 +1,8 @@
 """The storage managers: between TransferQueue's metadata and a storage client.
 
 Invariants: what is read or removed is what the controller names; a value that was replaced is removed once the
-controller has acknowledged the new one, never before; a put whose acknowledgement did not come raises, its outcome
-unknown; a clear removes every field of its rows; nothing blocks the caller's event loop, and nothing outlives
-``timeout_s`` by more than the round that is under way.
+controller has acknowledged the new one, never before; a put that it does not acknowledge raises; a clear removes every
+field of its rows; nothing blocks the caller's event loop; each exchange with store or controller has ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,16 @@ from transfer_queue.utils.zmq_utils import ZMQRequestType, ZMQServerInfo
 from penstock.compat.transfer_queue_storage import controller_calls as calls
 from penstock.compat.transfer_queue_storage.clients import Place
 from penstock.compat.transfer_queue_storage.options import MooncakeOptions, PlaneOptions, options_from
-from penstock.errors import BadArgument, BatchError, DataPlaneError, RefusedType, UnknownName
+from penstock.errors import (
+    BadArgument,
+    BatchError,
+    DataPlaneError,
+    DataPlaneTimeout,
+    DataPlaneUnavailable,
+    DataPlaneWriteError,
+    RefusedType,
+    UnknownName,
+)
 
 __all__ = ["PenstockMooncakeManager", "PenstockPlaneManager", "ValueManager"]
 
@@ -43,6 +51,7 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
         self._timeout_s = options.timeout_s
         self._complete_clear = options.complete_clear
         self._unsettled: dict[Cell, list[Place]] = {}
+        self._is_closed = False
         super().__init__(controller_info, {**config, "client_name": self.client_name}, zmq_context=zmq_context)
 
     # -- what TransferQueue calls -------------------------------------------------------------------------------------
@@ -53,7 +62,8 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
         """Store ``data`` under new names, tell the controller, then remove what it replaced.
 
         Raises:
-            RefusedType, BatchError, DataPlaneFull: nothing was stored, and nothing has changed.
+            RefusedType, BatchError: nothing was stored, and nothing has changed.
+            DataPlaneWriteError: the controller refused; what was stored is removed again.
             DataPlaneTimeout: the controller did not acknowledge; repeating the put is safe.
         """
         if data_parser is not None:
@@ -64,6 +74,7 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
             return
         fields = sorted(data.keys())
         cells = _cells(metadata, fields)
+        self._require_open()
         replaced = await self._in_place(metadata, fields)
         new = await self._write(cells, self._generate_values(data))
         await self._announce(data, metadata, new, replaced)
@@ -103,7 +114,8 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
         self._settle(places)
 
     def close(self) -> None:
-        """End, idempotently."""
+        """End, idempotently. Later calls are ``DataPlaneUnavailable``."""
+        self._is_closed = True
         super().close()
         client = getattr(self, "storage_client", None)
         if client is not None:
@@ -127,14 +139,23 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
         for (row, field), place in new.items():
             by_row[row][field] = place
         schema = extract_field_schema(data)
+        self._require_open()
         try:
             await self.notify_data_update(metadata.partition_ids[0], metadata.global_indexes, schema, by_row)
-        except DataPlaneError:
+        except DataPlaneTimeout:
             for cell, place in new.items():  # which of the two it names now is unknown
                 self._unsettled.setdefault(cell, []).extend([place, *([replaced[cell]] if cell in replaced else [])])
             raise
+        except DataPlaneError:
+            await self._withdraw(metadata.partition_ids[0], new)
+            raise
         for row, of_row in zip(metadata.global_indexes, metadata._custom_backend_meta, strict=True):  # noqa: SLF001
             of_row.update(by_row[row])
+
+    async def _withdraw(self, partition: str, new: Places) -> None:
+        """Remove what a refused put wrote, unless the controller names it all the same."""
+        named = await self._of_partition(partition)
+        await self._forget([(cell, place) for cell, place in new.items() if named.get(cell) != place])
 
     def _left_behind(self, cells: Iterable[Cell]) -> Items:
         """Return what puts of these cells left that the controller did not acknowledge."""
@@ -185,7 +206,13 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
 
     async def _notify_and_wait(self, request_msg: list[Any]) -> None:
         """Tell the controller of a put, on the notifying loop; raises where the package's own logs and returns."""
-        (await self._exchange(request_msg, ZMQRequestType.NOTIFY_DATA_UPDATE_ACK)).require()
+        body = (await self._exchange(request_msg, ZMQRequestType.NOTIFY_DATA_UPDATE_ACK)).require()
+        if not body.get("success", True):
+            partition = body.get("partition_id")
+            raise DataPlaneWriteError(
+                f"TransferQueue's controller did not take the put: was partition {partition!r} cleared meanwhile?",
+                partition=partition,
+            )
 
     async def _may_have(self, partition: str, rows: Iterable[int], fields: Sequence[str]) -> bool:
         """Whether one of ``rows`` has one of ``fields``, as far as the controller can tell quickly."""
@@ -216,8 +243,14 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
 
     async def _ask(self, request: list[Any], expected: ZMQRequestType) -> calls.Answer:
         """Ask from the caller's loop; the sockets are the notifying loop's."""
+        self._require_open()
         asked = asyncio.run_coroutine_threadsafe(self._exchange(request, expected), self._notify_loop)
         return await asyncio.wrap_future(asked)
+
+    def _require_open(self) -> None:
+        """The notifying loop ends with ``close``; what is handed to it afterwards would wait for ever."""
+        if self._is_closed:
+            raise DataPlaneUnavailable("this storage manager is closed")
 
     async def _exchange(self, request: list[Any], expected: ZMQRequestType) -> calls.Answer:
         return await calls.exchange(self.notify_pool, self.controller_info, request, expected, self._timeout_s)
