@@ -143,13 +143,6 @@ class MemoryStore:
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self._written = self._read = self._restarts = 0
 
-    @classmethod
-    def named(
-        cls, name: str, *, clock: Clock = time.monotonic, on_restarted: Callable[[str], None] | None = None
-    ) -> MemoryStore:
-        """Open the shelf of that name: what every store of this process sees that opens it under this name."""
-        return cls(shelf_named(name), clock=clock, on_restarted=on_restarted)
-
     # -- the four calls -----------------------------------------------------------------------------------------------
 
     def put_many(self, keys: Sequence[str], values: Sequence[Value], deadline: Deadline) -> list[Outcome]:
