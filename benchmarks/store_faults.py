@@ -1,11 +1,12 @@
 """What a batch of values lives through on a real Mooncake, and how long it takes: ours, the field's retries, none.
 
-    python benchmarks/store_faults.py [--only reset-3s-get] [--output FILE]     # needs penstock[mooncake], TransferQueue
+    python benchmarks/store_faults.py [--only reset-3s-get] [--output FILE]   # needs penstock[mooncake], TransferQueue
 
 Every cell is a cluster of its own (a master, segment owners, a proxy before each), one fault of
 ``penstock.testing.store_faults`` and one call under a deadline of 30 s. "ours", "field" and "none" are the same
-``MooncakeStore``: its own policy, the ``field`` preset (one try and three more, a second apart), one try. "TransferQueue"
-is its own client, which retries as ``field`` does, has no deadline, no copies, and one exception for a whole batch.
+``MooncakeStore``: its own policy, the ``field`` preset (one try and three more, a second apart), one try.
+"TransferQueue" is its own client, which retries as ``field`` does, has no deadline, no copies, and one exception for a
+whole batch; it is given the bytes that ours stores.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ import torch
 from transfer_queue.storage.clients.mooncake_client import MooncakeStoreClient
 
 from penstock.errors import DataPlaneReadError, DataPlaneWriteError
+from penstock.payload.block import Bytes
 from penstock.payload.stores.contract import Ok, Outcome
+from penstock.payload.stores.envelope import HEADER_BYTES, as_pieces, copy_out, pack_into
 from penstock.retry import FIELD, NONE, Deadline
 from penstock.testing.store_faults import FAULTS, Bed, StoreFault, Verdict
 
@@ -51,21 +54,29 @@ class TransferQueue:
 
     def put_many(self, keys: Sequence[str], values: Sequence[bytes], deadline: Deadline) -> list[Outcome]:
         try:
-            self._client.put(list(keys), [torch.frombuffer(bytearray(value), dtype=torch.uint8) for value in values])
+            self._client.put(list(keys), [_sealed(key, value) for key, value in zip(keys, values, strict=True)])
         except RuntimeError as error:
             raise DataPlaneWriteError(f"RuntimeError: {str(error)[-120:]}") from error
         return [Ok(nbytes=len(value)) for value in values]
 
     def get_many(self, keys: Sequence[str], sizes: Sequence[int] | None, deadline: Deadline) -> list[Outcome]:
-        count = len(keys)
+        count, shape = len(keys), (self._nbytes + HEADER_BYTES,)
         try:
-            found = self._client.get(list(keys), [(self._nbytes,)] * count, [torch.uint8] * count, [None] * count)
+            found = self._client.get(list(keys), [shape] * count, [torch.uint8] * count, [None] * count)
         except RuntimeError as error:
             raise DataPlaneReadError(f"RuntimeError: {str(error)[-120:]}") from error
-        return [Ok(memoryview(np.ascontiguousarray(value.numpy())), self._nbytes) for value in found]
+        views = [copy_out(value.numpy(), key) for key, value in zip(keys, found, strict=True)]
+        return [Ok(memoryview(b"damaged") if isinstance(view, str) else view, self._nbytes) for view in views]
 
     def close(self) -> None:
         self._client.close()
+
+
+def _sealed(key: str, value: bytes) -> torch.Tensor:
+    """What we would store: others read it."""
+    memory: Bytes = np.empty(len(value) + HEADER_BYTES, np.uint8)
+    pack_into(memory, key, as_pieces(value))
+    return torch.from_numpy(memory)
 
 
 OPEN: dict[str, Callable[[Bed, StoreFault], Any]] = {
