@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import penstock.compat.transfer_queue as tq
-from penstock.compat.transfer_queue import sessions
+from penstock.compat.transfer_queue import places, sessions
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.ops.connecting import await_end
 from penstock.plane.local import LocalDataPlaneClient
+from penstock.testing.mooncake import MooncakeCluster
 from tests.ray_cluster import RayCluster
 
 LOCAL: dict[str, Any] = {"plane": "local"}
@@ -57,6 +58,30 @@ def test_another_process_reaches_the_plane_by_what_init_returned() -> None:
     with pytest.raises(DataPlaneUnavailable, match="no plane is left"):
         tq.init(conf)
     assert not folder.exists()
+
+
+def test_who_joins_puts_where_who_started_puts() -> None:
+    """The store is an option of plane and client alike; what is the plane's alone is left out."""
+    options = {"store": "mooncake://h:1?metadata=m", "timeout_s": 3.0, "max_bytes": 1}
+    assert places._clients(options) == {"store": "mooncake://h:1?metadata=m", "timeout_s": 3.0}
+
+
+@pytest.mark.slow
+def test_values_lie_in_a_store_where_the_section_says_so(mooncake: MooncakeCluster) -> None:
+    """Those of who started the plane and those of who joins it."""
+    conf = tq.init({"penstock": {"plane": "local", "store": mooncake.url}})
+    put("parent", 1)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compat.kv.joiner", json.dumps(conf)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert values("child") == [2]
+    (store,) = sessions.current().opened.client.status().hosts
+    assert (store.place.store, store.blocks) == (mooncake.url, 2)
 
 
 def _in_a_fork(told: Any) -> None:

@@ -113,8 +113,15 @@ def _joined(options: dict[str, Any]) -> LocalDataPlaneClient:
         raise BadArgument("penstock.start False needs penstock.data_dir: where the plane is that is to be joined")
     if not Path(data_dir).is_dir():
         raise DataPlaneUnavailable(f"no plane is left at {data_dir}: it has ended with its last session")
-    mine = {name: value for name, value in options.items() if name not in PlaneConfig.__struct_fields__}
-    return LocalDataPlaneClient(data_dir, config=config_from(ClientConfig, _carrying_all(mine)), start=False)
+    return LocalDataPlaneClient(
+        data_dir, config=config_from(ClientConfig, _carrying_all(_clients(options))), start=False
+    )
+
+
+def _clients(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options but those that are the plane's alone: ``store`` is both."""
+    planes = set(PlaneConfig.__struct_fields__) - set(ClientConfig.__struct_fields__)
+    return {name: value for name, value in options.items() if name not in planes}
 
 
 def _carrying_all(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,14 +144,15 @@ def _on_ray(options: dict[str, Any]) -> Opened:
     given = dict(options)
     name = given.pop("name", RAY_NAME)
     chosen_dir = given.pop("data_dir", None)
-    plane = {key: given.pop(key) for key in list(given) if key in PlaneConfig.__struct_fields__}
+    plane = {key: value for key, value in given.items() if key in PlaneConfig.__struct_fields__}
+    mine = _carrying_all(_clients(given))
     section = {"plane": "ray", **options}
     try:
-        client = _plane_client(launch.connect(name, **_carrying_all(given)))
+        client = _plane_client(launch.connect(name, **mine))
     except UnknownName:
         data_dir = chosen_dir or _ray_dir()
         held = launch.start(name, data_dir=data_dir, plane=plane)
-        client = _plane_client(held.connect(**_carrying_all(given)))
+        client = _plane_client(held.connect(**mine))
         return Opened(client, section, lambda: _end(client, held, None if chosen_dir else data_dir))
     return Opened(client, section, client.close)
 
