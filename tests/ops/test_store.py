@@ -94,6 +94,7 @@ def test_what_is_missing_is_said(arguments: list[str], says: str, monkeypatch: p
     assert says in result.output
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
     """Unknown kind: the agent never serves, and says why."""
     with PlaneProcess(tmp_path / "plane") as plane:

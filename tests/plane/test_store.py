@@ -106,6 +106,7 @@ def test_a_read_verifies_the_block_whatever_the_store_has_verified(
     assert read(client, "b") == "b"
 
 
+@pytest.mark.slow
 def test_paranoid_puts_are_read_back(site: StoreSite, client: LocalDataPlaneClient) -> None:
     """What came back other than it was sent is put anew, under another key, and the first is freed."""
     spoilt: list[str] = []
@@ -263,6 +264,7 @@ def test_a_plane_killed_in_the_middle_of_a_put_leaves_nothing_in_the_store(
     assert lost(client) == {}
 
 
+@pytest.mark.slow
 def test_rows_trained_while_the_plane_died_are_freed_by_its_next_life(
     site: StoreSite, client: LocalDataPlaneClient
 ) -> None:

@@ -99,6 +99,7 @@ def test_connect_starts_a_plane_on_a_store(mooncake: MooncakeCluster) -> None:
     eventually("nothing is left in the store", lambda: mooncake.metric("master_key_count") <= before)
 
 
+@pytest.mark.slow
 def test_rows_outlive_agent_and_plane(yard: Yard) -> None:
     """Both are killed, in turn and together; what is trained meanwhile is freed by their next lives."""
     put(yard.client, KEYS[:8])
@@ -134,6 +135,7 @@ def test_a_restarted_master_has_lost_the_rows_by_name(yard: Yard) -> None:
     assert lost(yard.client) == ROWS
 
 
+@pytest.mark.slow
 def test_a_dead_owner_takes_its_blocks_with_it_and_no_others(yard: Yard) -> None:
     """Of two: the rows of one are lost by name, those of the other are read on; the books balance."""
     yard.cluster.start_owner()
