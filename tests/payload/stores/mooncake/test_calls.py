@@ -144,6 +144,21 @@ def test_the_client_is_closed_when_its_last_call_has_ended(calls: Calls, client:
     assert (client.closed, client.seen) == (1, [0])
 
 
+def test_one_call_that_ends_does_not_close_under_another(calls: Calls, client: Closing, gate: Gate) -> None:
+    """The last one does."""
+    other = Gate(client)
+    for one in (gate, other):
+        calls.submit(one)
+        assert one.entered.acquire(timeout=SOON)
+    calls.retire()
+    other.open()
+    assert not calls.join(0.05)
+    assert client.closed == 0
+    gate.open()
+    assert calls.join(SOON)
+    assert (client.closed, client.seen) == (1, [0])
+
+
 def test_who_waits_is_sent_home_at_the_end(calls: Calls, gate: Gate) -> None:
     """With the reason; the call itself goes on."""
     job = calls.submit(gate)

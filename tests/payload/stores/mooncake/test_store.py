@@ -157,6 +157,15 @@ def test_a_full_quarantine_costs_its_client(site: FakeSite) -> None:
     assert outcomes == [Ok(memoryview(value), len(value))] * 8
 
 
+def test_a_batch_beyond_the_memory_is_moved_in_shares(site: FakeSite) -> None:
+    """Neither refused nor granted more."""
+    store = site.open(local_buffer=1 << 20)
+    keys, value = [f"k{number}" for number in range(40)], bytes(100_000)
+    assert store.put_many(keys, [value] * 40, site.deadline()) == [Ok(nbytes=len(value))] * 40
+    assert store.get_many(keys, None, site.deadline()) == [Ok(memoryview(value), len(value))] * 40
+    assert store.statistics().memory_bytes <= 1 << 20
+
+
 def test_a_store_that_does_not_open_says_why(site: FakeSite) -> None:
     """Within its time, and it leaves nothing open."""
     site.fake.inject(fail(-900, call="setup", times=10_000))
