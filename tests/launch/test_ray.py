@@ -117,8 +117,17 @@ def test_tasks_on_each_node_reach_it_by_its_name(plane: launch.RayPlane, nodes: 
         assert {host.place.name: host.blocks for host in client.status().hosts} == dict.fromkeys(nodes, 1)
 
 
-@pytest.mark.parametrize("role", ["plane", "head", SECOND])
-@pytest.mark.parametrize("blow", ["ray.kill", "kill -9"])
+@pytest.mark.parametrize(
+    ("blow", "role"),
+    [
+        ("ray.kill", "plane"),
+        ("ray.kill", "head"),
+        ("ray.kill", SECOND),
+        ("kill -9", "plane"),
+        pytest.param("kill -9", "head", marks=pytest.mark.slow),
+        pytest.param("kill -9", SECOND, marks=pytest.mark.slow),
+    ],
+)
 def test_whichever_is_killed_nobody_who_uses_it_fails(
     plane: launch.RayPlane, nodes: list[str], role: str, blow: str
 ) -> None:
