@@ -171,7 +171,10 @@ class Housekeeping:
         plane = self._plane
         if self._linger_s is None:
             return
-        seen = (self._reception.greeted, 0 if self._reception.own else plane.warnings.counters["connections"])
+        made = (
+            plane.warnings.counters["connections"] if self._reception.own is None else 0
+        )  # its own come again and again
+        seen = (self._reception.greeted, made)
         if self._reception.has_clients or seen != self._seen:
             self._seen, self._idle_since = seen, now
         wait = self._linger_s if self._reception.greeted else _FIRST_CLIENT_S

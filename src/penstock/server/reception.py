@@ -98,7 +98,7 @@ class Reception:
     Attributes:
         received: calls so far.
         greeted: sessions that clients have opened or resumed so far.
-        own: processes of the plane's own, which are no clients.
+        own: processes of the plane's own, which are no clients; None = it never has any.
         longest: see ``Longest``.
     """
 
@@ -107,7 +107,7 @@ class Reception:
         self.clock = plane.clock
         self.received = 0
         self.greeted = 0
-        self.own: Collection[int] = frozenset()
+        self.own: Collection[int] | None = None
         self.longest = Longest()
         self._plane = plane
         self._mover = mover
@@ -290,7 +290,7 @@ class Reception:
         holder = self._plane.custody.holdings.of(connection.process, client_id)
         holder.settle()
         self._plane.sessions.bind(session_id, holder, connection)
-        self.greeted += connection.process.pid not in self.own
+        self.greeted += connection.process.pid not in (self.own or ())
 
     def _process_ended(self, process: Process) -> None:
         asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._bury, process)
