@@ -55,12 +55,6 @@ def test_the_suites_on_mooncake(ray_cluster: RayCluster) -> None:
     assert_clean(run(ray_cluster, "PenstockMooncake"))
 
 
-@pytest.mark.timeout(300)
-def test_the_life_cycle_on_a_plane(ray_cluster: RayCluster) -> None:
-    """The suite of all value types and updates passes on ``PenstockPlane``, which starts a plane of its own."""
-    assert_clean(run(ray_cluster, "PenstockPlane", "--suite", "lifecycle"))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_all_suites_on_a_plane(ray_cluster: RayCluster) -> None:
