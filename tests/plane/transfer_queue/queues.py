@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from penstock.config import ClientConfig, PlaneConfig
@@ -13,6 +14,7 @@ from penstock.plane.contract import DataPlaneClient
 from penstock.plane.transfer_queue import library
 from penstock.plane.transfer_queue.client import TransferQueueDataPlaneClient
 from penstock.retry import Deadline
+from tests.leaks import wait_for
 from tests.ray_cluster import TRANSFER_QUEUE, RayCluster
 
 SETTINGS: dict[str, Any] = {"backend": {"SimpleStorage": {"num_data_storage_units": 2}}}
@@ -28,14 +30,10 @@ class Queue:
         return TransferQueueDataPlaneClient(self.queue, ClientConfig(**options), plane)
 
     def kill_controller(self) -> None:
-        import ray
-
-        ray.kill(self.queue.controller)
+        _kill(self.queue.controller)
 
     def kill_unit(self, index: int = 0) -> None:
-        import ray
-
-        ray.kill(_units()[index])
+        _kill(_units()[index])
 
     @contextmanager
     def stopped_unit(self, index: int = 0) -> Iterator[None]:
@@ -70,6 +68,15 @@ def _units() -> list[Any]:
     from transfer_queue import interface
 
     return list(interface._TQ_STORAGE["SimpleStorage"].values())
+
+
+def _kill(actor: Any) -> None:
+    """Kill an actor and wait until its process has gone."""
+    import ray
+
+    pid = ray.get(actor.__ray_call__.remote(_pid), timeout=30)
+    ray.kill(actor)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def _pid(_: Any) -> int:

@@ -70,14 +70,14 @@ class Desk:
             DataPlaneUnavailable: the registrar is dead, or this client is closed.
             DataPlaneError: what the registrar answered.
         """
-        return self._asked(call, deadline, arguments, {})
+        return self._asked(call, deadline, arguments)
 
     def claim(self, deadline: Deadline, arguments: Mapping[str, Any]) -> Any:
         """Claim rows, waiting at the registrar."""
         ticket = uuid.uuid4().hex
         body = {"ticket": ticket, "arguments": {**arguments, "timeout_s": deadline.remaining()}}
         try:
-            return self._asked("claim", deadline, body, {"concurrency_group": "claims"}).value
+            return self._asked("claim", deadline, body, deadline.remaining()).value
         except DataPlaneBadRequest:
             raise
         except BaseException as gone:
@@ -107,22 +107,26 @@ class Desk:
         except (DataPlaneTimeout, DataPlaneUnavailable) as failed:
             log.warning("session %d could not be ended; it ends by its silence: %s", self.session, failed)
 
-    def _asked(self, call: str, deadline: Deadline, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> Answer:
+    def _asked(
+        self, call: str, deadline: Deadline, arguments: Mapping[str, Any], waits_s: float | None = None
+    ) -> Answer:
+        """``waits_s``: for how long the registrar itself will wait; its own word comes after that."""
         self.require_open()
         session = self.session
-        answer = self._sent(session, call, deadline, arguments, options)
+        answer = self._sent(session, call, deadline, arguments, waits_s)
         if answer.again:
             self._reopen(session, deadline)
-            answer = self._sent(self.session, call, deadline, arguments, options)
+            answer = self._sent(self.session, call, deadline, arguments, waits_s)
         if answer.code:
             raise error_of(answer.code)(answer.message, **answer.fields)
         return answer
 
     def _sent(
-        self, session: int, call: str, deadline: Deadline, arguments: Mapping[str, Any], options: Mapping[str, Any]
+        self, session: int, call: str, deadline: Deadline, arguments: Mapping[str, Any], waits_s: float | None
     ) -> Answer:
-        method = self._actor.ask.options(**options) if options else self._actor.ask
-        answer: Answer = resolve(lambda: method.remote(session, call, dict(arguments)), deadline, WHO, LEAST_S)
+        ask = self._actor.ask if waits_s is None else self._actor.ask.options(concurrency_group="claims")
+        least_s = LEAST_S if waits_s is None else waits_s + LEAST_S
+        answer: Answer = resolve(lambda: ask.remote(session, call, dict(arguments)), deadline, WHO, least_s)
         return answer
 
     def _open(self, deadline: Deadline) -> Opened:
