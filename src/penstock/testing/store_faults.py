@@ -127,9 +127,8 @@ class Bed:
         self.cluster = MooncakeCluster(folder, owners=owners, segment_bytes=segment_bytes, client_ttl_s=client_ttl_s)
         try:
             for number in range(owners):
-                proxy = FaultProxy(self.cluster.data_address(number)).start()
-                self.proxies.append(proxy)
-                self.cluster.reroute(number, proxy.address)
+                self.proxies.append(FaultProxy(self.cluster.data_address(number)).start())
+            self._reroute()
         except BaseException:
             self.close()
             raise
@@ -177,9 +176,29 @@ class Bed:
         struck = self._struck()
         if not struck:
             raise DataPlaneUnavailable(f"{fault.name} did not strike")
+        if fault.strike is not _kill_master and (direct := self._direct()):
+            raise DataPlaneUnavailable(
+                f"owners {direct} have taken their lines back: the fault may have passed them by"
+            )
         right, wrong = work.judge(outcomes, other)
         words = Counter(_word(outcome) for outcome in outcomes if not isinstance(outcome, Ok))
         return Verdict(fault.keys, right, wrong, dict(words), raised, elapsed_s, struck)
+
+    def _reroute(self) -> None:
+        """Put the proxies before the owners; an owner that has just started may still publish its own address once."""
+        until = Deadline(_SETTLE_S)
+        while not until.expired():
+            for number in (wrong := self._direct()):
+                self.cluster.reroute(number, self.proxies[number].address)
+            time.sleep(_AGAIN_S)
+            if not wrong and not self._direct():
+                return
+        raise DataPlaneUnavailable("the owners take their lines back again and again")
+
+    def _direct(self) -> list[int]:
+        """The living owners that clients would reach without their proxy."""
+        alive = [number for number, owner in enumerate(self.cluster.owners) if owner.alive]
+        return [number for number in alive if self.cluster.data_address(number) != self.proxies[number].address]
 
     def _another(self, replicas: int) -> BlockStore:
         """Return a client that is not on trial; it stays open, for closing one takes the library a second."""

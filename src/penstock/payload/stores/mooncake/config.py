@@ -60,7 +60,7 @@ class MooncakeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     replicas: int = 1
     segment_bytes: int = 0
     local_buffer: int = 256 * MIB
-    chunk_bytes: int = 16 * MIB
+    chunk_bytes: int = 32 * MIB
     chunk_keys: int = 400
     call_timeout_s: float = 10.0
     slow_bytes_per_s: float = 8.0 * MIB
