@@ -77,7 +77,7 @@ STEPS_OF_A_PUT = ["client.putting", "client.granted", "client.copied", "client.p
 
 
 def test_every_point_is_called_once() -> None:
-    """A point of the table is one place of the code, once its room is built; a put has three ways, of the same steps."""
+    """A point of the table is one place of the code, once its room is built; a put has three ways of the same steps."""
     called = [name for _, _, text in sources() for _, name in named(text)]
     counts = {point.name: called.count(point.name) for point in POINTS if is_built(point.room)}
     assert {name: count for name, count in counts.items() if count != 1} == dict.fromkeys(STEPS_OF_A_PUT, 3)

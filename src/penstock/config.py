@@ -43,7 +43,7 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_connections: further clients are refused.
         linger_s: an auto-started plane ends this long after its last client.
         host_grace_s: rows wait so long for a host that is silent; then those that lie nowhere else are lost, by name.
-        store: the URL of a store whose agent the plane's process starts, and starts again (``penstock.payload.stores``);
+        store: the URL of a store (``penstock.payload.stores``) whose agent the plane's process starts, and starts again;
             "" = none. Clients put there that are told to (``ClientConfig.store``).
     """
 
@@ -92,8 +92,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         replicas: on how many hosts a put lies when it is acknowledged, 1 or 2 (planes of several hosts).
         under_replicated: True lets a put succeed on one host when no second one takes it; False refuses it.
         prefer: the wire over which other hosts' blocks are fetched, "tcp" or "ucx".
-        store: where puts go: "" = shared memory of this machine; "mooncake" = the store of that kind that is enlisted at
-            the plane; a URL = the one under that very URL. Reads find every row wherever it lies.
+        store: where puts go: "" = shared memory of this machine; "mooncake" = the store of that kind that is enlisted
+            at the plane; a URL = the one under that very URL. Reads find every row wherever it lies.
     """
 
     timeout_s: float = 30.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -122,5 +123,6 @@ def test_without_a_director_nobody_takes_part(files: RunFiles) -> None:
     processes = Processes(files, lambda *_: None, lambda *_: None, lambda *_: [sys.executable, "-c", "input()"])
     life = processes.start("worker-0")
     assert life.seat is None
+    assert isinstance(life.process, subprocess.Popen)
     assert life.process.args == [sys.executable, "-c", "input()"]
     processes.close()

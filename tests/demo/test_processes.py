@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -128,6 +129,7 @@ def test_a_life_is_heard_out_before_the_next_begins(tmp_path: Path) -> None:
     try:
         life = processes.start("controller-0")
         assert passing.wait(30)
+        assert isinstance(life.process, subprocess.Popen)
         assert life.process.wait(timeout=30) == 0
         assert processes.reap() == []
         pass_on.set()

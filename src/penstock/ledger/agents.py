@@ -123,7 +123,8 @@ def report(desk: Desk, session: Session, asked: Asked) -> None:
         pending = desk.state.grants.get(block_id)
         if pending is not None and host.id in pending.lives:
             puts.drop(desk, block_id)
-    losses.lose_places(desk, host, body.lost, f"{host.kind} {host.place.name or host.id}: {body.why or 'missing or damaged'}")
+    who = f"{host.kind} {host.place.name or host.id}"
+    losses.lose_places(desk, host, body.lost, f"{who}: {body.why or 'missing or damaged'}")
     _clients_ended(desk, session, host, body.ended)
     for block_id in body.done_with:
         _writer_has_gone(desk, host, block_id)
