@@ -60,6 +60,7 @@ def ready(keeper: Keeper, lives: int = 1) -> Standing:
 def orphan(keeper: Keeper) -> int:
     """End the keeper as kill -9 of its process would: its end of the tether closes, and nobody starts another."""
     pid = keeper.standing().pid
+    keeper._folder = keeper._folder / "nowhere"  # what is dead looks after nothing
     keeper._told_to_end.set()
     assert keeper._tether is not None
     keeper._tether.shutdown(socket.SHUT_RDWR)

@@ -115,7 +115,7 @@ class RayPlane:
         return Actors(self.name, self.namespace)
 
 
-def start(
+def start(  # noqa: D417 - two arguments share a line
     name: str = "penstock",
     *,
     data_dir: str | Path,
@@ -132,28 +132,23 @@ def start(
 ) -> RayPlane:
     """Start a plane on the cluster to which this process is connected, and an agent on each of its nodes.
 
-    If a plane of this name is there and was started with the same arguments, it is the one. If one was, in an earlier
-    Ray, on this ``data_dir``, it goes on: its rows are there.
+    One that is there, with the same arguments, is the one; one that was on this ``data_dir`` goes on, with its rows.
 
     Args:
         name: letters, digits, ".", "_", "-"; what tasks and actors call it by.
         data_dir: absolute, the same path on every node, on a disk that survives its restart: ``plane/`` below it holds
             the journal, ``hosts/ADDRESS/`` what each agent keeps. It may be one folder that all nodes share.
-        plane: options of the plane, all of ``PlaneConfig`` or those that differ.
-        hosts: how the agents are.
+        plane, hosts: options of the plane, all of ``PlaneConfig`` or those that differ; how the agents are.
         node: the address of the node for the plane; None = Ray's head node. It does not move: its journal is there.
         port: of the plane; 0 = a free one, kept from then on.
-        tls_cert: PEM file on the plane's node; with ``tls_key`` and those of ``hosts``.
-        tls_key: its key.
-        detached: True lets it outlive this process, until ``attach(name).close()``; otherwise it ends with it, in
-            order, its rows kept in ``data_dir``.
+        tls_cert, tls_key: PEM files on the plane's node; with those of ``hosts``.
+        detached: True lets it outlive this process, until it is closed; otherwise it ends with it, in order.
         namespace: of Ray, in which the actors are named.
         linger_s: how long the plane and the agents go on without their actors, for those to come back.
         timeout_s: for all of it to serve.
 
     Raises:
-        BadArgument: arguments that cannot be; a plane of this name that was started with others; a damaged journal.
-        MissingExtra: Ray is not installed.
+        BadArgument: arguments that cannot be, or are not those of the plane that is there; a damaged journal.
         DataPlaneTimeout: it does not serve in time; says what stands against it. A new one is taken away again.
     """
     orders = PlaneOrders(

@@ -34,7 +34,7 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 def mark_path(folder: Path) -> Path:
-    """Return the file in which a process that serves ``folder`` says that its keeper is gone."""
+    """Return the file in which a process that serves ``folder`` says that its keeper is gone, or has told it to end."""
     return folder / "orphan.json"
 
 
@@ -85,6 +85,7 @@ def main(fd: int, folder: Path, linger_s: float, command: list[str]) -> None:
     tether.sendall(f"pid {os.getpid()}\n".encode())
     threading.Thread(target=_mind, args=(tether, folder, linger_s), name="tether", daemon=True).start()
     code = _run(command)
+    mark_path(folder).unlink(missing_ok=True)
     _say(tether, f"ended {code}\n")
     sys.exit(code)
 
@@ -106,14 +107,13 @@ def _mind(tether: socket.socket, folder: Path, linger_s: float) -> None:
         told = tether.recv(16)
     except OSError:
         told = b""
+    orphan = Orphan(os.getpid(), start_of(os.getpid()))
+    fresh = mark_path(folder).with_suffix(f".{orphan.pid}")
+    fresh.write_bytes(msgspec.json.encode(orphan))  # also if told: the keeper may not live to see our end
+    fresh.replace(mark_path(folder))
     if not told:
-        orphan = Orphan(os.getpid(), start_of(os.getpid()))
-        fresh = mark_path(folder).with_suffix(f".{orphan.pid}")
-        fresh.write_bytes(msgspec.json.encode(orphan))
-        fresh.replace(mark_path(folder))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody hears what is printed from here on
         time.sleep(linger_s)
-        mark_path(folder).unlink(missing_ok=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
