@@ -384,8 +384,7 @@ def demo(
         typer.Option(min=1, max=2, help="2: over two hosts (network namespaces where allowed), with an agent each."),
     ] = 1,
     engine: Annotated[
-        Literal["processes", "ray"],
-        typer.Option(help="ray: on a Ray cluster of this machine, all of it actors; --chaos kills by ray.kill."),
+        Literal["processes", "ray"], typer.Option(help="ray: as actors of a Ray cluster; --chaos kills by ray.kill.")
     ] = "processes",
     store: Annotated[
         Literal["memory", "mooncake"], typer.Option(help="mooncake: rows lie in a Mooncake Store, started for the run.")
