@@ -43,7 +43,7 @@ class PlaneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_connections: further clients are refused.
         linger_s: an auto-started plane ends this long after its last client.
         host_grace_s: rows wait so long for a host that is silent; then those that lie nowhere else are lost, by name.
-        store: the URL of a store (``penstock.payload.stores``) whose agent the plane's process starts, and starts again;
+        store: the URL of a store (``penstock.payload.stores``) whose agent the plane's process starts and restarts;
             "" = none. Clients put there that are told to (``ClientConfig.store``).
     """
 
