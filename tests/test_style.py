@@ -19,6 +19,7 @@ WAITS = {
     "server/lock.py": "the kernel tells nobody when a file's lock is free",
     "endpoint/peering.py": "a peer's new session is awaited, by retry's own jitter",
     "host/reporting.py": "the agent waits for its plane, for as long as that is away",
+    "launch/tether.py": "nobody tells when a process has begun to listen for a signal",
     "controller/single.py": "the controller waits for its plane, by retry's own delays",
 }
 WAITS_FREELY = {"testing", "demo", "ops"}

@@ -23,6 +23,7 @@ import msgspec
 
 __all__ = ["Orphan", "mark_path", "put_away", "start_of"]
 
+_BEGIN_S, _LOOK_S = 30.0, 0.02  # for a command to begin to listen for signals, which takes a second of imports
 _END_S = {signal.SIGKILL: 10.0, signal.SIGTERM: 60.0}  # how long an end by this signal is waited for
 
 
@@ -114,6 +115,17 @@ def _mind(tether: socket.socket, folder: Path, linger_s: float) -> None:
     if not told:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody hears what is printed from here on
         time.sleep(linger_s)
+    _end()
+
+
+def _end() -> None:
+    """Ask this process to end in order: once the command hears it, for before that SIGTERM would be a kill.
+
+    A process that has just taken the place of a killed one holds what that had, and lets go of it only in order.
+    """
+    until = time.monotonic() + _BEGIN_S
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and time.monotonic() < until:
+        time.sleep(_LOOK_S)  # nobody tells when a handler is set
     os.kill(os.getpid(), signal.SIGTERM)
 
 
