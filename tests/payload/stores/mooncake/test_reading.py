@@ -108,6 +108,18 @@ def test_a_copy_that_cannot_be_asked_for_is_not_missing(site: FakeSite) -> None:
     assert (outcome.code, outcome.reason) == ("-900", "deadline")
 
 
+def test_a_copy_that_was_given_up_is_not_missing(site: FakeSite) -> None:
+    """A code that ends its tries is no word on whether it is there; the other copy's "missing" is not either."""
+    store = site.open(replicas=2)
+    store.put_many(["a"], [b"v"], site.deadline())
+    first, second = copies_of("a", 2)
+    site.fake.evict(first)
+    fault = site.fake.inject(fail(-1012, call="get", key=second, times=1000))
+    (outcome,) = store.get_many(["a"], None, site.deadline())
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.reason, fault.fired) == ("-1012", "fatal", 1)
+
+
 def test_a_value_that_is_being_written_is_waited_for(site: FakeSite) -> None:
     """Until the deadline: then it is NotReady, which is neither missing nor failed."""
     store = site.open()
@@ -146,7 +158,7 @@ def test_a_reply_that_is_too_short_is_asked_for_again(site: FakeSite) -> None:
 
 def test_of_several_answers_the_most_hopeful_speaks() -> None:
     """A copy that may still come is worth waiting for; one that is missing says nothing about the other."""
-    kinds = [Kind.FATAL, Kind.MISSING, Kind.CORRUPT, Kind.BACKPRESSURE, Kind.RETRYABLE, Kind.OK]
+    kinds = [Kind.MISSING, Kind.FATAL, Kind.CORRUPT, Kind.BACKPRESSURE, Kind.RETRYABLE, Kind.OK]
     for number, kind in enumerate(kinds, 1):
         answers: list[Answer[int]] = [Answer(one) for one in kinds[:number]]
         assert worst_of(answers).kind is kind

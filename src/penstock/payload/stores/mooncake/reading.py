@@ -32,7 +32,8 @@ from penstock.retry import Answer, Deadline, Kind
 __all__ = ["Found", "Reading", "Suspicion", "copies_of", "fetch", "find", "worst_of"]
 
 _COPY = "\x1f"  # no key has it: see ``contract.check_keys``
-_RANK = [Kind.OK, Kind.RETRYABLE, Kind.BACKPRESSURE, Kind.CORRUPT, Kind.MISSING, Kind.FATAL]  # the most hopeful first
+_RANK = [Kind.OK, Kind.RETRYABLE, Kind.BACKPRESSURE, Kind.CORRUPT, Kind.FATAL, Kind.MISSING]
+"""The most hopeful first; missing comes last, for it is the answer on which a block is given up: all copies say it."""
 
 
 def copies_of(key: str, replicas: int) -> list[str]:
