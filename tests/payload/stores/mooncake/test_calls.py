@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from penstock.errors import DataPlaneUnavailable
-from penstock.payload.stores.mooncake.calls import LANES, Calls
+from penstock.payload.stores.mooncake.calls import _LEFT_BEHIND, LANES, Calls
 from penstock.payload.stores.mooncake.codes import LATE, MISALIGNED, RAISED
 from penstock.payload.stores.mooncake.library import Client
 from penstock.retry import Deadline
@@ -125,6 +125,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_not_made(calls: Calls, gate: G
 
 def test_no_call_is_made_after_the_end(calls: Calls, client: Closing) -> None:
     """The real library would end the process."""
+    assert calls.one(lambda: 0, deadline=Deadline(SOON)) == 0
     calls.retire()
     assert calls.join(SOON)
     with pytest.raises(DataPlaneUnavailable):
@@ -194,3 +195,18 @@ def test_a_client_that_may_not_be_closed_is_left_behind(client: Closing) -> None
     calls.retire()
     assert calls.join(SOON)
     assert client.closed == 0
+
+
+def test_a_client_that_was_never_called_is_neither_closed_nor_kept(client: Closing) -> None:
+    """It is not open: the store was found to be away before its setup, at every try of an outage."""
+    asked: list[int] = []
+    before = len(_LEFT_BEHIND)
+
+    def may_close() -> bool:
+        asked.append(1)
+        return False
+
+    calls = Calls(cast("Client", client), may_close=may_close)
+    calls.retire()
+    assert calls.ended.is_set()
+    assert (asked, client.closed, len(_LEFT_BEHIND)) == ([], 0, before)

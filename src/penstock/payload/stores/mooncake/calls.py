@@ -170,7 +170,14 @@ class Calls:
                     self._end()
 
     def _end(self) -> None:
-        """Close the client, in a thread that nobody needs: no call is under way, and none will be."""
+        """Close the client, in a thread that nobody needs: no call is under way, and none will be.
+
+        One that was never called is not open. The master, which may be why, is not asked about its close, nor is the
+        client kept: while a store is away there is one such client for each try.
+        """
+        if not self._threads:
+            self.ended.set()
+            return
         for _ in self._threads:
             self._jobs.put(None)
         threading.Thread(target=self._close, name=f"penstock-{self._name}-close", daemon=True).start()
