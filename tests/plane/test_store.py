@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -380,6 +382,20 @@ def test_a_closed_client_waits_for_no_store(site: StoreSite, client: LocalDataPl
     with pytest.raises(DataPlaneUnavailable, match="closed"):
         put(client, "a")
     assert "closed" in repr(client._stores)
+
+
+def test_a_forked_child_leaves_the_stores_to_its_parent(site: StoreSite, client: LocalDataPlaneClient) -> None:
+    """Closing one there would close the parent's; and a thread of the parent's may have held the lock."""
+    put(client, "a")
+    (opening,) = client._stores._stores.values()
+    with client._stores._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            client._stores.close(1.0)
+            os._exit(2 if "closed" in repr(opening.outcome.result()) else 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read(client, "a") == "a"
 
 
 def _status(number: int, url: str, state: str = "up") -> HostStatus:

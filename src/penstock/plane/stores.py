@@ -2,12 +2,13 @@
 
 Invariants: a store is opened when bytes first go there or come from there, and once; where a block lies in a store
 follows from its host's id and its own, so that whoever knows a place needs to ask nobody; after ``close`` nothing is
-opened.
+opened; only the process that opened a store closes it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -153,6 +154,7 @@ class Stores:
         self._lock = threading.Lock()
         self._stores: dict[str, Opening] = {}
         self._chosen: tuple[int, HostPlace] | None = None
+        self._pid = os.getpid()
         self.closed = False
 
     def own(self, deadline: Deadline) -> HostPlace:
@@ -195,7 +197,9 @@ class Stores:
             raise DataPlaneUnavailable(f"no store can be opened in this process: {none_left}") from none_left
 
     def close(self, timeout_s: float) -> None:
-        """Close every store. Idempotent. Calls under way in them end."""
+        """Close every store. Idempotent. Calls under way in them end. A forked child leaves them to its parent."""
+        if os.getpid() != self._pid:  # their threads are not here, and the lock may have been held
+            return
         with self._lock:
             self.closed = True
             stores = list(self._stores.values())
