@@ -64,3 +64,10 @@ def test_every_open_store_is_told_of_a_restart_once() -> None:
         assert len(told) == count
         assert store.exists_many(["k"], Deadline(1.0)) == [Missing()]
     assert "0 values" in repr(first)
+
+
+def test_a_clock_may_be_a_method() -> None:
+    """Each look at a bound method is another object, of the same clock."""
+    clock = Clock()
+    with MemoryStore(clock=clock.__call__) as store:
+        assert store.exists_many(["k"], Deadline(1.0, clock.__call__)) == [Missing()]

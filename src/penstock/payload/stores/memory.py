@@ -219,7 +219,7 @@ class MemoryStore:
         shelf = self._shelf
         if shelf is None:
             raise DataPlaneUnavailable("the store is closed")
-        if deadline.clock is not self._clock:
+        if deadline.clock != self._clock:  # bound methods are equal, never identical
             raise BadArgument("the deadline is on another clock than the store")
         with self._lock:
             life = shelf.life
