@@ -14,7 +14,9 @@ import torch
 from penstock import connect
 from penstock.errors import DataPlaneClearError, DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable
 from penstock.plane.contract import DataPlaneClient
+from penstock.plane.transfer_queue.desk import NAME
 from penstock.retry import Deadline
+from tests.leaks import wait_for
 from tests.plane.transfer_queue.queues import Queue, stored_bytes
 
 TIMEOUT_S = 2.0
@@ -71,7 +73,7 @@ def test_a_killed_registrar_ends_every_call_at_once(queue: Queue) -> None:
 
 
 def test_strangers_at_its_ports_disturb_nobody(queue: Queue) -> None:
-    """Garbage and requests of unknown types to controller and units: clients go on, and nobody gets another's reply."""
+    """Messages that nobody can decode, to controller and units: clients go on."""
     with queue.client() as client:
         keys = filled(client, "strangers", 2)
         for host, port in queue.ports():
@@ -82,8 +84,23 @@ def test_strangers_at_its_ports_disturb_nobody(queue: Queue) -> None:
         client.ping(timeout_s=10.0)
 
 
-def say(host: str, port: int, frames: list[bytes]) -> None:
-    """Send a message as any ZMQ client can."""
+def test_who_asks_for_what_nobody_serves_gets_nobody_elses_reply(queue: Queue) -> None:
+    """A request of a type that is not served is refused, each by its own reply; clients in between get theirs."""
+    from transfer_queue.utils.zmq_utils import ZMQMessage, ZMQRequestType
+
+    odd = ZMQMessage.create(ZMQRequestType.METRICS_RESPONSE, "stranger", {})
+    with queue.client() as client:
+        keys = filled(client, "odd", 2)
+        for host, port in queue.ports():
+            for _ in range(2):
+                assert client.get_samples(keys, "odd", ["x"], timeout_s=10.0)["x"][:, 0].tolist() == [0.0, 1.0]
+                told = ZMQMessage.deserialize(say(host, port, odd.serialize(), answer_ms=10_000))
+                assert told.request_type in (ZMQRequestType.REQUEST_ERROR, ZMQRequestType.PUT_GET_OPERATION_ERROR)
+                assert told.receiver_id in ("stranger", None)
+
+
+def say(host: str, port: int, frames: list[bytes], answer_ms: int = 200) -> list[bytes]:
+    """Send a message as any ZMQ client can; return the answer, if there is one in time."""
     import zmq
 
     context = zmq.Context()
@@ -91,7 +108,7 @@ def say(host: str, port: int, frames: list[bytes]) -> None:
         with context.socket(zmq.DEALER) as socket:
             socket.connect(f"tcp://{host}:{port}")
             socket.send_multipart(frames)
-            socket.poll(200)  # it has arrived when it is answered, or never will be
+            return socket.recv_multipart() if socket.poll(answer_ms) else []
     finally:
         context.destroy(linger=500)
 
@@ -127,7 +144,7 @@ def test_a_killed_storage_unit_costs_its_own_rows(queue: Queue) -> None:
 
 
 def test_a_killed_controller_ends_every_call_in_time(queue: Queue) -> None:
-    """Reads, puts, clears and pings end typed by the deadline and name the controller; the books still answer."""
+    """Reads, puts, clears and pings end typed by the deadline and name the controller; the books answer while somebody is there."""
     with queue.client() as client:
         client.register_partition("c", ["x"], 2, ["train"])
         queue.kill_controller()
@@ -139,5 +156,15 @@ def test_a_killed_controller_ends_every_call_in_time(queue: Queue) -> None:
             assert isinstance(error, (DataPlaneTimeout, DataPlaneUnavailable)), error
             assert "controller" in str(error)
         assert client.list_metadata("c") == []
+        assert registrars()
+    wait_for(lambda: not registrars())
     with pytest.raises(DataPlaneUnavailable, match=r"no TransferQueue runs.*transfer_queue\.init\(\)"):
         connect("transferqueue://", timeout_s=10.0)
+
+
+def registrars() -> list[str]:
+    """The registrars that are there, by name."""
+    import ray
+
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in actors if actor["name"].startswith(NAME)]

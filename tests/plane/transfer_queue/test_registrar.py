@@ -164,6 +164,28 @@ def test_a_claim_nobody_took_is_given_back() -> None:
     assert plane.claim(plane.session, "taken") == ["a"]
 
 
+def test_a_registrar_is_deserted_when_the_last_session_has_gone() -> None:
+    """Sessions that end, or fall silent while nobody else is there to notice, leave it deserted; one that beats not."""
+    plane = Plane(heartbeat_s=2.0, dead_after_s=10.0)
+    plane.registrar.open()
+    for _ in range(6):
+        plane.clock.now += 2.0
+        assert plane.registrar.beat(plane.session)
+        assert not plane.registrar.is_deserted()
+    for _ in range(6):
+        plane.clock.now += 2.0
+        deserted = plane.registrar.is_deserted()
+    assert deserted
+
+
+def test_what_is_still_to_be_freed_is_named_when_something_has_been() -> None:
+    """The answer to a report of freed blocks names the others."""
+    plane = Plane()
+    first, second = plane.put("a"), plane.put("b")
+    assert set(plane.answer("clear_samples", sample_ids=["a", "b"], partition_id="p").dead) == {*first, *second}
+    assert plane.answer("freed", blocks=first).dead == tuple(second)
+
+
 def test_a_refusal_carries_its_fields() -> None:
     """An error's class, keys and partition reach the client."""
     plane = Plane()

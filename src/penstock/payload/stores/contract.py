@@ -141,9 +141,10 @@ class BlockStore(Protocol):
     def put_many(self, keys: Sequence[str], values: Sequence[Value], deadline: Deadline) -> list[Outcome]:
         """Store ``values``. A key is given once; one that already names other bytes is ``Failed("exists")``.
 
-        The buffers are the store's until the call returns, not longer. Keys are to be minted once: where a store
-        cannot compare and set, two callers that put different bytes under one key at the same moment may both be told
-        ``Ok`` (what is there is one of theirs, whole); and what timed out may still land on a key that was removed.
+        The buffers are the store's until the call returns, not longer. Keys are to be minted once. Mooncake cannot
+        compare and set: two callers that put different bytes under one key at the same moment may both be told ``Ok``
+        (what is there is one of theirs, whole). A key that was removed must not be used again: what timed out may still
+        land on it.
         """
         ...
 

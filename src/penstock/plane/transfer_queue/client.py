@@ -32,6 +32,7 @@ from penstock.plane.transfer_queue.desk import Desk
 from penstock.plane.transfer_queue.library import TransferQueue
 from penstock.plane.transfer_queue.queue_blocks import QueueBlocks, QueueFailed, QueueFull
 from penstock.plane.transfer_queue.reads import Reads
+from penstock.plane.transfer_queue.registrar import MAX_DEAD
 from penstock.plane.transfer_queue.stored import Chunk
 from penstock.records import DataPlaneCapabilities, DataPlaneGroupMeta, GroupPolicy, KVBatchMeta
 from penstock.requests import AuditReport
@@ -45,7 +46,8 @@ __all__ = ["TransferQueueDataPlaneClient"]
 # One controller and units that never move: no budget or quarantine would spare anybody anything.
 AGAIN = Policy(max_attempts=8, base_s=0.02, cap_s=1.0, corrupt_attempts=2, bucket_tokens=0.0, quarantine_s=0.0)
 CLOSE_S = 5.0
-FREE_S = 5.0  # for the blocks that a put has replaced
+FREE_S = 5.0  # for the blocks that a put has replaced, or an ack has left
+LEAST_S = 0.5  # of a close whose registrar has not answered
 SWEEP_S = 10.0
 PARTITION = "penstock"
 FIRST = 1  # the session of a registrar's first client
@@ -78,11 +80,10 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
             raise
         self._queue = queue
         if self._desk.session == FIRST:
-            self._sweep(partition)
+            self._sweep(partition, deadline.within(SWEEP_S))
 
-    def _sweep(self, mine: str) -> None:
+    def _sweep(self, mine: str, deadline: Deadline) -> None:
         """Remove the blocks of registrars that this controller had before; nobody knows any more what is in them."""
-        deadline = Deadline(SWEEP_S)
         try:
             for name in self._blocks.partitions(deadline):
                 if name.startswith(f"{PARTITION}-") and name != mine:
@@ -166,7 +167,7 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
     def ack(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
         checks.held(meta, "ack")
-        self._remove("ack", meta.partition_id, meta.sample_ids, deadline, {"meta": _plain(meta)})
+        self._free(self._desk.ask("ack", deadline, meta=_plain(meta)).dead, deadline)
 
     def release(self, meta: KVBatchMeta, *, timeout_s: float | None = None) -> None:
         deadline = self._deadline(timeout_s)
@@ -304,26 +305,29 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
     def _remove(
         self, call: str, partition: str, keys: Sequence[str], deadline: Deadline, arguments: dict[str, Any]
     ) -> None:
-        """Have rows removed, and their bytes."""
+        """Have rows removed, and their bytes: an answer that names as many free blocks as it can may not name all."""
         dead = self._desk.ask(call, deadline, **arguments).dead
-        try:
-            left = self._blocks.remove(dead, deadline)
-        except DataPlaneError as failed:
-            left, why = list(dead), str(failed)
-        else:
-            why = "it says that it has removed them, and still has them"
-        self._desk.freed([block for block in dead if block not in set(left)])
-        if left:
-            raise DataPlaneClearError(
-                f"{call}: the rows are removed, but TransferQueue keeps the bytes of {len(left)} blocks "
-                f"(the next removal tries again): {why}",
-                partition=partition,
-                keys=keys,
-                elapsed_s=deadline.elapsed(),
-            )
+        while dead:
+            try:
+                left, why = self._blocks.remove(dead, deadline), "it says that it has removed them, and still has them"
+            except DataPlaneError as failed:
+                left, why = list(dead), str(failed)
+            if left:
+                self._desk.freed(sorted(set(dead) - set(left)))
+                raise DataPlaneClearError(
+                    f"{call}: the rows are removed, but TransferQueue keeps the bytes of {len(left)} blocks or more "
+                    f"(the next removal tries again): {why}",
+                    partition=partition,
+                    keys=keys,
+                    elapsed_s=deadline.elapsed(),
+                )
+            if len(dead) < MAX_DEAD:
+                self._desk.freed(dead)
+                return
+            dead = self._desk.ask("freed", deadline, blocks=dead).dead
 
     def _free(self, dead: Sequence[int], deadline: Deadline) -> None:
-        """Free what a put has replaced, if it can be done; if not, the next removal will."""
+        """Free what a put or an ack has left, if it can be done; if not, the next removal will."""
         try:
             left = set(self._blocks.remove(dead, deadline.within(FREE_S)))
         except DataPlaneError as failed:
@@ -411,8 +415,9 @@ class TransferQueueDataPlaneClient(DataPlaneClient):
 
     def close(self, *, timeout_s: float | None = None) -> None:
         limit = min(checks.seconds(timeout_s, "timeout_s", self._config.timeout_s), CLOSE_S)
+        deadline = Deadline(limit)
         self._desk.end(limit)
-        self._blocks.close(limit)
+        self._blocks.close(max(deadline.remaining(), LEAST_S))
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         deadline = Deadline(checks.seconds(timeout_s, "timeout_s", self._config.timeout_s))

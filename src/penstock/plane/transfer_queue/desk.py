@@ -1,5 +1,6 @@
 """A client's way to the registrar: one Ray actor per TransferQueue controller, and a session on it.
 
+The actor is detached, for it outlives its first client; it watches over its controller, and ends when that has.
 Invariants: a call ends by its deadline; an answer is the registrar's own or an error of the tree; a session that the
 registrar does not know (it was away for too long) is opened anew and the call repeated, for nothing of it happened; a
 claim whose answer is not taken is taken back.
@@ -18,7 +19,8 @@ from typing import Any
 from penstock.config import PlaneConfig
 from penstock.errors import DataPlaneBadRequest, DataPlaneTimeout, DataPlaneUnavailable, error_of
 from penstock.plane.transfer_queue.library import NAMESPACE, TransferQueue, bounded, imported, resolve, sent
-from penstock.plane.transfer_queue.registrar import Answer, Opened, Registrar
+from penstock.plane.transfer_queue.registrar import Answer, Opened
+from penstock.plane.transfer_queue.registrar_actor import RegistrarActor, actor_id
 from penstock.retry import Deadline
 
 __all__ = ["Desk"]
@@ -101,9 +103,10 @@ class Desk:
         if self._closed.is_set() or os.getpid() != self._pid:
             return
         self._closed.set()
+        deadline = Deadline(timeout_s)
         self._beating.join(timeout_s)
         try:
-            resolve(lambda: self._actor.end.remote(self.session), Deadline(timeout_s), WHO)
+            resolve(lambda: self._actor.end.remote(self.session), deadline, WHO)
         except (DataPlaneTimeout, DataPlaneUnavailable) as failed:
             log.warning("session %d could not be ended; it ends by its silence: %s", self.session, failed)
 
@@ -157,8 +160,8 @@ def _hired(queue: TransferQueue, config: PlaneConfig) -> Any:
     """Return the registrar of this controller's life; the first client has it started."""
     ray = imported("ray")
     groups = {"claims": WAITING_CLAIMS, "beats": 1}
-    actor = ray.remote(num_cpus=0, max_concurrency=CALLS_AT_ONCE, concurrency_groups=groups)(Registrar)
+    actor = ray.remote(num_cpus=0, max_concurrency=CALLS_AT_ONCE, concurrency_groups=groups)(RegistrarActor)
     named = actor.options(
         name=f"{NAME}-{queue.name}", namespace=NAMESPACE, lifetime="detached", get_if_exists=True, max_restarts=0
     )
-    return named.remote(config)
+    return named.remote(config, actor_id(queue.controller))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from penstock.errors import DataPlaneTimeout, DataPlaneUnavailable, MissingExtra
+from penstock.errors import DataPlaneError, DataPlaneTimeout, DataPlaneUnavailable, MissingExtra
 from penstock.retry import Deadline
 
 __all__ = ["BatchMeta", "QueueClient", "TransferQueue", "bounded", "find", "imported", "resolve", "sent", "start"]
@@ -117,8 +117,11 @@ def start(address: str, settings: Mapping[str, Any], deadline: Deadline) -> Tran
         if isinstance(none, MissingExtra) or START not in str(none):
             raise
     package, omegaconf = imported("transfer_queue"), imported("omegaconf")
-    conf = omegaconf.OmegaConf.create(dict(settings), flags={"allow_objects": True})
-    bounded(lambda: package.init(conf), deadline, "TransferQueue does not start")
+
+    def init() -> None:
+        package.init(omegaconf.OmegaConf.create(dict(settings), flags={"allow_objects": True}))
+
+    bounded(init, deadline, "TransferQueue does not start")
     return find(address, deadline)
 
 
@@ -181,14 +184,19 @@ def bounded(work: Callable[[], T], deadline: Deadline, slow: str, late: Callable
 
     Raises:
         DataPlaneTimeout: ``slow``.
+        DataPlaneUnavailable: likewise, of what ``work`` raises that is not of the tree.
     """
     answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def body() -> None:
         try:
             answer.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # top frame of the thread: its caller raises it
-            answer.set_exception(error)
+        except DataPlaneError as known:
+            answer.set_exception(known)
+        except BaseException as foreign:  # noqa: BLE001  # top frame of the thread: its caller raises it
+            failed = DataPlaneUnavailable(f"{slow}: {type(foreign).__name__}: {_first_line(foreign)}")
+            failed.__cause__ = foreign
+            answer.set_exception(failed)
 
     threading.Thread(target=body, name="penstock-transfer-queue-opening", daemon=True).start()
     try:

@@ -143,7 +143,10 @@ class QueueBlocks:
             log.warning("TransferQueue's client does not end within %g s and is left behind", timeout_s)
         elif not self._closed and os.getpid() == self._pid:
             self._closed = True
-            self._client.close()
+            try:
+                self._client.close()
+            except Exception as foreign:  # noqa: BLE001  # top frame of what is foreign: it is closed as far as it can be
+                log.warning("TransferQueue's client did not close in order: %s: %s", type(foreign).__name__, foreign)
 
     # -- how it is asked for ------------------------------------------------------------------------------------------
 

@@ -101,6 +101,10 @@ class Books(NoOpDataPlaneClient):
         with self._turn(None) as now:
             self._plane.put(self._session, partition, keys, [], tags, now, self._shared.wall())
 
+    def freed(self, blocks: Sequence[int]) -> None:
+        """As ``Registrar.freed``; the answer names those that are still to be freed."""
+        self._registrar.freed(blocks)
+
     def abandon(self, blocks: list[int]) -> None:
         """Give the numbers of a put back that will not be committed."""
         with self._turn(None):
@@ -119,9 +123,10 @@ class Books(NoOpDataPlaneClient):
     def claim(self, ticket: str, arguments: Mapping[str, Any]) -> KVBatchMeta:
         """Claim, under a ticket by which it can be withdrawn."""
         meta = self.claim_meta(**arguments)
+        held = KVBatchMeta(meta.partition_id, meta.task_name, meta.sample_ids, lease=meta.lease)  # enough to release it
         with self._shared.changed:
             unwanted = ticket in self._claims
-            self._claims[ticket] = meta
+            self._claims[ticket] = held
             while len(self._claims) > _REMEMBERED_CLAIMS:
                 del self._claims[next(iter(self._claims))]
         if unwanted:
@@ -159,6 +164,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "grant": Books.grant,
     "commit": Books.commit,
     "abandon": Books.abandon,
+    "freed": Books.freed,
     "tag": Books.tag,
     "locate": Books.locate,
     "clear_samples": Books.clear_samples,
@@ -215,20 +221,30 @@ class Registrar:
     def beat(self, session: int) -> bool:
         """Note that a session lives; end those that have been silent for long. Returns whether it is known."""
         with self._shared.changed:
-            now = self._hear(session)
-            silent = [one for one, at in self._heard.items() if now - at > self.config.dead_after_s]
-            for one in silent:
-                log.warning("session %d has been silent for %.1f s and has ended", one, now - self._heard[one])
-                self.end(one)
+            self._end_silent(self._hear(session))
             return session in self._books
 
-    def _hear(self, session: int) -> float:
-        """Note a sign of life. Who comes first after a standstill of this process comes for all."""
+    def is_deserted(self) -> bool:
+        """Whether nobody has a session any more; ends those that have been silent for long."""
+        with self._shared.changed:
+            self._end_silent(self._hear(None))
+            return not self._books
+
+    def _end_silent(self, now: float) -> None:
+        for session in [one for one, at in self._heard.items() if now - at > self.config.dead_after_s]:
+            log.warning("session %d has been silent for %.1f s and has ended", session, now - self._heard[session])
+            self.end(session)
+
+    def _hear(self, session: int | None) -> float:
+        """Note a sign of life, of a session or of this process alone.
+
+        Who comes first after a standstill of this process comes for all.
+        """
         now = self._clock()
         if now - self._last_heard > self.config.dead_after_s / 2:
             self._heard = dict.fromkeys(self._heard, now)
         self._last_heard = now
-        if session in self._books:
+        if session is not None and session in self._books:
             self._heard[session] = now
         return now
 

@@ -132,7 +132,8 @@ class BlockPlane(MemoryPlane):
     def _remove(self, part: Partition, key: str, reason: str, now: float) -> None:
         row = part.rows.get(key)
         super()._remove(part, key, reason, now)
-        self._let_go(value.block for value in row.values.values()) if row is not None else None
+        if row is not None:
+            self._let_go(value.block for value in row.values.values())
 
     def _let_go(self, blocks: Iterable[int]) -> None:
         for block in blocks:

@@ -85,6 +85,49 @@ def test_a_put_that_was_said_to_be_done_and_is_not_there_is_made_again(site: Fak
     assert store.get_many(["a"], None, site.deadline()) == [Ok(memoryview(b"v"), 1)]
 
 
+def test_a_put_after_one_that_failed_is_believed_by_its_bytes(site: FakeSite) -> None:
+    """The call before it may be at work still, take its key along at its end, and has been given up."""
+    store = site.open()
+    fault = site.fake.inject(fail(-800, call="put", key="a", times=1000))
+    assert isinstance(store.put_many(["a"], [b"v"], site.deadline(2.0))[0], Failed)
+    fault.times = fault.fired
+    lost: list[str] = []
+
+    def lose(call: str, keys: Sequence[str]) -> None:
+        """Before anybody looks where the value lies."""
+        if call == "describe" and "a" in keys and not lost:
+            lost.append("a")
+            site.fake.evict("a")
+
+    site.fake.on_call = lose
+    assert store.put_many(["a"], [b"v"], site.deadline()) == [Ok(nbytes=1)]
+    assert lost == ["a"]
+    assert store.get_many(["a"], None, site.deadline()) == [Ok(memoryview(b"v"), 1)]
+    site.fake.calls.clear()
+    assert store.put_many(["b"], [b"v"], site.deadline()) == [Ok(nbytes=1)]
+    assert [call for call, _ in site.fake.calls] == ["exists", "put"]
+
+
+def test_a_put_whose_key_the_master_forgot_on_the_way_is_made_again(site: FakeSite) -> None:
+    """It was restarted in the middle: "missing" is no answer to a put."""
+    store = site.open()
+    fault = site.fake.inject(fail(-704, call="put", key="a", times=2))
+    assert store.put_many(["a"], [b"v"], site.deadline()) == [Ok(nbytes=1)]
+    assert fault.fired == 2
+
+
+def test_keys_whose_puts_failed_are_not_remembered_for_ever(site: FakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest are; and none that was acknowledged since."""
+    monkeypatch.setattr("penstock.payload.stores.mooncake.store._MAX_DOUBTED", 2)
+    store = site.open()
+    fault = site.fake.inject(fail(-1012, call="put", times=3))
+    for key in "abc":
+        store.put_many([key], [b"v"], site.deadline())
+    assert (fault.fired, list(store._doubted)) == (3, ["b", "c"])
+    store.put_many(["b"], [b"v"], site.deadline())
+    assert list(store._doubted) == ["c"]
+
+
 def test_paranoid_reads_everything_back(site: FakeSite) -> None:
     """What arrived damaged is not acknowledged; without, it is found by its reader."""
     plain, paranoid = site.open(), site.open(verify="paranoid")

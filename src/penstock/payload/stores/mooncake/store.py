@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 Attempt: TypeAlias = Callable[[Link, Sequence[str], Deadline], Sequence[Answer[T]]]
 
+_MAX_DOUBTED = 10_000  # keys; who retries a put does so soon
+
 _FULL = {told(code) for code in range(-2000, 0) if meaning_of(code).kind is Kind.BACKPRESSURE}
 
 
@@ -85,6 +87,7 @@ class MooncakeStore:
         self._lock = threading.Lock()
         self._outcomes: Counter[tuple[str, str]] = Counter()
         self._bytes_written = self._bytes_read = self._failovers = 0
+        self._doubted: dict[str, None] = {}  # keys whose last put was not acknowledged, the oldest first
         real = library or installed()
         reach: Reaching = Reach(config) if library is None else Always()
         self._links = Links(
@@ -96,15 +99,22 @@ class MooncakeStore:
     # -- the four calls -----------------------------------------------------------------------------------------------
 
     def put_many(self, keys: Sequence[str], values: Sequence[Value], deadline: Deadline) -> list[Outcome]:
-        """See ``BlockStore``."""
+        """See ``BlockStore``. Mooncake cannot compare and set.
+
+        Two callers that put different bytes under one key at the same moment may both get ``Ok``: what is there is one
+        of theirs, whole. A key that was removed must not be used again: a write that was given up may still land on it.
+        """
         check_keys(keys, unique=True)
         if len(keys) != len(values):
             raise BadArgument(f"{len(keys)} keys and {len(values)} values")
         pieces = {key: _pieces(key, value) for key, value in zip(keys, values, strict=True)}
         paranoid = self.config.verify == "paranoid"
-        writing = Writing(self._segments, self.config.replicas, pieces, paranoid=paranoid)
+        with self._lock:
+            doubted = self._doubted.keys() & pieces.keys()
+        writing = Writing(self._segments, self.config.replicas, pieces, doubted=doubted, paranoid=paranoid)
         result = self._run("put", keys, writing.attempt, deadline)
         outcomes = [self._outcome(result, key, lambda nbytes: Ok(nbytes=nbytes)) for key in keys]
+        self._doubt(keys, outcomes)
         self._count("put", outcomes)
         return outcomes
 
@@ -281,6 +291,16 @@ class MooncakeStore:
         if end.reason is None and end.value is not None:
             return done(end.value)
         return _given_up(end, result.elapsed_s)
+
+    def _doubt(self, keys: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+        """Note the puts that may be at work still: whoever puts such a key again is told Ok by the bytes alone."""
+        with self._lock:
+            for key, outcome in zip(keys, outcomes, strict=True):
+                self._doubted.pop(key, None)
+                if not isinstance(outcome, Ok):
+                    self._doubted[key] = None
+            while len(self._doubted) > _MAX_DOUBTED:
+                del self._doubted[next(iter(self._doubted))]
 
     def _count(self, call: str, outcomes: Sequence[Outcome]) -> None:
         nbytes = sum(outcome.nbytes for outcome in outcomes if isinstance(outcome, Ok))

@@ -1,7 +1,8 @@
 """One put, attempt by attempt: keys that are there are compared, copies are written, and doubtful ones read back.
 
 The library's word for a put is not always good: a key that another call is still writing answers "done" and nothing is
-written. So a put that was not plain, because an attempt before it failed, is believed when its bytes were read back.
+written. So a put that was not plain, because an attempt before it failed, is believed when its bytes were read back; the
+attempt before may have been another put's, which was not acknowledged.
 
 Invariants: a key that names other bytes is never written over; a key is done when every copy of it is; a copy that was
 done is not written again; every attempt writes the same bytes, hard-pinned, one replica each.
@@ -9,7 +10,7 @@ done is not written again; every attempt writes the same bytes, hard-pinned, one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from penstock.payload.block import Bytes
@@ -39,17 +40,24 @@ class Writing:
 
     Args:
         pieces: by key, what is to be stored.
+        doubted: keys of which an earlier put was not acknowledged: it may be at work still.
         paranoid: read back every value, not only the doubtful ones.
     """
 
     def __init__(
-        self, segments: Segments, replicas: int, pieces: Mapping[str, Sequence[Bytes]], *, paranoid: bool = False
+        self,
+        segments: Segments,
+        replicas: int,
+        pieces: Mapping[str, Sequence[Bytes]],
+        *,
+        doubted: Collection[str] = (),
+        paranoid: bool = False,
     ) -> None:
         self._segments = segments
         self._replicas = replicas
         self._pieces = pieces
         self._nbytes = {key: sum(len(piece) for piece in value) for key, value in pieces.items()}
-        self._paranoid = paranoid
+        self._doubted = pieces.keys() if paranoid else doubted
         self._suspicion = Suspicion()
         self._run, self._reading_run = new_run(), new_run()
         self._attempts = 0
@@ -130,10 +138,13 @@ class Writing:
                 self._segments.lived(part.segment)
                 self._done[part.key].add(part.name)
                 self._segment_of[part.name] = part.segment
-                if self._attempts > 1 or self._paranoid:
+                if self._attempts > 1 or part.key in self._doubted:
                     self._doubtful.add(part.name)
                 return
-            heard[part.key].append(self._suspicion.answer(part.key, code))
+            answer = self._suspicion.answer(part.key, code)
+            if answer.kind is Kind.MISSING:  # the master has forgotten the key since the write began: it was restarted
+                answer = Answer(Kind.RETRYABLE, code=VANISHED)
+            heard[part.key].append(answer)
             if code > 0 or not meaning_of(code).settled:
                 self._segments.failed(part.segment)
                 if clock() - begun[part.name] >= link.config.slow_put_s:
