@@ -1,8 +1,8 @@
 """One put, attempt by attempt: keys that are there are compared, copies are written, and doubtful ones read back.
 
 The library's word for a put is not always good: a key that another call is still writing answers "done" and nothing is
-written. So a put that was not plain, because an attempt before it failed, is believed when its bytes were read back; the
-attempt before may have been another put's, which was not acknowledged.
+written. So a put that was not plain, because an attempt before it failed, is believed when its bytes were read back.
+The attempt before may have been that of another put, which was not acknowledged.
 
 Invariants: a key that names other bytes is never written over; a key is done when every copy of it is; a copy that was
 done is not written again; every attempt writes the same bytes, hard-pinned, one replica each.
