@@ -257,6 +257,8 @@ class FakeClient:
 
     def register_buffer(self, buffer_ptr: int, size: int, /) -> int:
         self._require_open("register_buffer")
+        if hanging := self._fake.take_fault("register", [], "hang"):
+            hanging.wait(_HANG_LIMIT_S)
         if fault := self._fake.take_fault("register", [], "fail"):
             return fault.code
         if buffer_ptr in self.registered:

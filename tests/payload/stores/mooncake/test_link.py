@@ -155,3 +155,17 @@ def test_close_says_when_a_call_is_stuck(links: Links, fake: FakeMooncake) -> No
         assert stuck.entered.wait(SOON)
     assert not links.close(0.05)
     assert fake.misuses == []
+
+
+def test_a_registering_that_hangs_ends_with_the_callers_deadline(links: Links, fake: FakeMooncake) -> None:
+    """And costs the connection: nobody knows what it has registered."""
+    with links.use(Deadline(SOON)) as link:
+        assert link is not None
+        everything = link.pool.take([link.pool.memory_bytes], Deadline(SOON))
+        assert everything is not None
+        stuck = fake.inject(hang(call="register"))
+        began = time.monotonic()
+        assert link.pool.take([1 << 20], Deadline(0.05)) is None
+        assert time.monotonic() - began < 5.0
+        assert stuck.fired == 1
+        assert link.tainted

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.payload.stores.mooncake.codes import LATE
 from penstock.payload.stores.mooncake.pool import Lease, Pool
 from penstock.retry import Deadline
 from tests.payload.stores.rigs import Clock
@@ -22,13 +23,16 @@ class Registry:
     def __init__(self) -> None:
         self.memory: dict[int, int] = {}
         self.code = 0
+        self.limits: list[Deadline] = []
 
-    def register(self, address: int, nbytes: int) -> int:
+    def register(self, address: int, nbytes: int, deadline: Deadline) -> int:
+        self.limits.append(deadline)
         if self.code == 0:
             self.memory[address] = nbytes
         return self.code
 
-    def unregister(self, address: int) -> int:
+    def unregister(self, address: int, deadline: Deadline) -> int:
+        del deadline
         del self.memory[address]
         return 0
 
@@ -50,7 +54,7 @@ def pool(registry: Registry) -> Pool:
 
 
 def lend(pool: Pool, *sizes: int) -> list[Lease]:
-    leases = pool.take(sizes, None)
+    leases = pool.take(sizes, Deadline(20.0), wait=False)
     assert leases is not None
     return leases
 
@@ -69,7 +73,7 @@ def test_memory_is_never_lent_twice(steps: list[tuple[str, int]]) -> None:
     held: dict[str, Lease] = {}
     for number, (what, size) in enumerate(steps):
         if what == "take":
-            lent += pool.take([size, 1], None) or []
+            lent += pool.take([size, 1], Deadline(20.0), wait=False) or []
         elif what == "give" and lent:
             pool.give([lent.pop(size % len(lent))])
         elif what == "hold" and lent:
@@ -93,7 +97,7 @@ def test_memory_is_never_lent_twice(steps: list[tuple[str, int]]) -> None:
 def test_what_is_lent_stays_within_the_limit(pool: Pool) -> None:
     """What does not fit is not lent, all of it or nothing."""
     first = lend(pool, 3 * MIB)
-    assert pool.take([MIB // 2, MIB], None) is None
+    assert pool.take([MIB // 2, MIB], Deadline(20.0), wait=False) is None
     lend(pool, MIB)
     assert pool.memory_bytes <= pool.limit
     pool.give(first)
@@ -103,7 +107,7 @@ def test_what_is_lent_stays_within_the_limit(pool: Pool) -> None:
 def test_a_value_beyond_the_limit_is_lent_memory_alone(pool: Pool, registry: Registry) -> None:
     """When nothing else is lent; and what was made for smaller ones is let go."""
     small = lend(pool, 1)
-    assert pool.take([9 * MIB], None) is None
+    assert pool.take([9 * MIB], Deadline(20.0), wait=False) is None
     pool.give(small)
     (large,) = lend(pool, 9 * MIB)
     assert registry.has(large)
@@ -154,8 +158,41 @@ def test_nobody_waits_past_the_deadline(pool: Pool) -> None:
 def test_a_client_that_registers_nothing_more_is_not_waited_for(pool: Pool, registry: Registry) -> None:
     """Waiting would not change it; the next call asks again."""
     registry.code = -600
-    assert not pool.prepare()
+    assert not pool.prepare(Deadline(20.0))
     assert pool.take([1], Deadline(60.0)) is None
     registry.code = 0
-    assert pool.prepare()
+    assert pool.prepare(Deadline(20.0))
     assert pool.take([1], Deadline(60.0)) is not None
+
+
+def test_memory_whose_registering_did_not_come_back_is_kept(pool: Pool, registry: Registry) -> None:
+    """The library may register it yet: given back, it would be somebody else's by then."""
+    registry.code = LATE
+    deadline = Deadline(20.0)
+    assert pool.take([MIB], deadline) is None
+    assert registry.limits == [deadline]
+    assert len(pool._late) == 1
+    registry.code = -600
+    assert pool.take([MIB], deadline) is None
+    assert len(pool._late) == 1
+
+
+def test_who_is_kept_out_by_anothers_registering_leaves_at_the_deadline() -> None:
+    """One caller's patience is not the other's."""
+    entered, let_go = threading.Event(), threading.Event()
+
+    def register(_address: int, _nbytes: int, _deadline: Deadline) -> int:
+        entered.set()
+        let_go.wait(20.0)
+        return 0
+
+    pool = Pool(register, lambda _address, _deadline: 0, 4 * MIB)
+    first = threading.Thread(target=lambda: pool.take([MIB], Deadline(20.0)))
+    first.start()
+    try:
+        assert entered.wait(20.0)
+        assert pool.take([MIB], Deadline(0.05)) is None
+        assert not let_go.is_set()
+    finally:
+        let_go.set()
+        first.join(20.0)

@@ -19,7 +19,7 @@ import numpy as np
 
 from penstock.errors import DataPlaneUnavailable
 from penstock.payload.stores.mooncake.calls import Calls
-from penstock.payload.stores.mooncake.codes import RAISED, told
+from penstock.payload.stores.mooncake.codes import LATE, RAISED, told
 from penstock.payload.stores.mooncake.config import MooncakeConfig
 from penstock.payload.stores.mooncake.library import Library
 from penstock.payload.stores.mooncake.pool import Pool
@@ -31,7 +31,7 @@ __all__ = ["MAX_STUCK", "Link", "Links"]
 log = logging.getLogger(__name__)
 
 MAX_STUCK = 4  # each keeps threads, and up to twice ``local_buffer`` of memory
-_REGISTERING_S = 10.0
+_REGISTERING_S, _LEAST_REGISTERING_S = 10.0, 0.5  # the least: a moment before a deadline is no reason for a new client
 _CLOSING_S = 4.0
 _PROBE_BYTES = 64
 _STUCK_QUESTIONS = 2  # of ``calls.LANES`` threads
@@ -65,8 +65,8 @@ class Link:
         address = (config.host, config.metadata, config.segment_bytes, 0, config.protocol, config.devices)
         code = self.calls.one(self.client.setup, *address, config.master, deadline=deadline)
         if code == 0:
-            code = self._register(self.probe_address, _PROBE_BYTES)
-        if code == 0 and not self.pool.prepare():
+            code = self._register(self.probe_address, _PROBE_BYTES, deadline)
+        if code == 0 and not self.pool.prepare(deadline):
             code = RAISED
         if code != 0:
             self.calls.retire()
@@ -89,13 +89,19 @@ class Link:
         if self.calls.stuck >= _STUCK_QUESTIONS:
             self.taint(f"{self.calls.stuck} calls did not come back")
 
-    def _register(self, address: int, nbytes: int) -> int:
-        limit = Deadline(_REGISTERING_S, self._clock)
-        return self.calls.one(self.client.register_buffer, address, nbytes, deadline=limit)
+    def _register(self, address: int, nbytes: int, deadline: Deadline) -> int:
+        return self._soon(deadline, self.client.register_buffer, address, nbytes)
 
-    def _unregister(self, address: int) -> int:
-        limit = Deadline(_REGISTERING_S, self._clock)
-        return self.calls.one(self.client.unregister_buffer, address, deadline=limit)
+    def _unregister(self, address: int, deadline: Deadline) -> int:
+        return self._soon(deadline, self.client.unregister_buffer, address)
+
+    def _soon(self, deadline: Deadline, function: Callable[..., int], *arguments: int) -> int:
+        """Make a call that takes milliseconds, unless its metadata server is silent: then nobody knows its end."""
+        limit_s = max(_LEAST_REGISTERING_S, min(_REGISTERING_S, deadline.remaining()))
+        code = self.calls.one(function, *arguments, deadline=Deadline(limit_s, self._clock))
+        if code == LATE:
+            self.taint("memory was not registered, or given up, in time")
+        return code
 
 
 class Links:

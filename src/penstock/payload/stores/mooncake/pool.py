@@ -19,6 +19,7 @@ import numpy as np
 from penstock.payload.block import Bytes
 from penstock.payload.extents import Extents, Range
 from penstock.payload.memory import PAGE
+from penstock.payload.stores.mooncake.codes import LATE
 from penstock.retry import Deadline
 
 __all__ = ["Lease", "Pool"]
@@ -50,16 +51,19 @@ class Pool:
     """Fit for use from several threads.
 
     Args:
-        register: ``(address, nbytes) -> code`` of the client; anything but 0 is no room.
-        unregister: ``(address) -> code``; memory that was not unregistered is kept.
+        register: ``(address, nbytes, deadline) -> code`` of the client; anything but 0 is no room.
+        unregister: ``(address, deadline) -> code``; memory that was not unregistered is kept.
         limit: bytes that are lent or free, at most.
     """
 
-    def __init__(self, register: Callable[[int, int], int], unregister: Callable[[int], int], limit: int) -> None:
+    def __init__(
+        self, register: Callable[[int, int, Deadline], int], unregister: Callable[[int, Deadline], int], limit: int
+    ) -> None:
         self.limit = limit
         self._register = register
         self._unregister = unregister
         self._slabs: list[_Slab] = []
+        self._late: list[Bytes] = []  # may be registered yet, by a call that did not come back
         self._held: dict[str, Lease] = {}
         self._held_bytes = 0
         self._lent_bytes = 0
@@ -76,22 +80,27 @@ class Pool:
         """Bytes in quarantine."""
         return self._held_bytes
 
-    def prepare(self) -> bool:
+    def prepare(self, deadline: Deadline) -> bool:
         """Register the first slab, so that transfers find memory; False = the client refuses."""
         with self._changed:
-            return bool(self._slabs) or self._grow(1, alone=True) is not None
+            return bool(self._slabs) or self._grow(1, deadline, alone=True) is not None
 
-    def take(self, sizes: Sequence[int], deadline: Deadline | None) -> list[Lease] | None:
-        """Lend memory of these sizes, all of it or none: None at the deadline, or at once without one.
+    def take(self, sizes: Sequence[int], deadline: Deadline, *, wait: bool = True) -> list[Lease] | None:
+        """Lend memory of these sizes, all of it or none: None at the deadline.
 
-        Also at once when the client would not register more, which waiting does not change.
+        None also when the client would not register more, which waiting does not change; and, without ``wait``, when
+        others would have to give some back first.
         """
-        with self._changed:
-            while (leases := self._find_all(sizes)) is None:
-                if self._refused or deadline is None or deadline.expired():
+        if not self._changed.acquire(timeout=deadline.remaining()):
+            return None  # somebody's registering does not come back
+        try:
+            while (leases := self._find_all(sizes, deadline)) is None:
+                if self._refused or not wait or deadline.expired():
                     return None
                 self._changed.wait(deadline.remaining())
             return leases
+        finally:
+            self._changed.release()
 
     def give(self, leases: Sequence[Lease]) -> None:
         """Take memory back that no call can touch any more."""
@@ -122,11 +131,11 @@ class Pool:
             self._lent_bytes += lease.range.nbytes
             return lease
 
-    def _find_all(self, sizes: Sequence[int]) -> list[Lease] | None:
+    def _find_all(self, sizes: Sequence[int], deadline: Deadline) -> list[Lease] | None:
         leases: list[Lease] = []
         alone = not self._lent_bytes  # nobody will give anything back: what is asked for is granted, limit or not
         for nbytes in sizes:
-            lease = self._find(nbytes, alone=alone)
+            lease = self._find(nbytes, deadline, alone=alone)
             if lease is None:
                 for other in leases:
                     self._lent_bytes -= other.range.nbytes
@@ -135,11 +144,11 @@ class Pool:
             leases.append(lease)
         return leases
 
-    def _find(self, nbytes: int, *, alone: bool) -> Lease | None:
+    def _find(self, nbytes: int, deadline: Deadline, *, alone: bool) -> Lease | None:
         for slab in self._slabs:
             if slab.extents.free >= nbytes and (found := slab.extents.take(nbytes)) is not None:
                 return self._lend(slab, found[0], nbytes)
-        grown = self._grow(nbytes, alone=alone)
+        grown = self._grow(nbytes, deadline, alone=alone)
         if grown is None or (found := grown.extents.take(nbytes)) is None:
             return None
         return self._lend(grown, found[0], nbytes)
@@ -149,15 +158,18 @@ class Pool:
         memory = slab.memory[extent.offset : extent.offset + nbytes]
         return Lease(memory, slab.memory.ctypes.data + extent.offset, slab, extent)
 
-    def _grow(self, nbytes: int, *, alone: bool) -> _Slab | None:
+    def _grow(self, nbytes: int, deadline: Deadline, *, alone: bool) -> _Slab | None:
         """Register another slab, if the limit allows; who is alone gets it in any case."""
         size = -(-max(nbytes, min(_SLAB_BYTES, self.limit)) // PAGE) * PAGE
         if not self._room_for(size):
-            self._shrink()
+            self._shrink(deadline)
             if not self._room_for(size) and not alone:
                 return None
         memory = np.empty(size, np.uint8)
-        self._refused = self._register(memory.ctypes.data, size) != 0
+        code = self._register(memory.ctypes.data, size, deadline)
+        self._refused = code != 0
+        if code == LATE:
+            self._late.append(memory)  # given back, it would be others' when the library comes to register it
         if self._refused:
             return None
         slab = _Slab(memory, Extents(size))
@@ -167,10 +179,10 @@ class Pool:
     def _room_for(self, size: int) -> bool:
         return self.memory_bytes - self._held_bytes + size <= self.limit
 
-    def _shrink(self) -> None:
+    def _shrink(self, deadline: Deadline) -> None:
         """Let go of slabs that nobody uses: they are too small for what is asked for."""
         for slab in [slab for slab in self._slabs if not slab.extents.used]:
-            if self._unregister(slab.memory.ctypes.data) == 0:
+            if self._unregister(slab.memory.ctypes.data, deadline) == 0:
                 self._slabs.remove(slab)
 
     def __repr__(self) -> str:

@@ -90,11 +90,10 @@ def transfer(
             for part in group:
                 settle(part, NOT_SENT, None)
             continue
-        chunk = _begin(link, group, run, None, submit, fill)
+        chunk = _begin(link, group, run, deadline, submit, fill, wait=not out)
         while chunk is None and out:
             finish(out.popleft())
-            chunk = _begin(link, group, run, None, submit, fill)
-        chunk = chunk or _begin(link, group, run, deadline, submit, fill)
+            chunk = _begin(link, group, run, deadline, submit, fill, wait=not out)
         if chunk is None:
             for part in group:
                 settle(part, NO_MEMORY, None)
@@ -128,11 +127,12 @@ def _chunks(link: Link, parts: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def _begin(
-    link: Link, parts: list[Part], run: int, deadline: Deadline | None, submit: Submit, fill: Fill | None
+    link: Link, parts: list[Part], run: int, deadline: Deadline, submit: Submit, fill: Fill | None, *, wait: bool
 ) -> _Chunk | None:
-    """Send a chunk off; None = there is no memory for it, at the deadline or (without one) now."""
+    """Send a chunk off; None = there is no memory for it, at the deadline or (without ``wait``) now."""
     held = [link.pool.take_held(_held_as(part, run), part.nbytes) for part in parts]
-    fresh = link.pool.take([part.nbytes for part, lease in zip(parts, held, strict=True) if lease is None], deadline)
+    sizes = [part.nbytes for part, lease in zip(parts, held, strict=True) if lease is None]
+    fresh = link.pool.take(sizes, deadline, wait=wait)
     if fresh is None:
         for part, lease in zip(parts, held, strict=True):
             if lease is not None:
