@@ -258,3 +258,20 @@ def test_a_cable_that_was_cut_is_a_fault_until_the_next_step(tmp_path: Path) -> 
     job._credit(Trained(at=time.time() + 60, life=1, step=1, groups=[], rows=0, seconds=0.0, metrics={}))
     assert job.faults.unrecovered() == []
     job.close()
+
+
+def test_everything_is_closed_whatever_becomes_of_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of the close that fails takes none of the others with it, and is told."""
+    job = job_at(tmp_path, DemoOptions(), [])
+    closed: list[str] = []
+
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("cannot be ended")
+
+    monkeypatch.setattr(job.processes, "end", broken)
+    monkeypatch.setattr(job.processes, "close", lambda: closed.append("processes"))
+    monkeypatch.setattr(job.site, "close", lambda: closed.append("site"))
+    monkeypatch.setattr(job.warehouse, "close", lambda: closed.append("warehouse"))
+    with pytest.raises(RuntimeError, match="cannot be ended"):
+        job.close()
+    assert closed == ["processes", "site", "warehouse"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from penstock.demo.ray_site import _Board, _Kept
-from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.demo.ray_site import RaySite, _Board, _Kept
+from penstock.errors import BadArgument, DataPlaneUnavailable, UnknownName
 from penstock.launch.keeper import Standing
 from tests.leaks import descendants, wait_for
 
@@ -84,6 +85,16 @@ class Board:
         self.asked.append(f"kill {role}" + (" for good" if for_good else ""))
 
 
+class Forsaken(Board):
+    """Finds no actor."""
+
+    def end(self, role: str) -> None:
+        raise UnknownName(f"there is no {role}")
+
+    def kill(self, role: str, *, for_good: bool) -> None:
+        raise KeyError(role)
+
+
 def kept(board: Board) -> _Kept:
     return _Kept(board, "plane")  # type: ignore[arg-type]
 
@@ -119,6 +130,36 @@ def test_one_that_is_asked_to_end_ends_for_good() -> None:
     board.now = Standing(state="ended", code=0)
     assert (first.poll(), second.poll()) == (0, -9)
     assert board.asked == ["end plane", "end plane", "kill plane for good"]
+
+
+def test_one_whose_actor_has_gone_can_be_asked_and_killed() -> None:
+    """There is nothing to be told: it is over when it is killed for good."""
+    plane = kept(Forsaken(state="ready", pid=7))
+    plane.send_signal(signal.SIGTERM)
+    plane.send_signal(signal.SIGKILL)
+    assert plane.poll() == -9
+
+
+def test_ray_ends_whatever_becomes_of_the_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plane that cannot be closed, of a Ray that has gone, keeps nothing of the cluster alive."""
+    done: list[str] = []
+
+    def broken(_timeout_s: float) -> None:
+        raise RuntimeError("Ray has gone")
+
+    monkeypatch.setenv("RAY_TMPDIR", "theirs")
+    site = RaySite.__new__(RaySite)
+    site._ray = SimpleNamespace(shutdown=lambda: done.append("ray"))  # type: ignore[assignment]
+    site._cluster = SimpleNamespace(shutdown=lambda: done.append("cluster"))
+    site._plane = SimpleNamespace(close=broken)  # type: ignore[assignment]
+    site._before = {"RAY_TMPDIR": "ours"}
+    site._folder = tmp_path / "pr"
+    site._folder.mkdir()
+    with pytest.raises(RuntimeError, match="Ray has gone"):
+        site.close()
+    assert done == ["ray", "cluster"]
+    assert (os.environ["RAY_TMPDIR"], site._folder.exists()) == ("ours", False)
+    site.close()
 
 
 def test_a_look_that_fails_leaves_what_was_seen() -> None:

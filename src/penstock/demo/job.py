@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -393,12 +393,16 @@ class Job:
 
     def close(self) -> None:
         """End and remove whatever is left, in whatever state it is. Idempotent."""
-        self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], 0.0)
-        self._end_plane()
-        self.processes.close()
-        self.log.close()
-        self.site.close()
-        self.warehouse.close()
+        with ExitStack() as ends:  # each happens, whatever becomes of those before it; the last one first
+            ends.callback(self._remove_arenas)
+            ends.callback(self.warehouse.close)
+            ends.callback(self.site.close)
+            ends.callback(self.log.close)
+            ends.callback(self.processes.close)
+            ends.callback(self._end_plane)
+            self.processes.end([slot for slot in self.processes.slots() if slot != PLANE], 0.0)
+
+    def _remove_arenas(self) -> None:
         for folder in self.site.folders(self.files):
             for path, _ in arena_files(folder) if folder.exists() else ():  # only if it could not end by itself
                 path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -166,14 +166,21 @@ class RaySite(Site):
         if self._cluster is None:
             return
         cluster, self._cluster = self._cluster, None
-        if self._plane is not None:
-            with suppress(DataPlaneError):  # what it holds is removed by whoever removes the run
-                self._plane.close(_END_S)
-        self._ray.shutdown()
-        cluster.shutdown()
+        with ExitStack() as ends:  # each happens, whatever becomes of those before it; the last one first
+            ends.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            ends.callback(self._restore_environment)
+            ends.callback(cluster.shutdown)
+            ends.callback(self._ray.shutdown)
+            if self._plane is not None:
+                with suppress(DataPlaneError):  # what it holds is removed by whoever removes the run
+                    self._plane.close(_END_S)
+
+    def _restore_environment(self) -> None:
         for name, value in self._before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-        shutil.rmtree(self._folder, ignore_errors=True)
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _options(assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -233,13 +240,13 @@ class _Kept:
         return self.returncode
 
     def send_signal(self, sig: int) -> None:
-        if sig != signal.SIGKILL:
-            self._is_asked = True
-            self._board.end(self._role)
-            return
         with suppress(DataPlaneError, KeyError):  # its actor is gone
-            self._board.kill(self._role, for_good=self._is_asked)
-        if self._is_asked:
+            if sig == signal.SIGKILL:
+                self._board.kill(self._role, for_good=self._is_asked)
+            else:
+                self._is_asked = True
+                self._board.end(self._role)
+        if sig == signal.SIGKILL and self._is_asked:
             self.returncode = -signal.SIGKILL
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,20 +153,25 @@ def _on_ray(options: dict[str, Any]) -> Opened:
     except UnknownName:
         data_dir = chosen_dir or _ray_dir()
         held = launch.start(name, data_dir=data_dir, plane=plane)
-        client = _plane_client(held.connect(**mine))
+        try:
+            client = _plane_client(held.connect(**mine))
+        except BaseException:
+            held.close()
+            raise
         return Opened(client, section, lambda: _end(client, held, None if chosen_dir else data_dir))
     return Opened(client, section, client.close)
 
 
 def _end(client: PlaneClient, held: RayPlane, own_dir: str | None) -> None:
     """End a plane that was started here; of one that has no other purpose nothing remains."""
-    if own_dir is not None:
-        for known in client.status().partitions:
-            client.clear_samples(None, known.partition)  # or the agents would write the rows down for the next life
-    client.close()
-    held.close()
-    if own_dir is not None:
-        shutil.rmtree(own_dir, ignore_errors=True)
+    with ExitStack() as ends:  # each happens, whatever becomes of those before it; the last one first
+        if own_dir is not None:
+            ends.callback(shutil.rmtree, own_dir, ignore_errors=True)
+        ends.callback(held.close)
+        ends.callback(client.close)
+        if own_dir is not None:
+            for known in client.status().partitions:
+                client.clear_samples(None, known.partition)  # or the agents would write them down for the next life
 
 
 def _ray_dir() -> str:
