@@ -14,7 +14,7 @@ import penstock
 from penstock.config import ClientConfig, PlaneConfig
 from penstock.errors import BadArgument, MissingExtra
 from penstock.plane import local, remote
-from penstock.plane.connect import connect
+from penstock.plane.connect import _split, connect
 from penstock.plane.noop import NoOpDataPlaneClient
 from penstock.wire.auth import new_token
 
@@ -146,6 +146,14 @@ def test_unknown_options_are_named(options: dict[str, Any]) -> None:
     """An option that nobody knows, or of the wrong type, is a ValueError that names it."""
     with pytest.raises(BadArgument, match=next(iter(options))):
         connect("noop", **options)
+
+
+def test_a_store_that_is_none_is_refused_before_a_plane_is_started() -> None:
+    """By name, with those known; a kind alone means the store of this machine, which the plane is told."""
+    with pytest.raises(BadArgument, match=r"unknown store 's3'; known: memory://, mooncake://"):
+        connect("local", store="s3")
+    _, plane = _split({"store": "mooncake"}, "local")
+    assert plane.store == "mooncake://127.0.0.1:50051"
 
 
 def test_missing_torch_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock.config import ClientConfig, PlaneConfig, config_from
 from penstock.errors import BadArgument, MissingExtra
+from penstock.payload.stores.opening import url_of
 from penstock.plane.contract import DataPlaneClient
 from penstock.plane.remote_dialing import parse_url
 from penstock.retry import Deadline
@@ -98,8 +99,9 @@ def _split(options: dict[str, Any], impl: str) -> tuple[ClientConfig, PlaneConfi
         raise BadArgument(f"unknown options {unknown} of {impl!r}; known: {known}")
     client = {name: value for name, value in options.items() if name in ClientConfig.__struct_fields__}
     plane = {name: value for name, value in options.items() if name in PlaneConfig.__struct_fields__}
-    if "://" not in str(plane.get("store", "")):  # the client's word for a store of which the plane knows the URL
-        plane.pop("store", None)
+    store = plane.pop("store", "")
+    if store and impl == "local":  # another plane has its own, and knows its URL
+        plane["store"] = url_of(str(store))
     return config_from(ClientConfig, client), config_from(PlaneConfig, plane)
 
 

@@ -9,7 +9,7 @@ import pytest
 from penstock.errors import BadArgument, DataPlaneUnavailable
 from penstock.payload.stores.contract import Missing, Ok
 from penstock.payload.stores.mooncake.store import MooncakeStore
-from penstock.payload.stores.opening import open_store
+from penstock.payload.stores.opening import open_store, url_of
 from penstock.retry import Deadline
 from penstock.testing.mooncake import MooncakeCluster
 
@@ -73,3 +73,14 @@ def test_settings_of_the_url_and_options_reach_the_store(mooncake: MooncakeClust
         assert config.master == mooncake.master_address
         assert store.put_many(["opening/k"], [b"v"], Deadline(10.0)) == [Ok(nbytes=1)]
         assert store.remove_many(["opening/k"], Deadline(10.0)) == [Ok()]
+
+
+def test_a_kind_alone_is_the_store_of_this_machine() -> None:
+    """Where there is one; a URL stays what it is, and of other kinds the name is asked for."""
+    assert url_of("mooncake") == "mooncake://127.0.0.1:50051"
+    assert url_of("mooncake://10.0.0.5:1?replicas=2") == "mooncake://10.0.0.5:1?replicas=2"
+    assert url_of("memory://one") == "memory://one"
+    with pytest.raises(BadArgument, match="which memory store"):
+        url_of("memory")
+    with pytest.raises(BadArgument, match=r"unknown store 's3'; known: memory://, mooncake://"):
+        url_of("s3")

@@ -20,7 +20,7 @@ from penstock.errors import BadArgument, abbreviate
 from penstock.payload.stores.contract import BlockStore
 from penstock.retry import Policy
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "url_of"]
 
 OnRestarted: TypeAlias = Callable[[str], None] | None
 
@@ -31,6 +31,7 @@ _SIZES = {"segment_bytes", "local_buffer", "chunk_bytes"}
 MASTER_PORT = 50051  # Mooncake's defaults
 METADATA_PORT = 8080
 METRICS_PORT = 9003
+_HERE = {"mooncake": f"127.0.0.1:{MASTER_PORT}"}  # kinds of which a machine has one
 
 
 def open_store(
@@ -56,8 +57,28 @@ def open_store(
     scheme, name, settings = _parts(url)
     opener = _KINDS.get(scheme)
     if opener is None:
-        raise BadArgument(f"unknown store {url!r}; known: {', '.join(f'{kind}://' for kind in sorted(_KINDS))}")
+        raise BadArgument(_unknown(url))
     return opener(name, settings | options, policy, on_restarted)
+
+
+def url_of(name: str) -> str:
+    """Return the URL of a store: of one that is named by its kind alone, the one on this machine.
+
+    Raises:
+        BadArgument: an unknown kind of store, or one of which there may be many here.
+    """
+    kind, colon, _ = name.partition("://")
+    if kind not in _KINDS:
+        raise BadArgument(_unknown(name))
+    if colon:
+        return name
+    if kind not in _HERE:
+        raise BadArgument(f"which {kind} store? name it by its URL, {kind}://NAME")
+    return f"{kind}://{_HERE[kind]}"
+
+
+def _unknown(name: str) -> str:
+    return f"unknown store {name!r}; known: {', '.join(f'{kind}://' for kind in sorted(_KINDS))}"
 
 
 def _mooncake(name: str, settings: dict[str, Any], policy: Policy | None, on_restarted: OnRestarted) -> BlockStore:

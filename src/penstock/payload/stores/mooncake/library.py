@@ -7,6 +7,7 @@ Invariants: nothing is imported before ``installed()``; addresses given to a cli
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -115,6 +116,7 @@ def installed() -> Library:
     Raises:
         MissingExtra: it is not installed, or a system library that it needs is not.
     """
+    os.environ.setdefault("MC_LOG_LEVEL", "ERROR")  # else it prints 17 lines for each client that all went well
     try:
         import mooncake.store as module
     except ImportError as error:
