@@ -384,6 +384,18 @@ def test_a_closed_client_waits_for_no_store(site: StoreSite, client: LocalDataPl
     assert "closed" in repr(client._stores)
 
 
+def test_a_client_does_not_keep_copies_that_the_agent_does_not_know_of() -> None:
+    """They would never be freed, and a block whose first copy died would be called lost while another was there."""
+    hosts = [_status(1, "mooncake://a:1?metrics=a:2")]
+    with pytest.raises(BadArgument, match=r"replicas=1.*replicas=2"):
+        choose("mooncake://a:1?replicas=2", hosts)
+    assert choose("mooncake://a:1?replicas=1&local_buffer=1GiB", hosts) == hosts[0].place
+    two = [_status(1, "mooncake://a:1?replicas=2")]
+    assert choose("mooncake", two) == choose("mooncake://a:1?replicas=2", two) == two[0].place
+    with pytest.raises(BadArgument, match="replicas"):
+        choose("mooncake://a:1", two)
+
+
 def test_a_forked_child_leaves_the_stores_to_its_parent(site: StoreSite, client: LocalDataPlaneClient) -> None:
     """Closing one there would close the parent's; and a thread of the parent's may have held the lock."""
     put(client, "a")

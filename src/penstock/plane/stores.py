@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 from penstock.errors import BadArgument, DataPlaneError, DataPlaneUnavailable
 from penstock.parts import HostPlace
@@ -47,7 +48,7 @@ def choose(wanted: str, hosts: Iterable[HostStatus]) -> HostPlace:
 
     Raises:
         DataPlaneUnavailable: it is not enlisted; says what to do.
-        BadArgument: there are several.
+        BadArgument: there are several; or ``wanted`` says another number of copies than the plane knows of.
     """
     stores = [status for status in hosts if status.place.store and _means(wanted, status.place.store)]
     chosen = [status for status in stores if status.state == "up"] or stores
@@ -60,13 +61,24 @@ def choose(wanted: str, hosts: Iterable[HostStatus]) -> HostPlace:
     if len(chosen) > 1:
         urls = sorted(status.place.store for status in chosen)
         raise BadArgument(f"this plane has several stores that are {wanted!r}: name one of {urls}")
-    return chosen[0].place
+    place = chosen[0].place
+    if "://" in wanted and _copies(wanted) != _copies(place.store):
+        raise BadArgument(
+            f"the plane's store keeps replicas={_copies(place.store)}, this client was told replicas={_copies(wanted)}:"
+            " its agent looks for as many copies of a block as it was told and frees as many: say the same in both URLs"
+        )
+    return place
 
 
 def _means(wanted: str, url: str) -> bool:
     if "://" in wanted:
         return address_of(wanted) == address_of(url)
     return url.partition("://")[0] == wanted
+
+
+def _copies(url: str) -> str:
+    """Return how often the store keeps a block: the one setting that is not each client's own."""
+    return dict(parse_qsl(urlsplit(url).query)).get("replicas", "1")
 
 
 def open_by_url(url: str) -> BlockStore:
@@ -209,7 +221,7 @@ class Stores:
 
     def _url_of(self, place: HostPlace) -> str:
         is_own = "://" in self._wanted and address_of(self._wanted) == address_of(place.store)
-        return self._wanted if is_own else place.store
+        return self._wanted if is_own and _copies(self._wanted) == _copies(place.store) else place.store
 
     def __repr__(self) -> str:
         return f"Stores({'closed' if self.closed else 'open'}: {', '.join(map(address_of, self._stores)) or 'none'})"
