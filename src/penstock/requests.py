@@ -116,7 +116,7 @@ __all__ = [
     "WhyReport",
 ]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 1  # no release has spoken it yet: until one does, records may grow without a new number
 
 
 # -- sessions -------------------------------------------------------------------------------------------------------

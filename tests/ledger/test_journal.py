@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from penstock.errors import BadArgument, DataPlaneWriteError, JournalCorrupt
-from penstock.ledger.facts import Consumed, Entry, LifeBegan, Put, Removed
+from penstock.ledger.facts import Consumed, Entry, HostIs, LifeBegan, Put, Removed
 from penstock.ledger.journal import Journal, MemoryJournal
 from penstock.ledger.journal_files import DirectoryFiles, segment_name, segment_number
-from penstock.ledger.journal_format import HEADER_BYTES, encode_header, new_header, seal
-from penstock.requests import BlockPlace, Done, FieldSpec, TagColumn
+from penstock.ledger.journal_format import HEADER_BYTES, decode_entry, encode_entry, encode_header, new_header, seal
+from penstock.requests import BlockPlace, Done, FieldSpec, HostPlace, TagColumn
 from penstock.testing.sim.disk import Crashed, MemoryFiles
 
 HERE = Path("unused")
@@ -560,3 +560,13 @@ def test_scan_for_a_valid_frame_is_quick_over_a_large_tail() -> None:
     files = written(ENTRIES)
     files.contents[segment_name(1)] += os.urandom(1 << 20)
     assert recovered(files) == ENTRIES
+
+
+def test_a_host_journaled_before_there_were_stores_is_a_machine() -> None:
+    """What was added to a fact since stands at its end and has a default."""
+    place = HostPlace(5, 1, "n", "10.0.0.1", [7777], [], 7778)
+    raw = msgspec.msgpack.decode(encode_entry(Entry([HostIs(place)])))
+    (fact,) = raw[0]
+    assert fact[0] == "HostIs"
+    assert fact[1].pop() == place.store == ""
+    assert decode_entry(msgspec.msgpack.encode(raw)) == Entry([HostIs(place)])

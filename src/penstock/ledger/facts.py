@@ -12,6 +12,8 @@ import msgspec
 
 from penstock.requests import BlockPlace, FieldSpec, HostPlace, RegisterPartition, ReplyBody, TagColumn
 
+# Facts are added, and fields at the end with a default, without a new number: what an earlier Penstock has written is
+# read. Not the other way round: to an earlier one a fact that it does not know is damage.
 JOURNAL_VERSION = 1
 
 
