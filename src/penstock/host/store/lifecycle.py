@@ -30,7 +30,7 @@ from penstock.host.store.identity import life_number, store_id
 from penstock.host.store.options import StoreOptions
 from penstock.ledger.events import Event
 from penstock.parts import HostPlace
-from penstock.payload.stores.contract import BlockStore
+from penstock.payload.stores.contract import BlockStore, Ok
 from penstock.plane.courier import Identity
 from penstock.plane.dialing import Dialer
 from penstock.plane.link import Link
@@ -151,13 +151,19 @@ class _Life:
     def _free_all(self, store: BlockStore) -> None:
         """No row will ever need what is left."""
         deadline = Deadline(_FORGET_S)
-        blocks = self._duties.known()
+        keys = [block_key(self._host_id, block) for block in self._duties.known()]
+        left = len(keys)
+        why: object = ""
         try:
-            for start in range(0, len(blocks), BATCH):
-                keys = [block_key(self._host_id, block) for block in blocks[start : start + BATCH]]
-                store.remove_many(keys, deadline)
+            for start in range(0, len(keys), BATCH):
+                outcomes = store.remove_many(keys[start : start + BATCH], deadline)
+                kept = [outcome for outcome in outcomes if not isinstance(outcome, Ok)]
+                left -= len(outcomes) - len(kept)
+                why = kept[0] if kept else why
         except DataPlaneError as failed:
-            log.error("%d blocks of a plane that has ended may stay in the store: %s", len(blocks), failed)  # noqa: TRY400
+            why = failed
+        if left:
+            log.error("%d blocks of a plane that has ended may stay in the store: %s", left, why)
 
     async def _open(self) -> BlockStore:
         """Open the store; one that is not there yet is waited for."""
