@@ -4,7 +4,7 @@ A segment is the memory of one owner. Mooncake places a value in any of them, a 
 believed dead; so a client that saw a segment fail writes elsewhere, and reads the other copy first.
 
 Invariants: two copies of a key are sent to different segments wherever two are known; a failed segment is avoided for
-30 s and never starved; asking the master costs at most one request in 5 s, within the deadline.
+30 s and never starved; the master is asked at most once in 5 s and once after each failure, within the deadline.
 """
 
 from __future__ import annotations
