@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
@@ -265,6 +266,32 @@ def test_a_closed_manager_says_so(site: Site) -> None:
     for name, given in calls:
         with pytest.raises(DataPlaneUnavailable):
             asyncio.run(asyncio.wait_for(getattr(manager, name)(*given), 10.0))
+
+
+@pytest.mark.parametrize("call", ["put_data", "clear_data"])
+def test_a_close_in_the_middle_of_a_call_ends_it(site: Site, call: str) -> None:
+    """A call that waits for the controller while another thread closes the manager ends, typed."""
+    client, partition = site.client(), site.partition()
+    meta = client.put(rows(), partition_id=partition)
+    manager = client.storage_manager
+    given = (rows(), meta) if call == "put_data" else (meta,)
+    site.controller.answering.clear()
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            made = thread.submit(asyncio.run, asyncio.wait_for(getattr(manager, call)(*given), 10.0))
+            until = time.monotonic() + 10.0
+            while not asyncio.run_coroutine_threadsafe(_exchanging(), manager._notify_loop).result(10.0):
+                assert time.monotonic() < until
+            manager.close()
+            with pytest.raises(DataPlaneTimeout, match="was closed"):
+                made.result(20.0)
+        finally:
+            site.controller.answering.set()
+
+
+async def _exchanging() -> bool:
+    """Whether anybody else is on this loop."""
+    return len(asyncio.all_tasks()) > 1
 
 
 def test_an_answer_that_cannot_be_read_is_no_acknowledgement(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

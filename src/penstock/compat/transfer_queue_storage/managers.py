@@ -8,10 +8,11 @@ field of its rows; nothing blocks the caller's event loop; each exchange with st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from tensordict import TensorDict
 from transfer_queue.metadata import BatchMeta, extract_field_schema
@@ -35,6 +36,9 @@ from penstock.errors import (
 __all__ = ["PenstockMooncakeManager", "PenstockPlaneManager", "ValueManager"]
 
 _log = logging.getLogger(__name__)
+_GRACE_S = 1.0  # exchanges keep to their own limit; one that is this late has nobody who would end it
+_END_S = 2.0  # for them to end
+T = TypeVar("T")
 Cell: TypeAlias = tuple[int, str]  # global index, field
 Places: TypeAlias = dict[Cell, Place]
 Items: TypeAlias = list[tuple[Cell, Place]]
@@ -116,6 +120,7 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
     def close(self) -> None:
         """End, idempotently. Later calls are ``DataPlaneUnavailable``."""
         self._is_closed = True
+        self._end_exchanges()
         super().close()
         client = getattr(self, "storage_client", None)
         if client is not None:
@@ -141,7 +146,9 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
         schema = extract_field_schema(data)
         self._require_open()
         try:
-            await self.notify_data_update(metadata.partition_ids[0], metadata.global_indexes, schema, by_row)
+            await self._bounded(
+                self.notify_data_update(metadata.partition_ids[0], metadata.global_indexes, schema, by_row)
+            )
         except DataPlaneTimeout:
             for cell, place in new.items():  # which of the two it names now is unknown
                 self._unsettled.setdefault(cell, []).extend([place, *([replaced[cell]] if cell in replaced else [])])
@@ -245,7 +252,27 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
         """Ask from the caller's loop; the sockets are the notifying loop's."""
         self._require_open()
         asked = asyncio.run_coroutine_threadsafe(self._exchange(request, expected), self._notify_loop)
-        return await asyncio.wrap_future(asked)
+        return await self._bounded(asyncio.wrap_future(asked))
+
+    async def _bounded(self, exchange: Awaitable[T]) -> T:
+        """Return what comes of an exchange that the notifying loop makes."""
+        try:
+            return await asyncio.wait_for(exchange, self._timeout_s + _GRACE_S)
+        except DataPlaneError:
+            raise
+        except (TimeoutError, asyncio.CancelledError) as ended:
+            if isinstance(ended, asyncio.CancelledError) and not self._is_closed:
+                raise  # it was the caller who left
+            why = "was closed" if self._is_closed else "does not run"
+            raise DataPlaneTimeout(f"an exchange with the controller has no end: this storage manager {why}") from ended
+
+    def _end_exchanges(self) -> None:
+        """Cancel what the notifying loop is at: it would end without a word to whoever waits for that."""
+        loop = getattr(self, "_notify_loop", None)
+        if loop is None or not loop.is_running():
+            return
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result(_END_S)
 
     def _require_open(self) -> None:
         """The notifying loop ends with ``close``; what is handed to it afterwards would wait for ever."""
@@ -254,6 +281,13 @@ class ValueManager(KVStorageManager):  # type: ignore[misc]  # the package ships
 
     async def _exchange(self, request: list[Any], expected: ZMQRequestType) -> calls.Answer:
         return await calls.exchange(self.notify_pool, self.controller_info, request, expected, self._timeout_s)
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _key(cell: Cell) -> str:
