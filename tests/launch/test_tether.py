@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from penstock.launch import tether
 from penstock.launch.tether import Orphan, mark_path, put_away, start_of
 
 
@@ -60,6 +63,17 @@ def test_without_a_mark_or_with_a_damaged_one_nobody_is_killed(tmp_path: Path) -
     assert not put_away(tmp_path)
     mark_path(tmp_path).write_bytes(b'{"pid": 1')
     assert not put_away(tmp_path)
+
+
+def test_without_a_folder_it_ends_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that cannot say where it is, for its folder has gone, is told to end like any other."""
+    ended: list[str] = []
+    monkeypatch.setattr(tether, "_end", lambda: ended.append("in order"))
+    keeper, ours = socket.socketpair()
+    with keeper, ours:
+        keeper.sendall(b"end\n")
+        tether._mind(ours, tmp_path / "gone", 0.0)
+    assert ended == ["in order"]
 
 
 def test_a_start_is_that_of_the_process() -> None:

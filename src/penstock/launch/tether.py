@@ -10,6 +10,7 @@ at once, from shared memory; when no keeper comes it ends in order, so that no m
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -22,6 +23,8 @@ from pathlib import Path
 import msgspec
 
 __all__ = ["Orphan", "mark_path", "put_away", "start_of"]
+
+log = logging.getLogger(__name__)
 
 _BEGIN_S, _LOOK_S = 30.0, 0.02  # for a command to begin to listen for signals, which takes a second of imports
 _END_S = {signal.SIGKILL: 10.0, signal.SIGTERM: 60.0}  # how long an end by this signal is waited for
@@ -108,14 +111,21 @@ def _mind(tether: socket.socket, folder: Path, linger_s: float) -> None:
         told = tether.recv(16)
     except OSError:
         told = b""
-    orphan = Orphan(os.getpid(), start_of(os.getpid()))
-    fresh = mark_path(folder).with_suffix(f".{orphan.pid}")
-    fresh.write_bytes(msgspec.json.encode(orphan))  # also if told: the keeper may not live to see our end
-    fresh.replace(mark_path(folder))
+    try:
+        _mark(folder)  # also if told: the keeper may not live to see our end
+    except OSError as failed:  # the disk is full, the folder has gone: this must end all the same
+        log.warning("%s: no mark of process %d: %s", folder, os.getpid(), failed)
     if not told:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody hears what is printed from here on
         time.sleep(linger_s)
     _end()
+
+
+def _mark(folder: Path) -> None:
+    orphan = Orphan(os.getpid(), start_of(os.getpid()))
+    fresh = mark_path(folder).with_suffix(f".{orphan.pid}")
+    fresh.write_bytes(msgspec.json.encode(orphan))
+    fresh.replace(mark_path(folder))
 
 
 def _end() -> None:
