@@ -131,6 +131,16 @@ def test_init_again_keeps_the_session(tmp_path: Path) -> None:
         tq.init({"penstock": {"plane": "local", "data_dir": str(tmp_path)}})
 
 
+def test_init_again_with_the_same_configuration_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it names the directory in other words."""
+    monkeypatch.chdir(tmp_path)
+    conf = tq.init({"penstock": {"plane": "local", "data_dir": "plane"}})
+    for name in ("plane", "./plane", tmp_path / "plane", conf["penstock"]["data_dir"]):
+        assert tq.init({"penstock": {"plane": "local", "data_dir": name}}) == conf
+    with pytest.raises(BadArgument, match=r"close\(\) first"):
+        tq.init({"penstock": {"plane": "local", "data_dir": "other"}})
+
+
 def test_without_a_session_there_is_a_typed_error() -> None:
     """Before init and after close, for functions and twins; a second close is nothing."""
     tq.init({"penstock": LOCAL})

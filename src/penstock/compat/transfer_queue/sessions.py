@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.compat.transfer_queue.key_values import KeyValues
@@ -129,4 +130,9 @@ def _plain(conf: object) -> dict[str, Any]:
 
 
 def _differ(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    return any(wanted[name] != found.get(name) for name in ("plane", "data_dir", "name") if name in wanted)
+    named = [name for name in ("plane", "name") if name in wanted and wanted[name] != found.get(name)]
+    return bool(named) or ("data_dir" in wanted and _folder(wanted["data_dir"]) != _folder(found.get("data_dir")))
+
+
+def _folder(data_dir: object) -> Path | None:
+    return None if data_dir is None else Path(str(data_dir)).resolve()
