@@ -79,10 +79,10 @@ def test_serve_runs_the_agent_of_its_store(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["store", "--data-dir", "x"], "which store"),
-        (["store", "--store", "mooncake", "--data-dir", "x"], "which store"),
+        (["store", "--store", "s3", "--data-dir", "x"], "unknown store 's3'"),
         (["store", "--store", URL], "of which plane"),
         (["store", "--store", URL, "--plane", "penstock://h:1"], "--token-file"),
-        (["serve", "--data-dir", "x", "--store", "mooncake"], "store must be a URL"),
+        (["serve", "--data-dir", "x", "--store", "s3://x"], "unknown store 's3://x'"),
     ],
 )
 def test_what_is_missing_is_said(arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,11 +96,12 @@ def test_what_is_missing_is_said(arguments: list[str], says: str, monkeypatch: p
 
 @pytest.mark.slow
 def test_a_store_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
-    """Unknown kind: the agent never serves, and says why."""
+    """A setting that nobody knows: the agent never serves, and says why."""
+    url = "mooncake://127.0.0.1:1?nonsense=1"
     with PlaneProcess(tmp_path / "plane") as plane:
-        command = ["store", "--data-dir", str(plane.data_dir), "--store", "nonsense://x", "--json"]
+        command = ["store", "--data-dir", str(plane.data_dir), "--store", url, "--json"]
         told = subprocess.run(
             [sys.executable, "-m", "penstock", *command], capture_output=True, check=False, timeout=60
         )
         assert told.returncode == ExitCode.UNAVAILABLE
-        assert b"unknown store" in told.stdout
+        assert b"known settings" in told.stdout

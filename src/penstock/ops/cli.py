@@ -43,7 +43,12 @@ PlaneUrl = Annotated[
 ]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="A store of payloads, e.g. mooncake://HOST:PORT.", show_default=False),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="A store of payloads, e.g. mooncake://HOST:PORT; mooncake: this machine's.",
+        show_default=False,
+    ),
 ]
 TlsCa = Annotated[
     Path | None, typer.Option("--tls-ca", help="Who signs the certificates of a plane that serves TLS (PEM).")

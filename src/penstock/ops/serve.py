@@ -16,6 +16,7 @@ from penstock.errors import BadArgument
 from penstock.ops.announcing import announcing
 from penstock.ops.connecting import is_listening
 from penstock.ops.report import ExitCode, Report
+from penstock.payload.stores.opening import url_of
 from penstock.wire.address import Address
 from penstock.wire.paths import socket_path
 
@@ -26,11 +27,11 @@ def plane_config(durability: str, assignments: list[str], store: str | None = No
     """Build a plane's options from ``--durability``, ``--store`` and ``--set NAME=VALUE``.
 
     Raises:
-        BadArgument: an assignment is malformed, its name unknown or its value of the wrong type.
+        BadArgument: an assignment is malformed, its name unknown or its value of the wrong type; no such store.
     """
     options: dict[str, Any] = {"durability": durability}
     if store is not None:
-        options["store"] = store
+        options["store"] = url_of(store)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -12,6 +12,7 @@ from rich.markup import escape
 from penstock.errors import BadArgument
 from penstock.ops.announcing import announcing
 from penstock.ops.report import ExitCode, Report
+from penstock.payload.stores.opening import url_of
 from penstock.plane.remote_dialing import parse_url
 from penstock.plane.stores import address_of
 from penstock.wire.auth import read_token
@@ -38,8 +39,9 @@ def serve_store(report: Report, orders: StoreOrders) -> None:
         BadArgument: no store, no plane, or no token.
         typer.Exit: it did not end well; the code is the agent's own, ``UNAVAILABLE`` when it never began.
     """
-    if orders.store is None or "://" not in orders.store:
-        raise BadArgument("which store? Pass --store URL, e.g. mooncake://HOST:PORT")
+    if orders.store is None:
+        raise BadArgument("which store? Pass --store URL, e.g. mooncake://HOST:PORT; --store mooncake: this machine's")
+    orders = replace(orders, store=url_of(orders.store))
     if orders.plane is None and orders.data_dir is None:
         raise BadArgument("of which plane? Pass --data-dir DIR, or --plane penstock://HOST:PORT")
     if orders.plane is not None:
@@ -52,7 +54,7 @@ def serve_store(report: Report, orders: StoreOrders) -> None:
     with announcing(lambda word: _announce(report, orders, word)) as ready_fd:
         code = serve(
             StoreOptions(
-                store=orders.store,
+                store=str(orders.store),
                 plane=orders.plane,
                 data_dir=None if orders.data_dir is None or orders.plane else orders.data_dir.absolute(),
                 token_file=orders.token_file,
