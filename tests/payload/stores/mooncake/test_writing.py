@@ -55,6 +55,17 @@ def test_a_key_that_names_other_bytes_is_left_alone(site: FakeSite) -> None:
     assert store.get_many(["a"], None, site.deadline()) == [Ok(memoryview(b"first"), 5)]
 
 
+def test_a_name_that_is_taken_is_not_judged_by_bytes_that_came_damaged(site: FakeSite) -> None:
+    """They are read once more: these very bytes are there."""
+    store = site.open()
+    store.put_many(["a"], [b"v"], site.deadline())
+    fault = site.fake.inject(damage(call="get", key="a"))
+    assert store.put_many(["a"], [b"v"], site.deadline()) == [Ok(nbytes=1)]
+    assert fault.fired == 1
+    site.fake.damage_stored("a")
+    assert store.put_many(["a"], [b"v"], site.deadline()) == [Corrupt("checksum")]
+
+
 @pytest.mark.parametrize("call", ["exists", "get", "describe", "put"])
 def test_a_retry_survives_whatever_call_fails(site: FakeSite, call: str) -> None:
     """Of those that a put is made of."""

@@ -114,7 +114,7 @@ class Writing:
             if answer.kind is Kind.OK:
                 self._done[key].add(name)
             elif answer.kind is not Kind.MISSING:  # removed since: then it is free
-                other = answer.kind is Kind.CORRUPT
+                other = answer.code == EXISTS  # whole, and not these bytes; what came damaged is read once more
                 heard[key].append(Answer(Kind.FATAL, code=EXISTS) if other else answer)
                 self._asked.discard(key)
 
