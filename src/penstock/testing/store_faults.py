@@ -363,7 +363,8 @@ def _swallow(bed: Bed, fault: StoreFault) -> Callable[[], object]:
 def _kill_owner(bed: Bed, _: StoreFault) -> None:
     """One of the processes that hold the bytes is killed; the master believes in it for ``client_ttl_s`` more."""
     bed.cluster.kill_owner(0)
-    bed.proof(lambda: f"owner 0 ended with {bed.cluster.owners[0].process.poll()}")
+    owner = bed.cluster.owners[0]
+    bed.proof(lambda: "" if owner.alive else f"owner 0 ended with {owner.process.poll()}")
 
 
 def _kill_master(bed: Bed, _: StoreFault) -> Callable[[], object]:
