@@ -20,6 +20,7 @@ from penstock.compat.transfer_queue import sessions
 from penstock.errors import BadArgument, DataPlaneFull, DataPlaneTimeout, RowRemoved
 from penstock.plane.client import PlaneClient
 from penstock.plane.crossing import MAX_CALLS
+from penstock.retry import Deadline
 
 FUNCTIONS = ["kv_put", "kv_batch_put", "kv_batch_get", "kv_batch_get_by_meta", "kv_list", "kv_clear"]
 ROOM = 8 * 1024 * 1024
@@ -40,7 +41,7 @@ def p(request: pytest.FixtureRequest) -> str:
 
 
 def plane() -> PlaneClient:
-    return sessions.current().opened.client
+    return sessions.current(Deadline(30.0)).opened.client
 
 
 def big() -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import multiprocessing
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ import torch
 
 import penstock.compat.transfer_queue as tq
 from penstock.compat.transfer_queue import places, sessions
-from penstock.errors import BadArgument, DataPlaneUnavailable
+from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable
 from penstock.ops.connecting import await_end
 from penstock.plane.local import LocalDataPlaneClient
+from penstock.retry import Deadline
 from penstock.testing.mooncake import MooncakeCluster
 from tests.ray_cluster import RayCluster
 
@@ -80,7 +83,7 @@ def test_values_lie_in_a_store_where_the_section_says_so(mooncake: MooncakeClust
     )
     assert done.returncode == 0, done.stderr
     assert values("child") == [2]
-    (store,) = sessions.current().opened.client.status().hosts
+    (store,) = sessions.current(Deadline(30.0)).opened.client.status().hosts
     assert (store.place.store, store.blocks) == (mooncake.url, 2)
 
 
@@ -151,6 +154,44 @@ def test_without_a_session_there_is_a_typed_error() -> None:
         patched.setattr("penstock.compat.transfer_queue.places.is_on_ray", lambda: False)
         with pytest.raises(DataPlaneUnavailable, match=r"call init\(\) first"):
             tq.kv_list()
+
+
+@pytest.mark.parametrize("timeout_s", [0.2, None])
+def test_opening_a_session_takes_of_the_calls_time(monkeypatch: pytest.MonkeyPatch, timeout_s: float | None) -> None:
+    """A first call, and its twin, give the plane no longer to be found than they have themselves."""
+    given: list[float] = []
+
+    def join(limit: float) -> places.Opened:
+        given.append(limit)
+        raise DataPlaneTimeout("no agent yet")
+
+    monkeypatch.setattr(sessions, "join", join)
+    with pytest.raises(DataPlaneTimeout, match="no agent yet"):
+        tq.kv_list(timeout_s=timeout_s)
+    with pytest.raises(DataPlaneTimeout, match="no agent yet"):
+        asyncio.run(tq.async_kv_list(timeout_s=timeout_s))
+    assert len(given) == 2
+    assert all(0 < limit <= (timeout_s or 30.0) for limit in given)
+
+
+def test_a_call_does_not_wait_for_ever_for_another_threads_session() -> None:
+    """While one opens a session, others wait for it as long as their calls may take."""
+    opening, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with sessions._lock:
+            opening.set()
+            go.wait(20.0)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    try:
+        assert opening.wait(20.0)
+        with pytest.raises(DataPlaneTimeout, match="another thread"):
+            tq.kv_list(timeout_s=0.05)
+    finally:
+        go.set()
+        other.join()
 
 
 def test_foreign_sections_are_named_and_unknown_ones_refused(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,12 @@ from penstock.compat.transfer_queue.columns import Parser
 from penstock.compat.transfer_queue.key_values import KeyValues
 from penstock.compat.transfer_queue.meta import KVBatchMeta
 from penstock.compat.transfer_queue.refusals import FieldsNotReady
+from penstock.config import ClientConfig
 from penstock.errors import BadArgument
+from penstock.plane import checks
 from penstock.plane.crossing import Crossing
 from penstock.plane.lanes import Lane
+from penstock.retry import Deadline
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -96,7 +99,7 @@ def kv_put(
         RefusedType: (also ``TypeError``) a value that is not carried.
         DataPlaneFull: no room before the deadline.
     """
-    return sessions.current().calls.put(key, partition_id, fields, tag, data_parser, timeout_s)
+    return _called(lambda kv, left: kv.put(key, partition_id, fields, tag, data_parser, left), timeout_s)
 
 
 async def async_kv_put(
@@ -140,7 +143,7 @@ def kv_batch_put(
         BadArgument: (also ``ValueError``) neither fields nor tags; they are not aligned with the keys; repeated keys.
         RefusedType, DataPlaneFull: see ``kv_put``.
     """
-    return sessions.current().calls.batch_put(keys, partition_id, fields, tags, data_parser, timeout_s)
+    return _called(lambda kv, left: kv.batch_put(keys, partition_id, fields, tags, data_parser, left), timeout_s)
 
 
 async def async_kv_batch_put(
@@ -184,7 +187,7 @@ def kv_batch_get(
         FieldsNotReady: (likewise) a column is not there for all of the rows; ``missing`` names it.
         DataPlaneReadError: rows are there and cannot be read.
     """
-    return sessions.current().calls.get(keys, partition_id, select_fields, timeout_s)
+    return _called(lambda kv, left: kv.get(keys, partition_id, select_fields, left), timeout_s)
 
 
 async def async_kv_batch_get(
@@ -222,7 +225,7 @@ async def async_kv_batch_get_by_meta(
 
 def kv_list(partition_id: str | None = None, *, timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
     """Return the tags of every row: partition -> key -> tags. An unknown partition is not in it; None = all."""
-    return sessions.current().calls.listing(partition_id, timeout_s)
+    return _called(lambda kv, left: kv.listing(partition_id, left), timeout_s)
 
 
 async def async_kv_list(
@@ -234,7 +237,7 @@ async def async_kv_list(
 
 def kv_clear(keys: list[str] | str, partition_id: str, *, timeout_s: float | None = None) -> None:
     """Remove rows; what is not there is no error. Puts that were under way are refused; later ones make new rows."""
-    sessions.current().calls.clear(keys, partition_id, timeout_s)
+    _called(lambda kv, left: kv.clear(keys, partition_id, left), timeout_s)
 
 
 async def async_kv_clear(keys: list[str] | str, partition_id: str, *, timeout_s: float | None = None) -> None:
@@ -262,12 +265,28 @@ def _calls(crossing: Crossing) -> Lane:
     return crossing.calls
 
 
+def _called(call: Callable[[KeyValues, float | None], T], timeout_s: float | None) -> T:
+    """Make a call; to open the session, where there is none yet, takes of its time."""
+    session = sessions.here()
+    if session is None:
+        deadline = _deadline(timeout_s)
+        session = sessions.current(deadline)
+        timeout_s = deadline.remaining()
+    return call(session.calls, timeout_s)
+
+
+def _deadline(timeout_s: float | None) -> Deadline:
+    return Deadline(checks.seconds(timeout_s, "timeout_s", ClientConfig().timeout_s))
+
+
 async def _awaited(
     method: str, lane: Callable[[Crossing], Lane], call: Callable[[KeyValues, float | None], T], timeout_s: float | None
 ) -> T:
     session = sessions.here()
-    if session is None:  # to open one takes time
-        session = await asyncio.to_thread(sessions.current)
+    if session is None:
+        deadline = _deadline(timeout_s)
+        session = await asyncio.to_thread(sessions.current, deadline)
+        timeout_s = deadline.remaining()
     calls, crossing = session.calls, session.crossing
     return await crossing.run(
         lane(crossing), method, lambda left: call(calls, left), timeout_s, calls.default_timeout_s

@@ -64,10 +64,11 @@ def open_plane(section: Mapping[str, Any] | None) -> Opened:
     return Opened(client, {"plane": plane, **options}, client.close)
 
 
-def join() -> Opened:
+def join(timeout_s: float) -> Opened:
     """Return a client of the plane that another process of this Ray cluster has started.
 
     Raises:
+        DataPlaneTimeout: it, or this node's agent, does not serve in time.
         DataPlaneUnavailable: there is none, or this process is on no Ray.
     """
     lacking = "there is no plane here yet: call init() first, with what init() returned where the plane was started"
@@ -76,7 +77,7 @@ def join() -> Opened:
     from penstock.launch import ray as launch
 
     try:
-        client = _plane_client(launch.connect(RAY_NAME, strict_tensors=False))
+        client = _plane_client(launch.connect(RAY_NAME, access_timeout_s=timeout_s, strict_tensors=False))
     except UnknownName as nobody:
         raise DataPlaneUnavailable(f"{lacking} ({nobody})") from nobody
     return Opened(client, {"plane": "ray"}, client.close)

@@ -18,8 +18,9 @@ from typing import Any
 
 from penstock.compat.transfer_queue.key_values import KeyValues
 from penstock.compat.transfer_queue.places import Opened, join, open_plane
-from penstock.errors import BadArgument
+from penstock.errors import BadArgument, DataPlaneTimeout
 from penstock.plane.crossing import MAX_CALLS, MAX_CLAIMS, MAX_PUTS, Crossing
+from penstock.retry import Deadline
 
 __all__ = ["Session", "close", "current", "here", "open_session"]
 
@@ -56,7 +57,8 @@ def open_session(conf: Mapping[str, Any] | None) -> dict[str, Any]:
         if here() is None:
             before = _session.opened.section if _session is not None else None  # a fork's parent's
             _session = Session(open_plane(ours or before))
-        session = current()
+        session = _session
+        assert session is not None
     if ours is not None and _differ(ours, session.opened.section):
         raise BadArgument(f"init: this process uses the plane {session.opened.section}; close() first, to use {ours}")
     return {**given, OURS: dict(session.opened.section)}
@@ -68,22 +70,28 @@ def here() -> Session | None:
     return session if session is not None and session.pid == os.getpid() else None
 
 
-def current() -> Session:
+def current(deadline: Deadline) -> Session:
     """Return the process's session; one that has none opens it on its parent's plane, or on the Ray cluster's.
 
     Raises:
         DataPlaneUnavailable: there is no such plane.
+        DataPlaneTimeout: it does not serve in time, or another thread is still opening the session.
     """
     global _session  # noqa: PLW0603
     session = here()
     if session is not None:
         return session
-    with _lock:
+    lock = _lock
+    if not lock.acquire(timeout=deadline.remaining()):
+        raise DataPlaneTimeout("another thread is still opening this process's session", elapsed_s=deadline.elapsed())
+    try:
         session = here()
         if session is None:
-            opened = join() if _session is None else open_plane(_session.opened.section)
+            opened = join(deadline.remaining()) if _session is None else open_plane(_session.opened.section)
             session = _session = Session(opened)
         return session
+    finally:
+        lock.release()
 
 
 def close() -> None:
