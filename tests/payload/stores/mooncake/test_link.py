@@ -127,13 +127,28 @@ def test_a_client_without_memory_is_no_link(links: Links, fake: FakeMooncake) ->
 
 
 def test_a_setup_that_hangs_ends_at_the_deadline(links: Links, fake: FakeMooncake) -> None:
-    """And leaves its thread behind, counted."""
-    fake.inject(hang(call="setup"))
+    """Of the caller; what is opened goes on being opened, and the next one finds it."""
+    hanging = fake.inject(hang(call="setup"))
     began = time.monotonic()
-    with links.use(Deadline(0.1)) as link:
-        assert link is None
+    for _ in range(10):  # none of them has the time: they wait for one and the same opening
+        with links.use(Deadline(0.01)) as link:
+            assert link is None
     assert time.monotonic() - began < SOON / 2
+    assert hanging.entered.is_set()
+    hanging.release()
+    with links.use(Deadline(SOON)) as link:
+        assert link is not None
     assert len(links.links()) == 1
+
+
+def test_a_setup_that_hangs_for_too_long_is_given_up(fake: FakeMooncake) -> None:
+    """It leaves its thread behind, counted, and whoever waits is told that there is no link."""
+    links = Links(lambda: Link(fake, fake.config(), time.monotonic, Always()), 0.1)
+    fake.inject(hang(call="setup"))
+    with links.use(Deadline(SOON)) as link:
+        assert link is None
+    assert len(links.links()) == 1
+    links.close(0.05)
 
 
 def test_closed_links_are_lent_to_nobody(links: Links) -> None:

@@ -158,8 +158,8 @@ class Calls:
     def _start_thread(self) -> None:
         number = len(self._threads)
         thread = threading.Thread(target=self._work, name=f"penstock-{self._name}-{number}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -118,6 +118,7 @@ class Links:
         self._link: Link | None = None
         self._leaving: list[Link] = []
         self._opening = False
+        self._failed = 0  # openings that came to nothing
         self._closed = False
         self.replaced = 0
         self.trouble = "not opened"  # why there is no link
@@ -160,6 +161,7 @@ class Links:
 
     def _borrow(self, deadline: Deadline) -> Link | None:
         with self._changed:
+            failed = self._failed
             while True:
                 if self._closed:
                     raise DataPlaneUnavailable("the store was closed")
@@ -167,32 +169,40 @@ class Links:
                 if self._link is not None:
                     self._link.users += 1
                     return self._link
-                if not self._opening:
-                    break
+                if self._failed != failed or not (self._opening or self._begin_opening(deadline)):
+                    return None
                 if not self._changed.wait(deadline.remaining()) and deadline.expired():
                     return None
-            if len(self._leaving) >= MAX_STUCK:
-                self.trouble = f"{len(self._leaving)} connections are stuck in the library"
-                return None
-            self._opening = True
-        return self._open(deadline)
 
-    def _open(self, deadline: Deadline) -> Link | None:
+    def _begin_opening(self, deadline: Deadline) -> bool:
+        """Have a thread of its own open a link: that takes a second, which not every caller has; False = it may not."""
+        if len(self._leaving) >= MAX_STUCK:
+            self.trouble = f"{len(self._leaving)} connections are stuck in the library"
+            return False
+        limit = Deadline(self._opening_s, deadline.clock)
+        opener = threading.Thread(target=self._open, args=(limit,), name="penstock-mooncake-open", daemon=True)
+        try:
+            opener.start()
+        except RuntimeError as none_left:
+            self.trouble = f"no thread can be started: {none_left}"
+            return False
+        self._opening = True
+        return True
+
+    def _open(self, deadline: Deadline) -> None:
         link: Link | None = None
         try:
-            link = self._connected(deadline.within(self._opening_s))
+            link = self._connected(deadline)
         finally:
             with self._changed:
                 self._opening = False
-                closed = self._closed
-                if link is not None and not closed:
+                if link is None:
+                    self._failed += 1
+                elif self._closed:
+                    link.calls.retire()
+                else:
                     self._link = link
-                    link.users += 1
                 self._changed.notify_all()
-        if link is not None and closed:
-            link.calls.retire()
-            raise DataPlaneUnavailable("the store was closed")
-        return link
 
     def _connected(self, deadline: Deadline) -> Link | None:
         link = self._make()

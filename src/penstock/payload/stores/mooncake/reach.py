@@ -98,7 +98,7 @@ class Reach:
         address = [config.host, config.metadata, config.protocol, config.devices, config.master]
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _TRIAL, *address],
+                [sys.executable, "-P", "-c", _TRIAL, *address],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
