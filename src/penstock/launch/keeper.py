@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,7 +214,7 @@ class _Life:
         rest = b""
         while True:
             waited: list[Any] = [self.tether] if self._process is None else [self.tether, self._process]
-            ready, _, _ = select.select(waited, [], [], _POLL_S)
+            ready = wait(waited, _POLL_S)
             if self.tether in ready:
                 came = self._hear()
                 if not came:

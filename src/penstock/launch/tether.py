@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import sys
 import threading
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import msgspec
@@ -71,7 +71,7 @@ def put_away(folder: Path, by: signal.Signals = signal.SIGKILL) -> bool:
         if start_of(left.pid) != left.began:
             return False
         signal.pidfd_send_signal(there, by)
-        select.select([there], [], [], _END_S[by])
+        wait([there], _END_S[by])
     finally:
         os.close(there)
         mark.unlink(missing_ok=True)
