@@ -40,6 +40,7 @@ class Watch:
         self._folder = folder
         self._alone = alone
         self._before = set(_shared())
+        self._elders = frozenset(descendants(os.getpid()))  # of whoever watches already, as a session's own servers are
         self._first_seen: dict[Trace, str] = {}
         self._mine: set[Trace] = set()
 
@@ -76,7 +77,7 @@ class Watch:
         return {trace for trace in shared if os.fsencode(trace.name) in used}
 
     def _pids(self) -> set[int]:
-        found = set(descendants(os.getpid())) | set(stamped(self._stamp))
+        found = (set(descendants(os.getpid())) | set(stamped(self._stamp))) - self._elders
         return {
             pid for pid in found if _is_alive(pid) and not any(helper in _read(pid, "cmdline") for helper in _HELPERS)
         }

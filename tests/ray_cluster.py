@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from tests.leaks import Watch
+from tests.leaks import Watch, wait_for
 
 __all__ = ["RayCluster", "ray_cluster", "ray_namespace"]
 
 LOGICAL_CPUS = 8  # actors claim them; the machine may have two
 OBJECT_STORE_BYTES = 150 * 1024 * 1024
+NODE_S = 60.0  # for Ray to notice that a node has gone
 TRANSFER_QUEUE = "transfer_queue"  # the namespace in which the real package always names its controller
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -67,9 +68,20 @@ class RayCluster:
         """Start one more node, as ``ray.cluster_utils.Cluster.add_node`` does, and wait for it."""
         return self._cluster.add_node(**{"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES // 2, **options})
 
-    def remove_node(self, node: Any) -> None:
-        """Kill a node that ``add_node`` started."""
-        self._cluster.remove_node(node, allow_graceful=False)
+    def remove_node(self, node: Any, *, kill: bool = False) -> None:
+        """End a node that ``add_node`` started, and wait until Ray knows: it would place others' actors there.
+
+        ``kill``: with SIGKILL, which Ray notices half a minute later.
+        """
+        self._cluster.remove_node(node, allow_graceful=not kill)
+        wait_for(lambda: not self._knows(node), NODE_S)
+
+    def _knows(self, node: Any) -> bool:
+        import ray
+
+        return any(
+            one["Alive"] and one["ObjectStoreSocketName"] == node.plasma_store_socket_name for one in ray.nodes()
+        )
 
     def end_actors(self, namespace: str) -> None:
         """Kill the named actors of ``namespace``."""

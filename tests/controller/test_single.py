@@ -430,6 +430,7 @@ def test_the_gate_and_the_end_are_reached_from_any_thread(memory: NoOpDataPlaneC
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_statistics_balance_from_any_thread(memory: NoOpDataPlaneClient, tmp_path: Path) -> None:
     """Metrics are scraped by a thread of their own, in the middle of anything."""
     over = threading.Event()

@@ -49,6 +49,7 @@ def lives_of_the_controller(job: Job) -> int:
     return max(event.life for event in EventTail(job.files.events).read())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_controllers_that_are_killed_are_followed_by_one_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,7 @@ def demo(folder: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "penstock", "demo", "--engine", "ray", *where, *options]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_run_on_ray_survives_the_kill_of_its_actors(tmp_path: Path) -> None:
     """Each kind that was struck has got on; the books balance, and the checker finds nothing."""

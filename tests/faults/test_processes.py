@@ -62,7 +62,12 @@ PLAYS: dict[str, list[Sentence]] = {
 }
 
 
-@pytest.mark.parametrize("play", PLAYS)
+SHORT = {"producer killed", "consumer killed", "plane killed", "plane killed while it recovers", "stopped plane"}
+
+
+@pytest.mark.parametrize(
+    "play", [pytest.param(play, marks=[] if play in SHORT else [pytest.mark.slow]) for play in PLAYS]
+)
 def test_promises_hold(play: str, tmp_path: Path) -> None:
     """Whoever is killed or stopped: lost, duplicated and corrupted are 0, the books balance, nothing is left."""
     _assert_promises(PLAYS[play], tmp_path)

@@ -183,6 +183,7 @@ def test_a_stranger_without_the_token_is_told_so_and_ends(tmp_path: Path) -> Non
             assert "token" in agent.stderr()
 
 
+@pytest.mark.slow
 def test_an_agent_waits_for_its_plane_and_can_be_ended_meanwhile(tmp_path: Path) -> None:
     """Nobody is there: it says so, leaves on SIGTERM, and leaves nothing behind."""
     with TcpPlane(tmp_path / "plane") as plane:

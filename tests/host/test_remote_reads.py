@@ -62,6 +62,7 @@ def test_a_restarted_agent_serves_what_it_found_to_other_machines(tmp_path: Path
             assert isinstance(found, Fetched), found
 
 
+@pytest.mark.slow
 def test_a_host_with_tls_speaks_to_nobody_without(tmp_path: Path) -> None:
     """Plane, payload listeners and peers: encrypted, and judged by the authority that was given."""
     cert, key = certificate(tmp_path)

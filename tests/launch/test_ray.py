@@ -212,7 +212,7 @@ def third_node(cluster: RayCluster, address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        cluster.remove_node(node)
+        cluster.remove_node(node, kill=True)
         until("the node is gone", lambda: address not in alive_nodes())
 
 
@@ -230,6 +230,7 @@ def test_a_node_that_comes_later_gets_its_agent_when_it_is_asked_for(
         assert client.get_samples(["late"], "p", ["x"])["x"].tolist() == [[7] * 4]
 
 
+@pytest.mark.slow
 def test_one_that_is_closed_goes_on_in_its_directory(nodes: list[str], ray_namespace: str, tmp_path: Path) -> None:
     """A detached plane is found by its name and ended in order, twice; the next one has its rows, at its URL."""
     first = launch.start("later", data_dir=tmp_path, namespace=ray_namespace, detached=True, **SMALL)

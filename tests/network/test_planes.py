@@ -195,7 +195,8 @@ def put(client: PlaneClient, keys: list[str]) -> None:
 
 @pytest.mark.skipif(unavailable(threads=True) is not None, reason=str(unavailable(threads=True)))
 @pytest.mark.parametrize(
-    ("replicas", "silent"), [(1, False), (2, False), pytest.param(1, True, marks=pytest.mark.slow)]
+    ("replicas", "silent"),
+    [*(pytest.param(1, silent, marks=pytest.mark.slow) for silent in (False, True)), (2, False)],
 )
 def test_a_host_that_is_gone_for_good(tmp_path: Path, replicas: int, silent: bool) -> None:
     """Rows that lay there alone are lost, by name, and the error says so and names the host; second copies are read."""

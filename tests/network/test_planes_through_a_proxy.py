@@ -115,6 +115,7 @@ def test_single_bytes(place: Place, tmp_path: Path) -> None:
     assert len(proxy.fired) >= 4
 
 
+@pytest.mark.slow
 def test_lines_that_go_silent(place: Place, tmp_path: Path) -> None:
     """A stall in the middle of a call, for good: the client notices, comes back, and goes on where it was."""
     faults = drawn(2, lambda **where: lines.blackhole(**where), connections=2)

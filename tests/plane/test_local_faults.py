@@ -213,6 +213,7 @@ def _consume(plane: LocalDataPlaneClient, books: _Books, over: Callable[[], bool
             books.trained.update(meta.sample_ids)
 
 
+@pytest.mark.slow
 def test_a_plane_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """kill -9 during puts, claims, reads and acks of six threads: what was acknowledged is trained, once."""
     books, kills = _Books(), 0

@@ -127,6 +127,7 @@ def test_a_prompt_that_is_skipped_is_found(soaked: Soaked) -> None:
     assert "prompts skipped" in found(files, entries)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ctrl_c_ends_the_faults_and_still_brings_a_verdict(tmp_path: Path) -> None:
     """The run gets over what was done, is judged, and leaves nothing; the exit code says that it was interrupted."""

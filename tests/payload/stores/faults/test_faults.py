@@ -25,7 +25,7 @@ def trial(bed: Bed, fault: StoreFault, store: BlockStore, prefix: str = "") -> V
     return verdict
 
 
-@pytest.mark.parametrize("name", ["reset-1s-get", "reset-1s-put"])
+@pytest.mark.parametrize("name", [pytest.param("reset-1s-get", marks=pytest.mark.slow), "reset-1s-put"])
 def test_a_second_of_resets_is_lived_through(lines: Bed, ours: BlockStore, name: str) -> None:
     """While every connection is reset, keys go again until the lines are back, and then all of them are right."""
     verdict = trial(lines, fault_named(name), ours)
@@ -40,7 +40,7 @@ def test_the_same_second_ends_who_does_not_retry(lines: Bed, none: BlockStore) -
     assert set(verdict.words) == {"Failed -800"}
 
 
-@pytest.mark.parametrize("call", ["get", "put"])
+@pytest.mark.parametrize("call", ["get", pytest.param("put", marks=pytest.mark.slow)])
 def test_a_reset_in_the_middle_costs_the_keys_that_it_hit(
     lines: Bed, ours: BlockStore, none: BlockStore, call: str
 ) -> None:
@@ -95,6 +95,7 @@ def test_a_restarted_master_is_one_event_and_the_store_goes_on(bed_for: BedFor) 
     assert len(told) == 1
 
 
+@pytest.mark.slow
 def test_a_full_store_is_waited_for(bed_for: BedFor) -> None:
     """A put waits until somebody removes something; who does not wait is told that the store is full."""
     fault = replace(fault_named("full-2s-put"), for_s=SHORT_S)

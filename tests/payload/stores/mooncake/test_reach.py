@@ -87,6 +87,7 @@ def test_a_client_is_closed_where_the_master_is_dead_and_not_where_it_is_silent(
         assert not Reach(hung).before_close(Deadline(0.3))
 
 
+@pytest.mark.slow
 def test_a_master_that_hangs_stops_no_thread(mooncakes: StartMooncake) -> None:
     """Calls end at their deadlines, a store does not open, another closes; and all goes on when the master does."""
     cluster = mooncakes(owners=1)
