@@ -1,8 +1,8 @@
 """Asking Ray: every call of an actor has a deadline, and what Ray raises is translated here and nowhere else.
 
 Invariants: nobody waits for an actor without a limit (questions to Ray's head, as ``ray.nodes``, have Ray's own: when
-the head has gone they may wait longer than their caller meant to); an actor that is being restarted, a node that is not there and a Ray
-that does not answer are all ``DataPlaneUnavailable``, and say which; Ray is imported at use.
+the head has gone they may wait longer than their caller meant to); an actor that is being restarted, a node that is not
+there and a Ray that does not answer are all ``DataPlaneUnavailable``, and say which; Ray is imported at use.
 """
 
 from __future__ import annotations
