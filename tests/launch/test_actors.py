@@ -67,7 +67,7 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> Neighbours:
 
 @pytest.fixture
 def plane(orders: PlaneOrders, neighbours: Neighbours) -> Iterator[PlaneActor]:
-    actor = neighbours.plane = PlaneActor(orders)
+    actor = neighbours.plane = PlaneActor(orders, "maker")
     yield actor
     assert actor._keeper.close()
 
@@ -78,7 +78,7 @@ def test_a_plane_keeps_its_port_from_life_to_life(orders: PlaneOrders, plane: Pl
     assert plane.orders() == orders
     plane.end()
     eventually("it has ended", lambda: plane.standing().state == "ended")
-    again = PlaneActor(orders)
+    again = PlaneActor(orders, "maker")
     try:
         assert eventually("it serves again", lambda: again.standing().said.get("url")) == url
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,20 @@ def test_a_second_start_finds_the_first(plane: launch.RayPlane) -> None:
     with pytest.raises(BadArgument, match=r"10\.9\.9\.9"):
         launch.start("run9", data_dir=folder, namespace=plane.namespace, node="10.9.9.9", **SMALL)
     assert plane.standing()["plane"].state == "ready"
+
+
+def test_of_several_starts_at_once_one_has_made_the_plane(nodes: list[str], ray_namespace: str, tmp_path: Path) -> None:
+    """And so one owns it: the others end nothing that is not theirs. Who finds it later has not made it either."""
+
+    def begin(_: int) -> launch.RayPlane:
+        return launch.start("crowd", data_dir=tmp_path, namespace=ray_namespace, **SMALL)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(begin, range(3)))
+    assert sorted(plane.made for plane in found) == [False, False, True]
+    assert not begin(0).made
+    found[0].close()
+    assert shared_memory_of(tmp_path) == []
 
 
 @contextmanager

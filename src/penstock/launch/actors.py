@@ -42,15 +42,22 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlaneActor:
-    """The plane of ``orders``."""
+    """The plane of ``orders``.
 
-    def __init__(self, orders: PlaneOrders) -> None:
-        self._orders = orders
+    Args:
+        maker: who made it: of several that start a plane of one name at once, one.
+    """
+
+    def __init__(self, orders: PlaneOrders, maker: str) -> None:
+        self._orders, self._maker = orders, maker
         self._keeper = Keeper(orders.plane_dir, self._command, self._served, linger_s=orders.linger_s)
         self._keeper.begin()
 
     def orders(self) -> PlaneOrders:
         return self._orders
+
+    def maker(self) -> str:
+        return self._maker
 
     def standing(self) -> Standing:
         return self._keeper.standing()

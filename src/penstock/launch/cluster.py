@@ -79,8 +79,8 @@ class Actors:
 
         return patiently(f"the orders of the plane {self.name!r}", ask, deadline)
 
-    def start_plane(self, orders: PlaneOrders, *, detached: bool, deadline: Deadline) -> Standing:
-        """Return how the plane stands once it serves; its actor is made if there is none.
+    def start_plane(self, orders: PlaneOrders, *, maker: str, detached: bool, deadline: Deadline) -> Standing:
+        """Return how the plane stands once it serves; its actor is made, by ``maker``, if there is none.
 
         Raises:
             BadArgument: there is one, with other orders; or it can never serve.
@@ -90,7 +90,7 @@ class Actors:
         def ask(until: Deadline) -> Standing | None:
             actor = named(actor_name(self.name), self.namespace)
             if actor is None:
-                actor = _made(PlaneActor, actor_name(self.name), orders, orders.node, lifetime).remote(orders)
+                actor = _made(PlaneActor, actor_name(self.name), orders, orders.node, lifetime).remote(orders, maker)
                 _OWNED[f"{self.namespace}/{self.name}"] = actor
             standing = _live(f"the plane {self.name!r}", actor, until)
             if standing is not None and reply_of(actor.orders.remote(), _share(until)) != orders:
@@ -100,6 +100,15 @@ class Actors:
             return standing
 
         return patiently(f"the plane {self.name!r}", ask, deadline)
+
+    def was_made_by(self, maker: str, deadline: Deadline) -> bool:
+        """Whether the plane's actor is the one that ``maker`` made.
+
+        Raises:
+            UnknownName: there is none.
+            DataPlaneUnavailable: it does not say.
+        """
+        return bool(reply_of(self.plane().maker.remote(), _share(deadline)) == maker)
 
     def serving(self, deadline: Deadline) -> Standing:
         """Return how the plane stands once it serves."""

@@ -9,13 +9,14 @@ cluster may do this: Ray itself runs anybody's code.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from penstock.config import PlaneConfig, config_from
-from penstock.errors import BadArgument, DataPlaneTimeout, UnknownName
+from penstock.errors import BadArgument, DataPlaneTimeout, DataPlaneUnavailable, UnknownName
 from penstock.launch.asking import connected_ray
 from penstock.launch.cluster import Actors, alive_nodes, head_node, own_node
 from penstock.launch.keeper import LINGER_S, Standing
@@ -34,10 +35,14 @@ _LOOK_S = 5.0
 
 
 class RayPlane:
-    """A plane on Ray, by its name: plain data, fit to be handed to tasks; no process is behind it here."""
+    """A plane on Ray, by its name: plain data, fit to be handed to tasks; no process is behind it here.
 
-    def __init__(self, name: str, namespace: str = NAMESPACE) -> None:
-        self.name, self.namespace = name, namespace
+    Attributes:
+        made: by the ``start`` that returned this; False = it was there, or another ``start`` made it at that moment.
+    """
+
+    def __init__(self, name: str, namespace: str = NAMESPACE, *, made: bool = False) -> None:
+        self.name, self.namespace, self.made = name, namespace, made
 
     def access(self, timeout_s: float = START_S) -> Access:
         """Return how this process's node reaches the plane; starts the node's agent if it has none.
@@ -165,16 +170,16 @@ def start(  # noqa: D417 - two arguments share a line
     )
     if orders.node not in (nodes := alive_nodes()):
         raise BadArgument(f"no node of this Ray has the address {orders.node!r}; there are {nodes}")
-    actors, found, deadline = Actors(name, namespace), RayPlane(name, namespace), Deadline(timeout_s)
-    is_new = not _is_there(actors)
+    actors, deadline, maker = Actors(name, namespace), Deadline(timeout_s), secrets.token_hex(8)
+    was_there = _is_there(actors)
     try:
-        actors.start_plane(orders, detached=detached, deadline=deadline)
-        found.serve_nodes(deadline.remaining())
+        actors.start_plane(orders, maker=maker, detached=detached, deadline=deadline)
+        RayPlane(name, namespace).serve_nodes(deadline.remaining())
     except BaseException:
-        if is_new:
+        if not was_there and _is_ours(actors, maker):
             actors.end(Deadline(_LOOK_S))
         raise
-    return found
+    return RayPlane(name, namespace, made=not was_there and _is_ours(actors, maker))
 
 
 def attach(name: str = "penstock", *, namespace: str = NAMESPACE, timeout_s: float = START_S) -> RayPlane:
@@ -204,6 +209,16 @@ def _is_there(actors: Actors) -> bool:
     except UnknownName:
         return False
     return True
+
+
+def _is_ours(actors: Actors, maker: str) -> bool:
+    """Whether this ``start`` made the plane's actor; one that was not there before and cannot say is taken for ours."""
+    try:
+        return actors.was_made_by(maker, Deadline(_LOOK_S))
+    except UnknownName:
+        return False
+    except DataPlaneUnavailable:
+        return True
 
 
 def _options(plane: PlaneConfig | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -157,8 +157,11 @@ def _on_ray(options: dict[str, Any]) -> Opened:
         try:
             client = _plane_client(held.connect(**mine))
         except BaseException:
-            held.close()
+            if held.made:
+                held.close()
             raise
+        if not held.made:  # another process did, at the same moment
+            return Opened(client, section, client.close)
         return Opened(client, section, lambda: _end(client, held, None if chosen_dir else data_dir))
     return Opened(client, section, client.close)
 
