@@ -194,6 +194,8 @@ class TcpPlane(FakePlane):
 
     def _sealed(self, client: socket.socket, seals: Seals) -> socket.socket:
         with self._lock:
+            if client not in self._clients:
+                raise ConnectionAbortedError("the plane was closed meanwhile")
             at = self._clients.index(client)
             self._clients[at] = SealedLine(client, seals)
             return self._clients[at]

@@ -140,7 +140,7 @@ def test_a_store_that_fails_for_a_while_is_waited_for(site: StoreSite, client: L
     put(client, "b")
     assert not site.faults.down
     site.faults.down = True
-    back = threading.Timer(0.3, lambda: setattr(site.faults, "down", False))
+    back = threading.Timer(2.0, lambda: setattr(site.faults, "down", False))  # longer than eight tries would last
     back.start()
     assert read(client, "a", "b") == "ab"
     assert lost(client) == {}

@@ -76,7 +76,7 @@ class LocalDataPlaneClient(PlaneClient):
         if config.store:
             puts = StorePuts(link, self._stores, Retrier(STORE_AGAIN, sleep=pause), config)
         blocks = StoreBlocks(ArenaBlocks(self._arenas), self._stores, config.integrity)
-        super().__init__(config, link, puts, Reads(link, blocks, Retrier(RE_READ)))
+        super().__init__(config, link, puts, Reads(link, blocks, Retrier(RE_READ, sleep=pause)))
         try:
             deadline = self._deadline(None)
             link.ask(requests.Ping(), Done, deadline, method="connect")

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RE_READ", "Reads"]
 
-# The endpoint is this host's memory: neither a budget nor a quarantine would spare anybody anything.
-RE_READ = Policy(max_attempts=8, base_s=0.01, cap_s=0.5, corrupt_attempts=2, bucket_tokens=0.0, quarantine_s=0.0)
+# The endpoint is this host's memory: neither a budget nor a quarantine would spare anybody anything. Or it is a store,
+# which comes back: what may still be had is waited for until the caller's deadline.
+RE_READ = Policy(max_attempts=100_000, base_s=0.01, cap_s=0.5, corrupt_attempts=2, bucket_tokens=0.0, quarantine_s=0.0)
 
 log = logging.getLogger(__name__)
 
