@@ -13,10 +13,10 @@ from penstock.errors import DataPlaneUnavailable, UnknownName
 
 
 class Held:
-    """A plane: ``said`` is what became of it and of its client. ``away``: it does not answer."""
+    """A plane: ``said`` is what became of it and of its client. ``away``: it does not answer; ``made``: by us."""
 
-    def __init__(self, away: bool = False) -> None:
-        self.away = away
+    def __init__(self, away: bool = False, made: bool = True) -> None:
+        self.away, self.made = away, made
         self.said: list[str] = []
 
     def status(self) -> Any:
@@ -60,13 +60,14 @@ def test_a_named_plane_keeps_its_rows() -> None:
     assert held.said == ["closed", "closed"]
 
 
+@pytest.mark.parametrize(("made", "said"), [(True, ["closed"]), (False, [])])
 def test_a_plane_that_was_started_and_cannot_be_reached_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool, said: list[str]
 ) -> None:
-    """Nobody would have a handle of it."""
+    """Nobody would have a handle of it; one that another process made at the same moment is that one's."""
     from penstock.launch import ray as launch
 
-    held = Held()
+    held = Held(made=made)
 
     def unknown(*_arguments: Any, **_options: Any) -> None:
         raise UnknownName("there is none")
@@ -75,4 +76,4 @@ def test_a_plane_that_was_started_and_cannot_be_reached_is_ended(
     monkeypatch.setattr(launch, "start", lambda *_arguments, **_options: held)
     with pytest.raises(DataPlaneUnavailable, match="no agent here"):
         places.open_plane({"plane": "ray", "data_dir": str(tmp_path)})
-    assert held.said == ["closed"]
+    assert held.said == said
