@@ -196,9 +196,13 @@ class MooncakeCluster:
 
     # -- what happens to it -------------------------------------------------------------------------------------------
 
-    def kill_master(self) -> None:
-        """As ``kill -9``: it forgets every key; the owners keep their bytes and nobody knows what they are."""
+    def kill_master(self) -> int:
+        """As ``kill -9``: it forgets every key; the owners keep their bytes and nobody knows what they are.
+
+        Returns what it ended of, as ``subprocess`` counts: minus the signal's number.
+        """
         _kill(self._master)
+        return int(self._master.wait())
 
     def restart_master(self, *, timeout_s: float = READY_S) -> None:
         """Kill it if it lives, start it on its old ports and wait until the living owners are back in."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import signal
 import threading
 import time
 from collections import Counter
@@ -369,8 +370,8 @@ def _kill_owner(bed: Bed, _: StoreFault) -> None:
 
 def _kill_master(bed: Bed, _: StoreFault) -> Callable[[], object]:
     """The master is killed, and started again on its old address: it has forgotten every key."""
-    bed.cluster.kill_master()
-    bed.proof(lambda: "master killed" if bed.cluster.segments() else "")
+    ended = bed.cluster.kill_master()
+    bed.proof(lambda: f"master ended with {ended}" if ended == -signal.SIGKILL else "")
     return bed.cluster.restart_master
 
 
